@@ -20,9 +20,9 @@ from figures import machine, size
 from edgeroute import Router
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.http import reply_parser as reading
-from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 
 LEFT_S = 30.0
 

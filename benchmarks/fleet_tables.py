@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import duckdb
 import fleets
 
-from edgeroute.fleet.digest import encode, path_of
+from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
 from edgeroute.tools.fleet.digest_collection import Rules, collect
 from edgeroute.tools.fleet.digest_sources import Folder
 from edgeroute.tools.fleet.digest_tables import TABLES, open_store

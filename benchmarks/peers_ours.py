@@ -118,7 +118,7 @@ def languages() -> str:
 @looked_up("Serves the large model, in batches on GPUs")
 def serves() -> str:
     """Return to which servers a model can be exported; edgeroute itself does not serve it."""
-    from edgeroute.tools.export import server_files
+    from edgeroute.tools.export import triton_kserve_ray_exports as server_files
 
     known = {"triton": "Triton", "ray": "Ray Serve", "kserve": "KServe"}
     there = [name for command, name in known.items() if hasattr(server_files, command)]

@@ -30,7 +30,7 @@ import numpy as np
 from edgeroute import CallableModel, LlamaModel, PolicyError, Router
 from edgeroute.confidence import NotEnough, calibrate
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck
+from edgeroute.edge.answer_structure_checks import AnswerCheck
 
 SMOKE = bool(os.environ.get("BENCH_SMOKE"))
 LANGUAGES = ["english", "french", "spanish", "german", "italian", "russian", "chinese", "japanese", "korean", "finnish", "greek"]

@@ -40,7 +40,7 @@ from edgeroute.errors import (
     TimedOut as TimedOut,
     Unreachable as Unreachable,
 )
-from edgeroute.http.addresses_and_messages import Secret as Secret
+from edgeroute.http.messages_addresses_and_secrets import Secret as Secret
 from edgeroute.observe.device_sensors import DeviceSensors as DeviceSensors
 from edgeroute.observe.stats_and_status import Stats as Stats, Status as Status
 from edgeroute.record.instrument_interface import Instrument as Instrument

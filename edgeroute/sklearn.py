@@ -14,8 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from edgeroute.cloud.function_backend_and_reply_checks import Function
-from edgeroute.confidence.output_forms_and_labels import Labels, label_form
-from edgeroute.edge.sklearn_estimator import Estimator
+from edgeroute.confidence.output_forms_labels_and_comparison import Labels, label_form
+from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.router.router import Router
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeroute.fleet.digest import Digest, encode, path_of
+from edgeroute.fleet.digest_encoding_and_coarsening import Digest, encode, path_of
 
 MODELS = ("small:0123456789ab", "large:ba9876543210")
 FIRST = date(2026, 11, 2)  # a Monday

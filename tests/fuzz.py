@@ -54,8 +54,8 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.edge.model_card import Card
 from edgeroute.http import reply_parser as reading
-from edgeroute.http.addresses_and_messages import MAX_REPLY, Address, Call, Reply
 from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import MAX_REPLY, Address, Call, Reply
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
 from edgeroute.http.sans_io_tls_connection import pin_of
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore

@@ -23,7 +23,7 @@ from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, Store
 from edgeroute.cloud import shared_spending_and_record as earlier
 from edgeroute.core.spending_limits import Spending
 from edgeroute.edge.concurrent_runs import runs_of
-from edgeroute.http.addresses_and_messages import Address, Call
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.observe import network_routes_and_monitor as network
 from edgeroute.router import base_router as methods
 from edgeroute.router import policy_reload as reload

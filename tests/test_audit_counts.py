@@ -19,7 +19,7 @@ from edgeroute.confidence.certificate import BoundCertificate, NotEnough, digest
 from edgeroute.errors import BadInput
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.tools.cli.calibrate_and_audit_certificates import audited_counts, certify_audits
+from edgeroute.tools.cli.calibrate_from_examples_or_audits import audited_counts, certify_audits
 from edgeroute.tools.cli.status_and_trial_arms import read_state
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples

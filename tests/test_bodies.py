@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeroute import BadInput, NoAnswer, Outbox, PlainJson, PolicyError, Router
-from edgeroute.cloud import request_body_templates as encoding
-from edgeroute.cloud.request_body_templates import MAX_NESTED, MAX_TEXT, MAX_VALUES, Body
+from edgeroute.cloud import json_and_form_body_templates as encoding
+from edgeroute.cloud.json_and_form_body_templates import MAX_NESTED, MAX_TEXT, MAX_VALUES, Body
 from edgeroute.system.quotable_codes_and_secrets import quote
 from edgeroute.testing import CannedServer, http_reply
 
@@ -348,7 +348,7 @@ def test_a_body_has_a_limit(template, x):
 
 def test_what_is_too_long_is_not_built(monkeypatch):
     """Base64, texts and arrays are counted before the body is written: a template may have the input many times."""
-    monkeypatch.setattr("edgeroute.cloud.request_body_templates.to_json", None)
+    monkeypatch.setattr("edgeroute.cloud.json_and_form_body_templates.to_json", None)
     for template, x in (("{input|base64}", b"x" * 800), (["{input}"] * 30, "x" * 40), ({"a": "{input}"}, np.zeros(600))):
         with pytest.raises(BadInput, match=r"\(max_body\)"):
             Body(template, max_bytes=1000)(x)

@@ -24,7 +24,7 @@ from edgeroute.errors import CatalogAway
 from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes, read_json, read_text
 from edgeroute.tools.cli.input_files import read_inputs, recorded_outputs
-from edgeroute.tools.cli.inspect_file import inspect_file
+from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import lines
 from edgeroute.types import TensorSpec
 

@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edgeroute import BadInput, Cache, Semantic
 from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
-from edgeroute.stores.cache import answer_cache as disk_module
+from edgeroute.stores.cache import answer_cache_and_singleflight as disk_module
 from edgeroute.stores.cache import interrupt_safe_lru as recent
 from edgeroute.stores.cache.cache_entries_and_copies import private_copy
 from edgeroute.stores.cache.input_keys_and_fingerprints import encode_buffers

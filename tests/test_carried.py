@@ -18,9 +18,9 @@ from pieces import taken
 
 from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
 from edgeroute.http import reply_parser as reading
-from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.http.sans_io_tls_connection import Wire, pin_of
 from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer, http_reply

@@ -28,7 +28,7 @@ from edgeroute import (
     Router,
 )
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.answer_schemas_and_patterns import LONGEST, AnswerCheck, LinearPattern
+from edgeroute.edge.answer_structure_checks import LONGEST, AnswerCheck, LinearPattern
 from edgeroute.edge.edge_backend import edge_backend
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.openai_completions_and_reply_reading import KEYS
@@ -218,7 +218,7 @@ def test_patterns_match_as_those_of_python():
 
 def test_moves_that_are_too_many_are_dropped(monkeypatch):
     """A pattern does not grow with the texts that it meets."""
-    monkeypatch.setattr("edgeroute.edge.answer_schemas_and_patterns.STORED", 5)
+    monkeypatch.setattr("edgeroute.edge.answer_structure_checks.STORED", 5)
     pattern = LinearPattern("(?:ab|[^a])*")
     assert pattern.fullmatch("abcdefghij" * 3)
     assert not pattern.fullmatch("ba")

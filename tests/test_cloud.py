@@ -20,7 +20,7 @@ from edgeroute import BadInput, BadReply, OpenInference, PlainJson, PolicyError,
 from edgeroute.cloud.endpoint import check_status, loads, looks_like, retry_after_s
 from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S, HttpClient, wait_s
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
-from edgeroute.http.addresses_and_messages import Address, Reply, bare
+from edgeroute.http.messages_addresses_and_secrets import Address, Reply, bare
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 from edgeroute.types import TensorSpec

@@ -13,7 +13,7 @@ from both import Tasks, Threads
 
 from edgeroute import Audit, BadInput, CallableModel, Function, PlainJson, Router
 from edgeroute.confidence import Certificate, calibrate
-from edgeroute.confidence.output_forms_and_labels import Labels, label_form, labels_by_form, same
+from edgeroute.confidence.output_forms_labels_and_comparison import Labels, label_form, labels_by_form, same
 from edgeroute.tools.cli.prompt_reading_and_grading import read_prompts
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
 from edgeroute.tools.measure.report.report_pages_and_results import calibration_page, evaluation_page

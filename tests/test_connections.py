@@ -22,9 +22,9 @@ import trustme
 
 from edgeroute import PlainJson, Router, StopToken, TimedOut, Unreachable
 from edgeroute.http import dns_resolver as resolver
-from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer, http_reply
 
@@ -931,7 +931,7 @@ def test_a_child_holds_no_socket_of_its_parent(tmp_path):
 import asyncio, glob
 from time import monotonic
 from edgeroute.http.aio_connections import AsyncConnections
-from edgeroute.http.addresses_and_messages import Address, Call
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.http.connections import Connections
 silent = socket.socket()
 silent.bind(("127.0.0.1", 0))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeroute import BadInput, BadReply, OpenAIChat, OpenInference, PlainJson, Secret
-from edgeroute.http.addresses_and_messages import Address, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.testing import ContractBroken, endpoint_contract
 
 KEY = "a-key-for-this-test"

@@ -24,13 +24,13 @@ from onnx import TensorProto, helper
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
 from edgeroute.edge.preprocessing import Picture
-from edgeroute.http.addresses_and_messages import Reply
+from edgeroute.http.messages_addresses_and_secrets import Reply
 from edgeroute.tools.export.models_folders_and_templates import PROGRAMS, Subject, new_folder, server_name
 from edgeroute.tools.export.programs.weighted_split import arm_of, checked_shares
-from edgeroute.tools.export.server_files import Batching, Cluster, object_name
-from edgeroute.tools.export.server_files import kserve as export_kserve
-from edgeroute.tools.export.server_files import ray as export_ray
-from edgeroute.tools.export.server_files import triton as export_triton
+from edgeroute.tools.export.triton_kserve_ray_exports import Batching, Cluster, object_name
+from edgeroute.tools.export.triton_kserve_ray_exports import kserve as export_kserve
+from edgeroute.tools.export.triton_kserve_ray_exports import ray as export_ray
+from edgeroute.tools.export.triton_kserve_ray_exports import triton as export_triton
 
 yaml = pytest.importorskip("yaml")
 SKLEARN = Path(__file__).parent / "exported"
@@ -301,7 +301,7 @@ def test_a_killed_export_is_none(tmp_path):
     """Killed with all its files written, it has put nothing in its place, and the next one is whole."""
     path = tiny.linear(tmp_path / "m.onnx")
     hang = (
-        "import sys, time, edgeroute.tools.export.models_folders_and_templates as f; from edgeroute.tools.export.server_files import triton\n"
+        "import sys, time, edgeroute.tools.export.models_folders_and_templates as f; from edgeroute.tools.export.triton_kserve_ray_exports import triton\n"
         "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"
         "triton([sys.argv[1]], sys.argv[2])"
     )
@@ -555,7 +555,7 @@ def test_kserve_knows_the_fields_of_its_objects(tmp_path):
 
 def test_memory_follows_the_weights(tmp_path, monkeypatch):
     one = Subject(tiny.linear(tmp_path / "m.onnx"))
-    from edgeroute.tools.export.server_files import BESIDE, memory_of
+    from edgeroute.tools.export.triton_kserve_ray_exports import BESIDE, memory_of
 
     monkeypatch.setattr(one, "files", lambda _: [(tmp_path / "m.onnx", None)] * 3)
     size = (tmp_path / "m.onnx").stat().st_size

@@ -18,7 +18,7 @@ from exports import get, infer_bytes, jpeg, pictures, ray, slow
 
 from edgeroute import OnnxModel, OpenInference, Router
 from edgeroute.core.performance_estimates_and_encoding_choice import FROM
-from edgeroute.tools.export.server_files import ray as exported
+from edgeroute.tools.export.triton_kserve_ray_exports import ray as exported
 
 yaml = pytest.importorskip("yaml")
 pytestmark = pytest.mark.matrix

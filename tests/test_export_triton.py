@@ -13,8 +13,8 @@ import tiny
 from exports import PICTURE, columns, get, infer_bytes, jpeg, pictures, slow, triton
 
 from edgeroute import OnnxModel, OpenInference, Router
-from edgeroute.tools.export.server_files import Batching
-from edgeroute.tools.export.server_files import triton as exported
+from edgeroute.tools.export.triton_kserve_ray_exports import Batching
+from edgeroute.tools.export.triton_kserve_ray_exports import triton as exported
 
 pytestmark = pytest.mark.matrix
 SKLEARN = Path(__file__).parent / "exported"

@@ -37,8 +37,8 @@ from edgeroute import (
     TimedOut,
     Unreachable,
 )
-from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
 CHUNKED = b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import cli
 
-from edgeroute.tools.fleet.simulated_days import (
+from edgeroute.tools.fleet.simulated_alarms_and_rollouts import (
     AUDITED,
     DIFFER,
     REFERENCE,

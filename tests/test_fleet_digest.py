@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.fleet.digest import (
+from edgeroute.fleet.digest_encoding_and_coarsening import (
     CONFIDENCES,
     LAST_LEVEL,
     MOST_BYTES,

@@ -6,7 +6,7 @@ import tiny
 
 from edgeroute import Options, PolicyError, Router
 from edgeroute.fleet.fleet_part import Fleet
-from edgeroute.http.addresses_and_messages import Secret
+from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.policy import load
 from edgeroute.tools.fleet.untrusted_digest_decoder import decode
 

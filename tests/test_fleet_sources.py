@@ -17,7 +17,7 @@ import pytest
 from both import LONG
 from commands import PYTHON, cli
 
-from edgeroute.fleet.digest import encode, path_of
+from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
 
 pytestmark = pytest.mark.matrix
 pytest.importorskip("duckdb")

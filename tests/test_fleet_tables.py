@@ -19,7 +19,7 @@ from both import LONG
 from commands import PYTHON, cli
 
 from edgeroute import StoreError
-from edgeroute.fleet.digest import encode, path_of
+from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
 
 pytestmark = pytest.mark.matrix
 duckdb = pytest.importorskip("duckdb")

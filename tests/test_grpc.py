@@ -35,7 +35,7 @@ from edgeroute import (
 from edgeroute.cloud import grpc_channels
 from edgeroute.cloud.grpc import CONTENTS, message_classes
 from edgeroute.confidence import Certificate, calibrate
-from edgeroute.http.addresses_and_messages import Address, Call
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.testing import CannedServer, Relay, http_reply
 
 grpc = pytest.importorskip("grpc")

@@ -93,13 +93,13 @@ ROOMS = {"catalog", "confidence", "edge", "policy", "tools"}
 OWN = {
     "catalog/model_folder_and_downloads.py": (2, "the tag beside a partial download, written there; a folder, to flush it"),
     "cloud/grpc_channels.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
-    "edge/answer_schemas_and_patterns.py": (
+    "edge/answer_structure_checks.py": (
         1,
         "an answer of at most 65,536 characters, in which a key that comes twice is refused",
     ),
     "edge/gguf_format.py": (1, "an open file"),
     "edge/llama_child_process.py": (1, "of the kernel"),
-    "http/addresses_and_messages.py": (1, "the certificate that the operator names"),
+    "http/messages_addresses_and_secrets.py": (1, "the certificate that the operator names"),
     "models.py": (1, "an example that comes with the package"),
     "observe/device/kernel_files_and_commands.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
     "stores/json_lines_and_process_locks.py": (3, "its own lock and file, which it writes"),
@@ -187,7 +187,7 @@ THREADS = {
     "router/live/blocking_iterators.py": "the source of an iterator, whose exception its caller gets",
     "system/late_imports_and_plugins.py": "an import, whose exception its caller gets",
     "system/thread_pool_and_workers.py": "the pool, whose jobs are contained, and the worker itself",
-    "tools/cli/inspect_file.py": "a run, whose exception its caller gets",
+    "tools/cli/inspect_by_runs_and_guessed_card.py": "a run, whose exception its caller gets",
     "tools/server/in_process_client.py": "the loop of a gateway, whose calls' exceptions their callers get",
 }
 """Files that make threads, and why these are no workers."""

@@ -14,8 +14,8 @@ from both import Tasks, Threads
 from pieces import taken
 
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
-from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer, http_reply
 

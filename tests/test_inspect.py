@@ -501,7 +501,7 @@ def test_ctrl_c_during_a_run(tmp_path):
     """It ends with 130, and nothing is aborted: the run is told to stop, and waited for."""
     path = tiny.endless(tmp_path / "m.onnx")
     code = (
-        "import sys; from edgeroute.tools.cli import inspect_file as f; real = f.Model.run\n"
+        "import sys; from edgeroute.tools.cli import inspect_by_runs_and_guessed_card as f; real = f.Model.run\n"
         "def run(self, feed): print('go', flush=True); return real(self, feed)\n"
         f"f.Model.run = run; sys.argv = ['edgeroute', 'inspect', {str(path)!r}, '--timeout', '1h']\n"
         "from edgeroute.__main__ import main; main()"

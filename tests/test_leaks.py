@@ -15,7 +15,7 @@ from both import CALLS, Tasks, Threads, ask, header, unsure
 from commands import cli
 
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
-from edgeroute.http.addresses_and_messages import Address
+from edgeroute.http.messages_addresses_and_secrets import Address
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.clock_json_and_fork_safety import log, to_json_types
 from edgeroute.system.quotable_codes_and_secrets import MOST_COMPARED, MOST_READ, quote

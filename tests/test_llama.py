@@ -28,7 +28,7 @@ from edgeroute import AsyncRouter, BadInput, LlamaModel, ModelError, ModelMissin
 from edgeroute.confidence.scores import quantile  # noqa: E402
 from edgeroute.edge import gguf_format as gguf  # noqa: E402
 from edgeroute.testing import edge_contract  # noqa: E402
-from edgeroute.tools.cli.inspect_file import inspect_gguf  # noqa: E402
+from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_gguf  # noqa: E402
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -34,7 +34,7 @@ from edgeroute import (
 from edgeroute.cloud import streamed_call_attempts as speaking
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.reason_text_and_trace_record import truncated
-from edgeroute.http.addresses_and_messages import Reply
+from edgeroute.http.messages_addresses_and_secrets import Reply
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.text.read_openai_replies import ToolCalls
 

@@ -19,7 +19,7 @@ MODULE = '''
 import json
 from pathlib import Path
 
-from edgeroute.http.addresses_and_messages import Address, Call
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.router.router_parts import Part
 
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import ModelError, OnnxModel, PolicyError, Router, models
 from edgeroute.edge.onnx import open_session
-from edgeroute.edge.onnx_execution_providers import CPU, KINDS, Provider, parse_providers, schema
+from edgeroute.edge.onnx_provider_options import CPU, KINDS, Provider, parse_providers, schema
 from edgeroute.testing import edge_contract
 
 ort = pytest.importorskip("onnxruntime")

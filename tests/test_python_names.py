@@ -9,7 +9,7 @@ import pytest
 
 from edgeroute import ModelError
 from edgeroute.tools.convert_models_to_onnx import convert
-from edgeroute.tools.python_names import python_object
+from edgeroute.tools.import_by_module_and_name import python_object
 
 
 def test_a_module_that_extends_the_import_path_keeps_its_entry(tmp_path, monkeypatch):

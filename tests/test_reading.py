@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from edgeroute import Audit, BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
 from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.confidence import Reader
-from edgeroute.confidence.output_forms_and_labels import same
+from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.edge.onnx import last_operators
 from edgeroute.errors import BadReply
 from edgeroute.testing import CannedServer, http_reply

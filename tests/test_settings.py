@@ -42,8 +42,8 @@ from edgeroute.edge.runtime_registry_and_model_groups import suffixes
 from edgeroute.policy import file_and_environment as sources
 from edgeroute.policy import policy_settings as keys
 from edgeroute.policy import units_as_text as units
-from edgeroute.policy.sections_from_classes import Section as Base
-from edgeroute.policy.sections_from_classes import configures
+from edgeroute.policy.policy_keys_from_signatures import Section as Base
+from edgeroute.policy.policy_keys_from_signatures import configures
 from edgeroute.system.signature_settings_and_argument_checks import check_units
 
 ROOT = Path(__file__).parents[1]

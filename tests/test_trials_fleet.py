@@ -10,7 +10,7 @@ from commands import cli
 from pages import Closed
 
 from edgeroute import BadInput, Router, Trial
-from edgeroute.tools.measure import fleet_trial as fleets
+from edgeroute.tools.measure import fleet_trial_comparison as fleets
 
 X = np.array([1, 0, 0, 0], np.float32)
 SETTINGS = fleets.Settings("edge", True, ("one", "two"), 0.5, "", 0.01, 0.1, 0.02, 0.05)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Refused
-from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_loads, log, now
 from edgeroute.system.quotable_codes_and_secrets import MOST_READ, has_secret, quote
 

@@ -20,9 +20,9 @@ from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status, with_key
 from edgeroute.cloud.load_reports import HEADER
 from edgeroute.cloud.request_attempts_and_queue import Exchange, Sending
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
-from edgeroute.http.addresses_and_messages import OURS, Address, Call, Reply
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import OURS, Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process, settle
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import StopToken

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
-from edgeroute.confidence.output_forms_and_labels import Labels, along_one_axis, as_array, best_label, label_names
+from edgeroute.confidence.output_forms_labels_and_comparison import Labels, along_one_axis, as_array, best_label, label_names
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
@@ -24,7 +24,7 @@ from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_pie
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_interface_and_fingerprints import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.http.addresses_and_messages import Call, checked_terms
+from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
 from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, is_task_cancelled
 from edgeroute.types import StopToken
 

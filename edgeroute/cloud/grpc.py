@@ -16,7 +16,7 @@ from edgeroute.cloud.endpoint import Talk
 from edgeroute.cloud.oip_endpoint_base import HEAD, MOST_ROWS, SentTensor, ServedModel, Start, identity, is_prompt
 from edgeroute.cloud.oip_tensors import Invalid, Tensor
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
-from edgeroute.http.addresses_and_messages import Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import Call, Reply
 from edgeroute.system.late_imports_and_plugins import import_late
 
 # Messages of the Open Inference Protocol over gRPC, with the fields that an endpoint writes and reads.

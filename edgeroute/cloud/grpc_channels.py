@@ -25,7 +25,7 @@ import grpc.aio
 
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
-from edgeroute.http.addresses_and_messages import Address, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process, start_task_on
 from edgeroute.types import StopToken
 

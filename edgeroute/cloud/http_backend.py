@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.request_attempts_and_queue import Exchange
     from edgeroute.cloud.streamed_call_attempts import AnswerPiece, AnswerStream
-    from edgeroute.http.addresses_and_messages import Call
+    from edgeroute.http.messages_addresses_and_secrets import Call
 
 
 class HttpBackend(AbandonedRuns):

@@ -10,12 +10,12 @@ import numpy as np
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
 from edgeroute.cloud.function_backend_and_reply_checks import checked_flag
-from edgeroute.cloud.request_body_templates import MAX_BODY, Body, BodyType, to_json
-from edgeroute.confidence.output_forms_and_labels import best_label, label_names
+from edgeroute.cloud.json_and_form_body_templates import MAX_BODY, Body, BodyType, to_json
+from edgeroute.confidence.output_forms_labels_and_comparison import best_label, label_names
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.setting_units_and_ranges import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
-from edgeroute.http.addresses_and_messages import Address, Call, Reply, chat_advice
+from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply, chat_advice
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.types import Escalated
 

@@ -29,7 +29,7 @@ from edgeroute.cloud.oip_tensors import (
     wrong_with,
 )
 from edgeroute.confidence.detector_boxes import named_boxes
-from edgeroute.confidence.output_forms_and_labels import label_names
+from edgeroute.confidence.output_forms_labels_and_comparison import label_names
 from edgeroute.confidence.output_reader import KINDS, checked_kind
 from edgeroute.core.walk import new
 from edgeroute.edge.input_checks_and_stacking import Plain
@@ -37,7 +37,7 @@ from edgeroute.edge.inputs_constants_and_states import constant
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused, Unreachable
-from edgeroute.http.addresses_and_messages import Address, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_loads
 from edgeroute.system.quotable_codes_and_secrets import quoted_names
 from edgeroute.types import TensorSpec

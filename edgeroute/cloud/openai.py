@@ -24,14 +24,14 @@ from edgeroute.cloud.streamed_call_attempts import (
     read_whole,
 )
 from edgeroute.confidence.first_tokens import Rule
-from edgeroute.confidence.output_forms_and_labels import label_names
+from edgeroute.confidence.output_forms_labels_and_comparison import label_names
 from edgeroute.core.error_codes import clean
 from edgeroute.core.reason_text_and_trace_record import truncated
 from edgeroute.core.setting_units_and_ranges import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
-from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
 from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.text.build_openai_requests import Chat, embedding_request

@@ -40,7 +40,7 @@ from edgeroute.cloud.oip_tensors import (
 from edgeroute.core.walk import new
 from edgeroute.edge.model_card import Array
 from edgeroute.errors import CloudError
-from edgeroute.http.addresses_and_messages import SUCCESS, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.types import TensorSpec
 

@@ -15,7 +15,7 @@ from edgeroute.cloud.request_attempts_and_queue import Exchange
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
-from edgeroute.http.addresses_and_messages import OURS, SUCCESS, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import OURS, SUCCESS, Call, Reply
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:

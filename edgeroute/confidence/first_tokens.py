@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp
 from typing import Any, Final, Literal
 
-from edgeroute.confidence.output_forms_and_labels import SUM_SLACK
+from edgeroute.confidence.output_forms_labels_and_comparison import SUM_SLACK
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.errors import BadReply, PolicyError, check_number

@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_without_batch, have_boxes, read_boxes
-from edgeroute.confidence.output_forms_and_labels import (
+from edgeroute.confidence.output_forms_labels_and_comparison import (
     SUM_SLACK,
     SURE_SLACK,
     TINY,

@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from edgeroute.confidence.output_forms_and_labels import Labels, are_probabilities, as_array, is_embedding, probabilities_warning
+from edgeroute.confidence.output_forms_labels_and_comparison import (
+    Labels,
+    are_probabilities,
+    as_array,
+    is_embedding,
+    probabilities_warning,
+)
 from edgeroute.confidence.output_reader import CLASSES, Reader
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.stream_walk import Piece, Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck
+from edgeroute.edge.answer_structure_checks import AnswerCheck
 from edgeroute.edge.callable_model import gather
 from edgeroute.edge.edge_interface_and_fingerprints import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runtime_registry_and_model_groups import Ensemble

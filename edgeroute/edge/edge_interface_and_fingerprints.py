@@ -33,7 +33,7 @@ class EdgeMembers(EdgeModel, Protocol):
             unknown.
         output: name of the output that is read. Default: all of them.
         score: confidence score for this model. Default: the router's.
-        check: check of an answer's structure before it may be accepted, as `edgeroute.edge.answer_schemas_and_patterns` has them.
+        check: check of an answer's structure before it may be accepted, as `edgeroute.edge.answer_structure_checks` has them.
         none_found: rule for a detector that finds nothing: see `edgeroute.confidence.detector_boxes`. Default: defer.
         path: file or folder of the model; a router whose model lacks its file cannot be made. Default: the model has none.
         files: further files or folders that the outputs depend on, such as the card. For fingerprints and `reload`. Default:

@@ -19,7 +19,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.setting_units_and_ranges import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
-from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck, Given
+from edgeroute.edge.answer_structure_checks import AnswerCheck, Given
 from edgeroute.edge.llama_child_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.llama_in_process_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.model_card import checked_sha256

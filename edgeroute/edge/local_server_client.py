@@ -12,10 +12,10 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck, Given
+from edgeroute.edge.answer_structure_checks import AnswerCheck, Given
 from edgeroute.errors import ModelError, PolicyError, check_number
-from edgeroute.http.addresses_and_messages import Call
 from edgeroute.http.loopback_client import SHORT, Local, exchange
+from edgeroute.http.messages_addresses_and_secrets import Call
 from edgeroute.system.clock_json_and_fork_safety import json_loads
 from edgeroute.text.build_openai_requests import Chat, checked_score, embedding_request
 from edgeroute.text.read_openai_replies import Gathered, answer, embeddings, events, failure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from edgeroute.core.setting_units_and_ranges import Count
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.onnx_execution_providers import CPU, Given, Provider, names_of, parse_providers
+from edgeroute.edge.onnx_provider_options import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line, last_operator
 from edgeroute.errors import ModelError, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import log

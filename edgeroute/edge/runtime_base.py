@@ -13,10 +13,10 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from edgeroute.confidence.output_forms_and_labels import is_embedding, label_names
+from edgeroute.confidence.output_forms_labels_and_comparison import is_embedding, label_names
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.scores import Score
-from edgeroute.edge.answer_schemas_and_patterns import Given
+from edgeroute.edge.answer_structure_checks import Given
 from edgeroute.edge.edge_backend import current_turn
 from edgeroute.edge.input_checks_and_stacking import MakePrepare, Plain
 from edgeroute.edge.inputs_constants_and_states import Inputs, batch_axis_problem

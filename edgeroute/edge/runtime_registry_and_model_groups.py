@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.output_forms_and_labels import is_by_class
+from edgeroute.confidence.output_forms_labels_and_comparison import is_by_class
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.edge_interface_and_fingerprints import check_model, counts_runs, has_async_runs, is_model, member

@@ -27,9 +27,9 @@ from edgeroute.catalog.signed_policy_follower import signed_name
 from edgeroute.cloud.request_attempts_and_queue import NO_DATA
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import EdgerouteError, StoreError
-from edgeroute.fleet.digest import Digest, Group, encode, path_of
 from edgeroute.fleet.digest_destinations import destination
-from edgeroute.http.addresses_and_messages import Secret
+from edgeroute.fleet.digest_encoding_and_coarsening import Digest, Group, encode, path_of
+from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, log, per_process, sha256
 from edgeroute.system.untrusted_files import read_bytes

@@ -16,10 +16,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.errors import PolicyError, StoreError
-from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Secret
 from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Secret
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.system.loopback_addresses import is_loopback
+from edgeroute.system.numeric_loopback_check import is_loopback
 
 TIMEOUT_S: Final = 20.0  # maximum seconds of an upload
 NO_SUBSCRIBER: Final = 16  # reason code of MQTT 5: the message has reached nobody

@@ -19,9 +19,9 @@ from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet.daily_digest_spool_and_upload import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
-from edgeroute.fleet.digest import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
 from edgeroute.fleet.digest_destinations import destination
-from edgeroute.http.addresses_and_messages import Secret
+from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
+from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.router.policy_snapshot import Snapshot, calibrated_target
 from edgeroute.router.router_parts import Part

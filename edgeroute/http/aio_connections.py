@@ -12,9 +12,9 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.core.routing_policy import INF
-from edgeroute.http.addresses_and_messages import Call, Reply
 from edgeroute.http.connections import STAGGER_S, Connection, Pool, Sockets, send_some, system_error
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
+from edgeroute.http.messages_addresses_and_secrets import Call, Reply
 from edgeroute.http.reply_parser import Reading
 from edgeroute.http.sans_io_tls_connection import RECORD, Line
 from edgeroute.system.clock_json_and_fork_safety import await_within, initially, per_process

@@ -20,8 +20,8 @@ from typing import Any, NoReturn, TypeVar
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, TimedOut, Unreachable
-from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
+from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.http.reply_parser import Malformed, Reading
 from edgeroute.http.sans_io_tls_connection import KEEP_S, RECORD, Line, Steps, Wire
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process, per_process_of, settle

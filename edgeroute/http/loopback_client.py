@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
-from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.dns_resolver import SocketAddress
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.http.sans_io_tls_connection import Wire
 from edgeroute.system.clock_json_and_fork_safety import settle
-from edgeroute.system.loopback_addresses import is_loopback
+from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.types import StopToken
 
 CONNECT_S = 5.0  # timeout of a connection, seconds: on one device it is made at once, or the server is stuck

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 import certifi
 
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
-from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call
+from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call
 from edgeroute.http.reply_parser import Early, Malformed, Reading
 from edgeroute.system.clock_json_and_fork_safety import sha256
 

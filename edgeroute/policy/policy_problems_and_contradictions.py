@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from edgeroute.confidence.output_forms_and_labels import SLACK
+from edgeroute.confidence.output_forms_labels_and_comparison import SLACK
 from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import NEEDS
-from edgeroute.http.addresses_and_messages import chat_advice
+from edgeroute.http.messages_addresses_and_secrets import chat_advice
 from edgeroute.policy.units_as_text import duration
 from edgeroute.system.clock_json_and_fork_safety import set_within
 

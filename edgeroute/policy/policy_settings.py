@@ -32,6 +32,7 @@ from edgeroute.policy.model_and_endpoint_sections import (
     Target,
     group_variants,
 )
+from edgeroute.policy.policy_keys_from_signatures import Section, configures
 from edgeroute.policy.policy_problems_and_contradictions import (
     Key,
     Problem,
@@ -41,7 +42,6 @@ from edgeroute.policy.policy_problems_and_contradictions import (
     listed,
     quote_value,
 )
-from edgeroute.policy.sections_from_classes import Section, configures
 from edgeroute.policy.sections_from_runtime_arguments import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration

@@ -20,12 +20,12 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgeroute.catalog.installed_and_active_models import model_file
-from edgeroute.edge.answer_schemas_and_patterns import Given
+from edgeroute.edge.answer_structure_checks import Given
 from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.model_and_endpoint_sections import Edge, Model, Target
+from edgeroute.policy.policy_keys_from_signatures import parameters_of
 from edgeroute.policy.policy_problems_and_contradictions import quote_value
-from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.value_types import Check
 from edgeroute.system.clock_json_and_fork_safety import log

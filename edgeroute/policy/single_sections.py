@@ -14,7 +14,7 @@ from edgeroute.core import device_rules as rules
 from edgeroute.core import spending_limits as spending
 from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
-from edgeroute.policy.sections_from_classes import Section, configures
+from edgeroute.policy.policy_keys_from_signatures import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected_error, share, text
 from edgeroute.policy.value_types import (
     AnyTexts,

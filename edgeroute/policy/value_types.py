@@ -16,11 +16,11 @@ from edgeroute.cloud.adaptive_input_encoding import payload_of
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.device_rules import NO_ONLY_CLOUD
 from edgeroute.core.routing_policy import HEDGE
-from edgeroute.edge import onnx_execution_providers as providers
-from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck
+from edgeroute.edge import onnx_provider_options as providers
+from edgeroute.edge.answer_structure_checks import AnswerCheck
 from edgeroute.edge.runtime_registry_and_model_groups import step_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
-from edgeroute.http.addresses_and_messages import Secret, bare, checked_pins
+from edgeroute.http.messages_addresses_and_secrets import Secret, bare, checked_pins
 from edgeroute.policy.policy_problems_and_contradictions import quote_value
 from edgeroute.policy.units_as_text import DURATION, duration, expected_error, text
 

@@ -235,7 +235,7 @@ def checked_cloud(given: Any) -> Any:
     """
     if isinstance(given, str):
         from edgeroute.cloud.openinference import OpenInference
-        from edgeroute.http.addresses_and_messages import bare, chat_advice
+        from edgeroute.http.messages_addresses_and_secrets import bare, chat_advice
 
         if "://" not in given and (given[:1] in {"/", ".", "~", "\\"} or given.lower().endswith(_MODEL_FILES)):
             file = given if bare(given).startswith("'") else "FILE"

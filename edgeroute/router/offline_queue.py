@@ -17,7 +17,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF, Denied, permit
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
-from edgeroute.http.addresses_and_messages import Call
+from edgeroute.http.messages_addresses_and_secrets import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import clock_json_and_fork_safety as process

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 import edgeroute.core.routing_policy as routing
 from edgeroute.cloud.egress_consent_and_redaction import Egress
-from edgeroute.confidence.output_forms_and_labels import SLACK
+from edgeroute.confidence.output_forms_labels_and_comparison import SLACK
 from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score

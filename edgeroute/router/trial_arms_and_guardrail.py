@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.binomial_tests import RISK, share_and_interval
-from edgeroute.confidence.output_forms_and_labels import same
+from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import Leg

@@ -183,7 +183,7 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
 
 def write_card(new: Path, file: Path, labels: list[str], kind: str | None, columns: Sequence[str] | None) -> dict[str, Any]:
     """Write the card of the new file to `file`, and return it: what `inspect` finds by running the model, and what is known."""
-    from edgeroute.tools.cli.inspect_file import inspect_file
+    from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
 
     card = dict(inspect_file(new, None, 0, 30.0).card or {})
     if kind is not None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.certificate import Certificate, NotEnough
-from edgeroute.confidence.output_forms_and_labels import same
+from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.confidence.score_before_run import text_of
 from edgeroute.core.routing_policy import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel

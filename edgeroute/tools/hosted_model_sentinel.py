@@ -17,7 +17,7 @@ from time import gmtime, monotonic, strftime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from edgeroute.confidence.binomial_tests import upper_bound
-from edgeroute.confidence.output_forms_and_labels import same
+from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.sequential_tests import Drift
 from edgeroute.core.walk import Done, Start

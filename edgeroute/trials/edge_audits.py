@@ -14,7 +14,7 @@ from math import log1p
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
-from edgeroute.confidence.output_forms_and_labels import same
+from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target

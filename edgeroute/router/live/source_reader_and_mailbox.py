@@ -9,7 +9,7 @@ from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from edgeroute.confidence import output_forms_and_labels as output_forms
+from edgeroute.confidence import output_forms_labels_and_comparison as output_forms
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Wait
 from edgeroute.errors import BadInput

@@ -61,8 +61,8 @@ def triton(
 
     Prints the models' names. An existing folder is refused without `force`.
     """
-    from edgeroute.tools.export.server_files import Batching
-    from edgeroute.tools.export.server_files import triton as write
+    from edgeroute.tools.export.triton_kserve_ray_exports import Batching
+    from edgeroute.tools.export.triton_kserve_ray_exports import triton as write
 
     batching = Batching(max_batch, wait, queue, instances, gpu)
     _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
@@ -91,7 +91,7 @@ def ray(
 
     Prints the models' names. An existing folder is refused without `force`, and replicas or splits in another form.
     """
-    from edgeroute.tools.export.server_files import ray as write
+    from edgeroute.tools.export.triton_kserve_ray_exports import ray as write
 
     exported = write(
         models, out, names=name or (), max_batch=max_batch, wait_s=wait, queue=queue, replicas=_range(replicas),
@@ -131,8 +131,8 @@ def kserve(
 
     Prints the models' names; builds and pushes nothing. An existing folder is refused without `force`.
     """
-    from edgeroute.tools.export.server_files import Batching, Cluster
-    from edgeroute.tools.export.server_files import kserve as write
+    from edgeroute.tools.export.triton_kserve_ray_exports import Batching, Cluster
+    from edgeroute.tools.export.triton_kserve_ray_exports import kserve as write
 
     batching = Batching(max_batch, wait, queue, gpu=gpu > 0)
     cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)

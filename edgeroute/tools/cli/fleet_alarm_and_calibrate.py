@@ -10,7 +10,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
-from edgeroute.tools.cli.calibrate_and_audit_certificates import certify_audits, proper_share
+from edgeroute.tools.cli.calibrate_from_examples_or_audits import certify_audits, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options_and_routers import plain_router
 from edgeroute.tools.cli.tables_and_options import Json, Name, Policy, Share, of_share, print_notes

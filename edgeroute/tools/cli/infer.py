@@ -94,7 +94,7 @@ def _right(answer: Answer, label: Any) -> bool:
     """Return True if an answer equals the label. A number as label of named classes is the index of the largest output."""
     import numpy as np
 
-    from edgeroute.confidence.output_forms_and_labels import same
+    from edgeroute.confidence.output_forms_labels_and_comparison import same
 
     if isinstance(label, int) and isinstance(answer.value, str) and answer.value != str(label):
         outputs = answer.outputs

@@ -15,7 +15,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from edgeroute.confidence.output_forms_and_labels import Labels
+from edgeroute.confidence.output_forms_labels_and_comparison import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes

@@ -75,10 +75,10 @@ def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Rep
     if path.suffix.lower() == ".gguf":
         if sample is not None:
             raise typer.BadParameter("a language model is run by `edgeroute infer`", param_hint="--sample")
-        from edgeroute.tools.cli.inspect_file import inspect_gguf
+        from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_gguf
 
         return inspect_gguf(path)
-    from edgeroute.tools.cli.inspect_file import inspect_file
+    from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
 
     return inspect_file(path, sample, index, seconds)
 

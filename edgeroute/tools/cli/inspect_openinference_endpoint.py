@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import Options
 from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card
 from edgeroute.errors import CloudError, EdgerouteError
-from edgeroute.http.addresses_and_messages import Reply, Secret
+from edgeroute.http.messages_addresses_and_secrets import Reply, Secret
 from edgeroute.router.router import Router
 from edgeroute.system.quotable_codes_and_secrets import quoted_names
 from edgeroute.tools.cli.input_files import by_name, input_at

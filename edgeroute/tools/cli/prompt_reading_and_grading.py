@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.first_tokens import Prefix, token_logprobs
-from edgeroute.confidence.output_forms_and_labels import same
+from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply

@@ -19,7 +19,7 @@ from edgeroute.tools.cli.tables_and_options import (
     share,
     table,
 )
-from edgeroute.tools.python_names import python_object
+from edgeroute.tools.import_by_module_and_name import python_object
 
 if TYPE_CHECKING:
     from edgeroute.tools.compress.measurement import Measured, Result

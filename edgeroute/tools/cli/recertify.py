@@ -15,7 +15,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.untrusted_files import read_text
-from edgeroute.tools.cli.calibrate_and_audit_certificates import audited_counts, certify_audits, path_in_policy, proper_share
+from edgeroute.tools.cli.calibrate_from_examples_or_audits import audited_counts, certify_audits, path_in_policy, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.example_options_and_routers import plain_router
 from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.calibrate_and_audit_certificates import path_in_policy
+from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy
 from edgeroute.tools.cli.command_runner import OK, TOO_FEW
 from edgeroute.tools.cli.tables_and_options import Amount, Json, Name, OptionalPolicy, Seconds, Share, print_notes, share
 

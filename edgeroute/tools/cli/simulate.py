@@ -20,7 +20,7 @@ from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, rings_of, seconds, share, table
 
 if TYPE_CHECKING:
-    from edgeroute.tools.fleet.simulated_days import Fleet
+    from edgeroute.tools.fleet.simulated_alarms_and_rollouts import Fleet
     from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import Result
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Client, Device, DeviceResult, Scenario
 
@@ -269,7 +269,7 @@ def simulate_days(as_json: bool, *fields: Any) -> None:
 
     fields: those of `Fleet`, in their order.
     """
-    from edgeroute.tools.fleet.simulated_days import Fleet, summary
+    from edgeroute.tools.fleet.simulated_alarms_and_rollouts import Fleet, summary
     from edgeroute.tools.measure.report.progress_bar import bar
 
     fleet = Fleet(*fields)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from edgeroute.core.spending_limits import Limits
     from edgeroute.observe.stats_and_status import ShadowStats
     from edgeroute.router.policy_snapshot import Snapshot
-    from edgeroute.tools.measure.fleet_trial import Device, FleetTrial
+    from edgeroute.tools.measure.fleet_trial_comparison import Device, FleetTrial
     from edgeroute.trials.audit_setting_and_drift_monitor import Audit
 
 # Reading a router's state.db, without changing it, also while another process writes it.
@@ -597,7 +597,7 @@ def arms(
     Raises:
         BadInput: a file is no such output, or trials cannot be read.
     """
-    from edgeroute.tools.measure.fleet_trial import compare
+    from edgeroute.tools.measure.fleet_trial_comparison import compare
     from edgeroute.tools.measure.report.report_pages_and_results import basis, document, fleets_page
 
     trials: dict[tuple[str, str], list[Device]] = {}
@@ -654,7 +654,7 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
     Raises:
         BadInput: it is no status, or the settings of a trial cannot be read.
     """
-    from edgeroute.tools.measure.fleet_trial import Device, settings_of
+    from edgeroute.tools.measure.fleet_trial_comparison import Device, settings_of
 
     if not isinstance(status, dict) or not isinstance(trials := status.get("trials", []), list):
         raise BadInput(f"{origin} is not what `edgeroute status --json` prints")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.output_forms_and_labels import Labels, plain
+from edgeroute.confidence.output_forms_labels_and_comparison import Labels, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.edge.edge_interface_and_fingerprints import files, member
 from edgeroute.edge.onnx import OnnxModel

@@ -11,7 +11,7 @@ from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
-from edgeroute.http.addresses_and_messages import Address, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.system.input_copies import copy_input
 from edgeroute.tools.contracts.edge_contract import check_all, equal, error_text, same, short, shown
 
@@ -92,7 +92,7 @@ class _Checks:
             yield f"it lacks {', '.join(lacking)}: see edgeroute.cloud.endpoint.HttpEndpoint"
             return
         if not isinstance(self.endpoint.address, Address):
-            yield f"address is a {type(self.endpoint.address).__name__}: make it an edgeroute.http.addresses_and_messages.Address"
+            yield f"address is a {type(self.endpoint.address).__name__}: make it an Address of {Address.__module__}"
             return
         if not isinstance(self.endpoint.labels, tuple | None):
             yield f"labels is a {type(self.endpoint.labels).__name__}: make it a tuple, or None"

@@ -18,9 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.fleet.digest import MOST_BYTES
+from edgeroute.fleet.digest_encoding_and_coarsening import MOST_BYTES
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.system.loopback_addresses import is_loopback
+from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.fleet.digest_collection import NAME, Collected, Refusal, Rules, collect, report_refusals
 from edgeroute.tools.fleet.digest_sources import FOLDER, TOO_LARGE, Folder

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.catalog.model_folder_and_downloads import flush_folder
 from edgeroute.errors import StoreError
-from edgeroute.fleet.digest import OTHER, Digest, path_of
+from edgeroute.fleet.digest_encoding_and_coarsening import OTHER, Digest, path_of
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.late_imports_and_plugins import import_needed

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.fleet.digest import MOST_BYTES
+from edgeroute.fleet.digest_encoding_and_coarsening import MOST_BYTES
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.system.loopback_addresses import is_loopback
+from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_bytes
 
 FOLDER = "digests"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeroute.errors import StoreError
-from edgeroute.fleet.digest import Digest
+from edgeroute.fleet.digest_encoding_and_coarsening import Digest
 from edgeroute.system.late_imports_and_plugins import import_needed
 
 NEED = "tables of a fleet need duckdb and pyarrow: pip install 'edgeroute[fleet]'"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.errors import RuntimeMissing
-from edgeroute.fleet.digest import LATENCIES_S
+from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
 from edgeroute.tools.fleet.fleet_report import LEAST_COUNT, LEAST_DAYS, MISSING_DAYS, FleetReport, Forecast, Outlier, Sums
 from edgeroute.tools.fleet.fleet_report import quantile as bucket_of
 from edgeroute.tools.measure.report import html_blocks as html

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.fleet.digest import LATENCIES_S
+from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
 from edgeroute.tools.fleet.digest_tables import BUCKETS
 
 COUNTS = ("requests", "deferred", "degraded", "failed", "bytes", "usd", *BUCKETS)  # columns that are summed

@@ -12,7 +12,7 @@ from datetime import date
 from typing import Any, Literal
 
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.fleet.digest import (
+from edgeroute.fleet.digest_encoding_and_coarsening import (
     CONFIDENCES,
     FORMAT,
     LAST_LEVEL,

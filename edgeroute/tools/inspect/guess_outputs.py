@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence import output_forms_and_labels as forms
+from edgeroute.confidence import output_forms_labels_and_comparison as forms
 from edgeroute.confidence.detector_boxes import are_boxes, are_rows_of_boxes, before_anchors, named_boxes
 from edgeroute.confidence.output_reader import LIMITED
 from edgeroute.edge.input_checks_and_stacking import Array, shape_text

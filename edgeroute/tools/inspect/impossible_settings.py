@@ -10,7 +10,7 @@ import numpy as np
 from edgeroute.cloud.json_api import PlainJson
 from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.confidence.detector_boxes import RAW, before_anchors
-from edgeroute.confidence.output_forms_and_labels import SLACK, label_and_probabilities
+from edgeroute.confidence.output_forms_labels_and_comparison import SLACK, label_and_probabilities
 from edgeroute.confidence.output_reader import CLASSES, bounded
 from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes import clean

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
-from edgeroute.confidence.output_forms_and_labels import TINY, Labels, equal, form_of, label_form, plain
+from edgeroute.confidence.output_forms_labels_and_comparison import TINY, Labels, equal, form_of, label_form, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import error_text

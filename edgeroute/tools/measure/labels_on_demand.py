@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
-from edgeroute.confidence.output_forms_and_labels import equal, label_form, plain
+from edgeroute.confidence.output_forms_labels_and_comparison import equal, label_form, plain
 from edgeroute.core.error_codes import class_name
 from edgeroute.edge.edge_interface_and_fingerprints import is_async
 from edgeroute.errors import BadInput, PolicyError

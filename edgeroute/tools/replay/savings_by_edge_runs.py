@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.confidence.certificate import Certificate, NotEnough
-from edgeroute.confidence.output_forms_and_labels import number_of, plain
+from edgeroute.confidence.output_forms_labels_and_comparison import number_of, plain
 from edgeroute.core.error_codes import UNIDENTIFIED, clean
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import Terms
@@ -29,11 +29,11 @@ from edgeroute.router.io_steps_and_stages import Steps
 from edgeroute.router.offline_rules_and_late_replies import no_answer
 from edgeroute.router.router import Router, pump
 from edgeroute.stores.cache import fingerprint
-from edgeroute.tools.cli.calibrate_and_audit_certificates import environment
+from edgeroute.tools.cli.calibrate_from_examples_or_audits import environment
 from edgeroute.tools.cli.example_options_and_routers import plain_router
+from edgeroute.tools.import_by_module_and_name import is_python_name, python_object
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
-from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.tools.replay.logs import answer_pairs_and_samples as logs
 from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import (
     Options,

@@ -23,9 +23,9 @@ from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Page, check_installed
-from edgeroute.system.loopback_addresses import is_loopback
+from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.thread_pool_and_workers import failing
-from edgeroute.tools.python_names import is_python_name, python_object
+from edgeroute.tools.import_by_module_and_name import is_python_name, python_object
 from edgeroute.types import EdgeModel
 
 try:

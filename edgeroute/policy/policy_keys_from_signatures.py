@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 import edgeroute.policy.value_types as values
 from edgeroute.core.routing_policy import Terms
 from edgeroute.edge.runtime_base import ModelFile
-from edgeroute.http.addresses_and_messages import Address
+from edgeroute.http.messages_addresses_and_secrets import Address
 from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, to_text
 from edgeroute.system.signature_settings_and_argument_checks import argument_texts, argument_types, unit_of
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeroute.catalog.signed_policy_follower import position
 from edgeroute.core.sequential_tests import GRID, Drift
-from edgeroute.fleet.digest import CONFIDENCES, Digest, encode
+from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, Digest, encode
 from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     CELLS,
     PooledDrift,
