@@ -242,6 +242,14 @@ def test_each_way_to_fail_has_a_code_of_its_own(desk, monkeypatch):
     assert (code, out, json.loads(err)["kind"]) == (TOO_FEW, "", "NotEnough")
 
 
+@pytest.mark.parametrize("command", ["status", "top", "egress"])
+def test_a_policy_without_its_option(command):
+    """Only `check` takes the file alone; others say how it is given."""
+    code, out, err = cli(command, "policy.toml", "--json")
+    assert (code, out) == (2, "")
+    assert json.loads(err)["error"].endswith("(policy.toml): a policy is given by --policy")
+
+
 def test_a_usage_error_is_json_where_that_is_asked_for():
     """On stderr; stdout is empty."""
     code, out, err = run("infer", "--json", "--batch", "x", "-p", "a.toml", "b.npy")

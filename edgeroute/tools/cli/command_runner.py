@@ -167,6 +167,8 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
             return CRASHED
         if hasattr(e, "message"):
             e.message = e.message.removeprefix("Value error, ")  # pydantic's words, by which Typer checks a choice
+            if "extra argument" in e.message and ".toml" in e.message:
+                e.message += ": a policy is given by --policy"
         if as_json:
             print(json.dumps({"error": e.format_message(), "kind": "Usage"}), file=sys.stderr)
         else:
