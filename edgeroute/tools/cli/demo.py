@@ -167,6 +167,7 @@ def serving(model: Path) -> Iterator[tuple[str, str]]:
             yield first_message["ready"], first_message["models"][0]
         finally:
             process.kill()  # it has no data to save, and a graceful end may take longer than Ctrl-C should
+            process.wait()  # after a Ctrl-C the `with` block itself would wait for a quarter of a second alone
 
 
 def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
