@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date, timedelta
 from html.parser import HTMLParser
 
@@ -139,6 +140,20 @@ def test_a_month_that_begins_with_an_idle_day_has_its_page(tmp_path):
     assert (code, err) == (0, "")
     assert "0.00 USD spent in 2026-12" in out
     assert (tmp_path / "page.html").read_text().count("<figure>") == 4
+
+
+@pytest.mark.matrix
+def test_the_line_of_the_money_ends_at_what_was_spent(tmp_path):
+    """Since the month's first day, as its caption says, also where a report has a few days of it alone."""
+    pytest.importorskip("matplotlib")
+    fleets.write_store(tmp_path / "store", fleets.random_fleet(6, 20))
+    ends = []
+    for more in ((), ("--days", 4)):
+        assert cli("fleet", "report", tmp_path / "store", "--html", tmp_path / "page.html", "--budget", 50, *more)[0] in {0, 4}
+        figure = (tmp_path / "page.html").read_text().partition("<h2>Money</h2>")[2]
+        spent = re.search(r'<path d="([^"]*)"[^>]*style="fill: none[^"]*stroke-width: 2[^"]*"', figure)
+        ends.append(float(spent[1].split()[-1]))
+    assert ends[0] == pytest.approx(ends[1], abs=2)
 
 
 @pytest.mark.matrix

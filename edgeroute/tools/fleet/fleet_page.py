@@ -246,6 +246,7 @@ def _money(report: FleetReport) -> str | None:
     days = [(date.fromisoformat(day.name), day.usd) for day in report.days if day.name.startswith(forecast.month)]
     days = days or [(forecast.until, 0.0)]
     x, y = [day for day, _ in days], np.cumsum([usd for _, usd in days])
+    y += forecast.spent - y[-1]  # on days of the month that the report leaves out
     axes.plot(x, y, "-", color=INK, linewidth=2, marker=".", label="spent")
     if forecast.expected is not None and forecast.low is not None and forecast.high is not None:
         from calendar import monthrange
