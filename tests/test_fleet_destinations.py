@@ -1,6 +1,7 @@
 """Destinations of digests without a library of their own: folders, and addresses that take PUT; none shows a secret."""
 
 import logging
+import os
 import ssl
 import threading
 
@@ -38,6 +39,21 @@ def test_a_folder_has_whole_files_alone(tmp_path):
     (tmp_path / "full" / "digests").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot be written"):
         Folder(str(tmp_path / "full")).put(NAME, b"one")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+@pytest.mark.parametrize("pipe", [False, True])
+def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path, pipe):
+    """Another user of the drive knows the name of the next file: neither a file elsewhere is replaced, nor does the device wait."""
+    mine, new = tmp_path / "mine", tmp_path / "shared" / f"{NAME}.new"
+    mine.write_bytes(b"mine")
+    new.parent.mkdir(parents=True)
+    os.mkfifo(new) if pipe else new.symlink_to(mine)
+    writer = threading.Thread(target=Folder(str(tmp_path / "shared")).put, args=(NAME, b"one"), daemon=True)
+    writer.start()
+    writer.join(LONG)
+    assert not writer.is_alive()
+    assert (mine.read_bytes(), (tmp_path / "shared" / NAME).read_bytes()) == (b"mine", b"one")
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,12 @@ def test_long_names_fit():
         encode(given._replace(site=random.Random(1).randbytes(1500).hex()))
 
 
+def test_the_longest_name_of_a_signed_policy_is_read():
+    """Of 64 letters, as a catalog allows, with its version."""
+    given = digest()._replace(signed=f"{'a' * 64}-{10**9}")
+    assert decode(encode(given)).signed == given.signed
+
+
 def test_names_are_short_and_printable():
     """Control characters and lone surrogates become question marks, and no character is cut in two."""
     assert name_of("a\n\ud800b") == "a??b"
@@ -143,7 +149,7 @@ ROW = [0, 1, 9, 1, 1, 1, 9, 9, 1, 1, 1, 1, 1, 1, 1, 2]
 BAD = [
     {"device": "AB" * 16}, {"device": 1}, {"device": "ab" * 15 + "/."}, {"day": "20261128"}, {"day": "2026-02-30"}, {"day": 3}, {"revision": 0},
     {"revision": True}, {"revision": 1.0}, {"revision": 10**9}, {"coarse": -1}, {"coarse": 99}, {"final": 1}, {"site": "a\nb"},
-    {"site": "x" * 65}, {"version": None}, {"signed": ["a"]}, {"more": 1}, {"groups": {}}, {"groups": [["a", "b", "c"]]},
+    {"site": "x" * 65}, {"version": None}, {"signed": ["a"]}, {"signed": "x" * 81}, {"more": 1}, {"groups": {}}, {"groups": [["a", "b", "c"]]},
     {"groups": [["a", "b", "c", 1]]}, {"groups": [["a", "", "", ""], ["a", "", "", ""]]}, {"requests": [1]}, {"requests": [ROW[:15]]},
     {"requests": [ROW, ROW]}, {"requests": [[1, *ROW[1:]]]}, {"requests": [[-1, *ROW[1:]]]}, {"requests": [[0, 24, *ROW[2:]]]},
     {"requests": [[0, 1, 9.0, *ROW[3:]]]}, {"requests": [[0, 1, 10**9 + 1, *ROW[3:]]]}, {"requests": [[0, 1, 9, 10, *ROW[4:]]]},

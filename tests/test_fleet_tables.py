@@ -226,6 +226,20 @@ def test_a_bad_digest_is_named_and_in_no_sum(tmp_path, spoil, why):
     assert sums(tmp_path) == expected(digests)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+def test_links_and_pipes_stop_no_collection(tmp_path):
+    """Whoever may write to the folder makes no other be read, and nothing wait: each is refused by name."""
+    digests = list(fleets.random_fleet(3, 1))
+    day = fleets.put(tmp_path / "in", digests)[0].parent
+    (day.parent / "loop").symlink_to("loop")
+    (day.parent / "2026-11-03").symlink_to(day)
+    os.mkfifo(day / f"{'1' * 32}.1.digest")
+    (day / f"{'2' * 32}.1.digest").symlink_to("/dev/zero")
+    result = collect(tmp_path)
+    assert (result.added, +result.refused) == (len(digests), {"foreign": 2, "unread": 2})
+    assert sums(tmp_path) == expected(digests)
+
+
 def test_a_forged_later_revision_does_not_hide_the_true_one(tmp_path):
     """Whoever may write to the folder, and has no key, removes nothing."""
     digests = list(fleets.random_fleet(3, 1))

@@ -222,14 +222,16 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 def replace_durably(path: Path, data: bytes) -> None:
     """Replace a file atomically, flushed to the disk (fsync): a power cut leaves the old content or the new.
 
-    Writes `path.new` beside it first, which is deleted after a failure. Creates no folder.
+    Writes `path.new` beside it first, a new file, whatever was there: others may write to the folder. It is deleted after a
+    failure. Creates no folder.
 
     Raises:
         OSError: it cannot be written; the old file stays.
     """
     new = path.with_name(path.name + ".new")
     try:
-        with new.open("wb") as file:
+        new.unlink(missing_ok=True)
+        with new.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

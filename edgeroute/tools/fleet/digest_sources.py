@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,11 +49,7 @@ class Folder:
         """
         try:
             for day in sorted(os.scandir(self.root), key=lambda entry: entry.name):
-                if not day.is_dir():
-                    yield from [day.name] if _is_whole(day.name) else []
-                    continue
-                with os.scandir(day.path) as entries:
-                    yield from (f"{day.name}/{entry.name}" for entry in entries if _is_whole(entry.name))
+                yield from filter(_is_whole, _names_in(day))
         except OSError as e:
             raise StoreError(f"{e.filename} cannot be read: {e.strerror}") from e
 
@@ -68,9 +65,21 @@ class Folder:
             return TOO_LARGE if e.errno == errno.EFBIG else UNREAD
 
 
+def _names_in(day: os.DirEntry[str]) -> Iterator[str]:
+    """Yield DAY/NAME for each file of a day's folder; DAY for a link, a file, or a folder that may not be read, to be refused."""
+    entries = None
+    with suppress(PermissionError):  # whoever may write to the folder does not stop the others' digests
+        entries = os.scandir(day.path) if day.is_dir(follow_symlinks=False) else None
+    if entries is None:
+        yield day.name
+        return
+    with entries:
+        yield from (f"{day.name}/{entry.name}" for entry in entries)
+
+
 def _is_whole(name: str) -> bool:
     """Return False for the name of a hidden file, or of one that is being written."""
-    return name[0] != "." and not name.endswith(".new")
+    return not name.startswith(".") and "/." not in name and not name.endswith(".new")
 
 
 class Bucket:

@@ -29,6 +29,7 @@ from edgeroute.fleet.digest_encoding_and_coarsening import (
 
 _MOST_REQUESTS, _MOST_AMOUNT, _MOST_REVISION = 10**9, 10**15, 10**6
 _WHOLE = {int}
+MOST_SIGNED = MOST_NAME + 16  # most bytes of the name and the number of a signed policy
 _MAC = re.compile(rb',"mac":"([0-9a-f]{64})"\}')
 _MAC_BYTES = 74
 Fault = Literal["too large", "truncated", "malformed", "version", "forged", "future"]
@@ -121,7 +122,7 @@ def _problems(fields: dict[str, Any]) -> Iterator[str]:
         yield "revision or coarse: expected a whole number in its range"
     if type(fields["final"]) is not bool:
         yield "final: expected true or false"
-    if not all(map(_is_name, (fields["site"], fields["version"], fields["signed"]))):
+    if not all(map(_is_name, (fields["site"], fields["version"]))) or not _is_name(fields["signed"], MOST_SIGNED):
         yield "site, version or signed: expected a short text"
     groups, tables = fields["groups"], [fields[name] for name in ("requests", "confidences", "audits")]
     if not all(isinstance(table, list) and all(isinstance(row, list) for row in table) for table in (groups, *tables)):
@@ -172,9 +173,9 @@ def _is_whole(value: Any, most: int, least: int = 0) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: Any, most: int = MOST_NAME) -> bool:
     """Return True for a short text without control characters."""
-    return isinstance(value, str) and value.isprintable() and len(value.encode()) <= MOST_NAME
+    return isinstance(value, str) and value.isprintable() and len(value.encode()) <= most
 
 
 def _is_day(value: Any) -> bool:
