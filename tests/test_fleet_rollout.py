@@ -230,6 +230,54 @@ def test_rows_of_before_the_switch_count_for_neither_side(fleet, tmp_path):
         assert decide_by_tables(connection, published(fleet.catalog, "shop"), DAY + timedelta(days=5)).did == "go_on"
 
 
+def test_few_liars_decide_nothing(fleet, tmp_path):
+    """One says that the candidate's policy was there before, to remove the ring's rows, and nine that they are the ring, and well.
+
+    Nor does the first one hide an alarm of the candidate's audits.
+    """
+    pytest.importorskip("duckdb")
+    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables, published
+
+    fleet.publish(0.4)
+    fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>2%, alarm")
+
+    def lying(device, day):
+        if day < 5 or 30 <= device < 100 or device >= 110:
+            return "shop-1", "old"
+        return ("shop-2", "new") if device < 30 else ("shop-1", "new") if device == 100 else ("shop-2", "mine")
+
+    def change(device, day, shares):
+        if day >= 5:
+            shares["degraded"] = 0.3 if device < 30 else 0.0 if device > 100 else shares["degraded"]
+
+    since, data = DAY + timedelta(days=5), published(fleet.catalog, "shop")
+    with open_store(_store(tmp_path / "bad", lying, change)) as connection:
+        assert decide_by_tables(connection, data, since).did == "roll_back"
+    with open_store(_store(tmp_path / "alarmed", lying)) as connection:
+        assert decide_by_tables(connection, data, since, alarmed={"new"}).did == "halt"
+
+
+def test_more_devices_than_a_ring_can_have_are_no_reason_to_go_on(fleet, tmp_path):
+    """Others say that they are in it, where all is well, and outvote the devices that are."""
+    pytest.importorskip("duckdb")
+    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables, published
+
+    fleet.publish(0.4)
+    fleet.publish(0.6, rings=(0.1, 1.0), halt="degraded>2%")
+    data, since = published(fleet.catalog, "shop"), DAY + timedelta(days=5)
+
+    def change(device, day, shares):
+        if day >= 5:
+            shares["degraded"] = 0.03 if device < 12 else 0.0 if device < 42 else shares["degraded"]
+
+    ring = lambda device, day: ("shop-2", "new") if device < 42 and day >= 5 else ("shop-1", "old")  # noqa: E731
+    with open_store(_store(tmp_path / "store", ring, change)) as connection:
+        decision = decide_by_tables(connection, data, since)
+    assert (decision.did, "42 of 120 devices" in decision.text) == ("wait", True)
+
+
 # The budget.
 
 

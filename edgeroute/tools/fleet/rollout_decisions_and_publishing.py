@@ -159,13 +159,21 @@ _SUMS = (
 )
 
 
+# SQL of the policies of the last days, by contents, of which fewer devices, or more, report another name than the candidate:
+# a few devices that lie decide about none.
+_OF_CANDIDATE = "count(DISTINCT device) FILTER (signed = $signed)"
+_OF_POLICIES = """SELECT policy FROM requests WHERE policy <> '' AND day >= $day - 30 GROUP BY policy
+    HAVING count(DISTINCT device) FILTER (signed <> $signed)"""
+
+
 def decide_by_tables(
     connection: Any, data: Mapping[str, Any], since: date | None = None, *, alarmed: Collection[str] = ()
 ) -> Decision:
     """Return the decision about a policy's candidate, by the tables of digests since its ring began. Changes nothing.
 
-    Waits if it is for all devices or frozen, or no digest is there. Rows of before a device's switch, by the contents of their
-    policy, count for neither side. The week before is each device's own reference. Goes on only after `LEAST_BLOCKS` blocks.
+    Waits if it is for all devices or frozen, no digest is there, or more devices than the ring can have say that they are in it:
+    the ring's random numbers are never sent. Rows of before a device's switch, by the contents of their policy, count for neither
+    side. The week before is each device's own reference. Goes on only after `LEAST_BLOCKS` blocks.
 
     Args:
         connection: tables of digests, as of `digest_tables.open_store`.
@@ -182,7 +190,7 @@ def decide_by_tables(
     given = {"signed": f"{data['name']}-{last['version']}", "day": day}
     rows = connection.execute(
         f"""
-        WITH earlier AS (SELECT DISTINCT policy FROM requests WHERE signed <> $signed AND policy <> '' AND day >= $day - 30),
+        WITH earlier AS ({_OF_POLICIES} >= {_OF_CANDIDATE}),
              recent AS (SELECT *, policy IN (SELECT policy FROM earlier) AS old FROM requests WHERE day >= $day),
              candidate AS (SELECT bool_or(signed = $signed AND NOT old) AS differs FROM recent)
         SELECT device, signed = $signed AS ring, date_diff('hour', $day::TIMESTAMP, day) + hour AS hour, {_SUMS}
@@ -208,11 +216,15 @@ def decide_by_tables(
         if known:
             before[name] = np.where(places >= 0, np.asarray(earlier[name], float)[places], 0.0)
     sums = Sums(np.char.endswith(names, "+"), tables.pop("requests"), tables, before)
-    policies = connection.execute(
-        "SELECT DISTINCT policy, signed = $signed FROM requests WHERE day >= $day - 30 AND policy <> ''", given
-    ).fetchall()
-    alarm = any(new and policy in alarmed and (policy, False) not in policies for policy, new in policies)
-    return decide(parse_halt(data["halt"]), sums, alarm=alarm, least_blocks=LEAST_BLOCKS)
+    new = connection.execute(f"{_OF_POLICIES} < {_OF_CANDIDATE}", given).fetchall()
+    alarm = any(policy in alarmed for (policy,) in new)
+    decision = decide(parse_halt(data["halt"]), sums, alarm=alarm, least_blocks=LEAST_BLOCKS)
+    devices, share = len({*rows["device"].tolist()}), last["share"]
+    claims, most = int(sums.ring.sum()), share * devices + 4 * sqrt(share * (1 - share) * devices)
+    if decision.did == "go_on" and claims > max(LEAST_DEVICES, most):
+        why = f"{claims} of {devices} devices say that they are in a ring of {share:.3g}: some of these digests are false"
+        return Decision("wait", f"{why}; decide with --by-hand")
+    return decision
 
 
 class _Test(NamedTuple):
