@@ -405,6 +405,20 @@ def test_a_digest_of_a_day_long_past_does_not_make_the_first_look_long(tmp_path)
     assert [stream["days"] for stream in report["streams"]] == [1]
 
 
+def test_a_device_with_a_past_of_its_own_is_not_the_reference_of_all(tmp_path):
+    """It says that most answers differed long before the others began; of these, three times as many as usual are an alarm."""
+    store = Store(tmp_path)
+    for day in range(-60, -30):
+        liar = [(device_id(999), "", MODEL, POLICY, "", "", hour, INDEX, 60, 50, 50, 0, 0.02) for hour in HOURS]
+        store.tables[day] = {**{name: [] for name in TABLES}, "digests": [(device_id(999), "", "", "0.9.0", 1, True, 0)]}
+        store.add(day, who=(), more=liar)
+    for day in range(28):
+        store.add(day, times=1.0 if day < 16 else 3.0)
+    report = look(tmp_path)
+    assert only(report)["days"] == 28
+    assert [alarm["test"] for alarm in only(report)["alarms"]] == ["differ"]
+
+
 def test_devices_draw_at_rates_of_their_own_and_unstated_confidences_are_left_out(home):
     store = audited(home, days=8)
     for day in range(8, 12):

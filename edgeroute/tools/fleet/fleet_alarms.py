@@ -38,6 +38,7 @@ from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
 WINDOW = 35  # days within which counts may come late
 LONGEST = 400  # most days that the first look reads: a digest of a day long past does not make it long
 INTERIM = 7  # days after which a device's day is bet on though the digest of its whole day is missing
+EARLIEST = 0.05  # share of a stream's devices with which it begins
 EVENTS = 20  # fewest events of a reference; with fewer it goes on beyond its days
 CLOSED_S = 6 * 3600.0  # time after the end of a day at which the day is closed, seconds
 YEAR = 365.0
@@ -210,12 +211,17 @@ class FleetAlarms:
     # Streams: models, by the digest of their fingerprints, so that a new name is the same model; and policies.
 
     def _discover(self, last: int, closed: int | None) -> None:
-        """Add streams (pairs of model and policy) that are new in the store, and note a model's new name."""
+        """Add streams (pairs of model and policy) that are new in the store, and note a model's new name.
+
+        A stream begins with the day by which `EARLIEST` of its devices were there: digests of earlier days, of a few devices that
+        lie or were tried out, are no reference.
+        """
         since = day_of(last - LONGEST if closed is None else closed - WINDOW)
         found = self._db.execute(
-            """SELECT key, policy, min(day) - DATE '1970-01-01', arg_max(model, day) FROM
-            (SELECT key, policy, day, model FROM asked UNION ALL SELECT key, policy, day, model FROM audited)
-            WHERE day > ? AND day <= ? GROUP BY ALL ORDER BY ALL""",
+            f"""SELECT key, policy, quantile_disc(first, {EARLIEST}) - DATE '1970-01-01', arg_max(model, last) FROM
+            (SELECT key, policy, device, min(day) AS first, max(day) AS last, arg_max(model, day) AS model FROM
+            (SELECT key, policy, device, day, model FROM asked UNION ALL SELECT key, policy, device, day, model FROM audited)
+            WHERE day > ? AND day <= ? GROUP BY ALL) GROUP BY ALL ORDER BY ALL""",
             [since, day_of(last)],
         ).fetchall()
         for key, policy, first, model in found:
