@@ -319,6 +319,15 @@ async def later():
     yield "a"
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_what_contains_itself_is_an_input(make, call):
+    """A mapping that refers to itself, or to what refers to it, can be read again."""
+    x = {"a": (1, {})}
+    x["self"] = x["a"][1]["up"] = x
+    router = make(lambda x: ("edge", 0.9), None)
+    assert ask(router, call, x).value == "edge"
+
+
 @pytest.mark.parametrize(
     "x", [words, lambda: iter([1]), later, lambda: map(str, []), lambda: {"a": words()}, lambda: (1, words())]
 )

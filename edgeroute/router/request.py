@@ -24,16 +24,22 @@ AGAIN: set[type] = {str, bytes, list}
 SCALARS = frozenset({int, float, complex, bool, type(None), bytes, bytearray, memoryview, range})
 
 
-def is_read_once(x: Any) -> bool:
+DEEPEST = 16  # containers around a part of an input beyond which it is not examined
+
+
+def is_read_once(x: Any, around: tuple[Any, ...] = ()) -> bool:
     """Return True if an input is an iterator, such as a generator or an open file, or a tuple or dict that contains one.
 
-    Otherwise adds the input's type to `AGAIN`, the types that are not examined again. Items of lists are not examined.
+    Otherwise adds the input's type to `AGAIN`, the types that are not examined again. Items of lists are not examined, nor what
+    is within itself, or `DEEPEST` containers deep.
     """
     kind = type(x)
     if kind in AGAIN:
         return False
     if kind is dict or kind is tuple:
-        return any(is_read_once(part) for part in (x.values() if kind is dict else x))
+        if len(around) >= DEEPEST or any(x is outer for outer in around):
+            return False
+        return any(is_read_once(part, (*around, x)) for part in (x.values() if kind is dict else x))
     iterator = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
     if not iterator and len(AGAIN) < MOST_KINDS:
         AGAIN.add(kind)
