@@ -645,6 +645,17 @@ def test_a_secret_keeps_to_itself(monkeypatch):
     assert CANARY not in repr(variable)
 
 
+@pytest.mark.parametrize("given", [CANARY.encode(), [CANARY], {"a": CANARY}, 7], ids=lambda given: type(given).__name__)
+def test_a_secret_that_is_no_text(given):
+    """It is refused before anything is asked, and not quoted: else each call would fail."""
+    for make in (Secret, lambda key: Secret(env=key), lambda key: Address("http://h", api_key=key)):
+        with pytest.raises(PolicyError, match=f"a secret is a text, not a {type(given).__name__}") as caught:
+            make(given)
+        assert CANARY not in str(caught.value)
+    with pytest.raises(PolicyError, match="a secret is a text"):
+        Address("http://h", headers={"X-Key": given})
+
+
 def test_a_secret_is_masked_although_another_is_not_set(monkeypatch):
     """Each header stands for itself: the variable of one may be unset while a reply quotes the other."""
     monkeypatch.delenv("EDGEROUTE_TEST_KEY", raising=False)

@@ -60,11 +60,16 @@ class Secret:
     Args:
         value: the credential itself.
         env: in place of it, the name of the environment variable that holds it, read at each use.
+
+    Raises:
+        PolicyError: one of them is no text.
     """
 
     __slots__ = ("_env", "_value")
 
     def __init__(self, value: str | None = None, *, env: str | None = None) -> None:
+        if odd := [type(given).__name__ for given in (value, env) if not isinstance(given, str | None)]:
+            raise PolicyError(f"a secret is a text, not a {odd[0]}")
         self._value, self._env = value, env
 
     @property
