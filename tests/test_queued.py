@@ -8,16 +8,18 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
 
+import numpy as np
 import pytest
 import routes
 from both import GOOD, LONG, GatedServer, unsure
 
-from edgeroute import Instrument, Outbox, StoreError, Unreachable
+from edgeroute import Instrument, Outbox, PolicyError, StoreError, Unreachable
 from edgeroute.core.error_codes import failure_text
 from edgeroute.stores.outbox.sqlite_queue import GroupCommit
 from edgeroute.stores.sqlite_file_and_key_values import Database
@@ -162,6 +164,22 @@ def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
             in caplog.text
         )
     assert on_disk(box) == set()
+
+
+@pytest.mark.parametrize("given", [np.float32(2.5), np.float64(2.5), Fraction(5, 2)], ids=lambda given: type(given).__name__)
+def test_an_importance_of_another_type_is_its_number(make, box, given):
+    """A score of a model, say: in the file it was a blob, and its entry a dead letter."""
+    answer = make(box).infer("x", importance=given)
+    assert routes.queued(answer) == routes.WAITING
+    (entry,) = box.list("waiting")
+    assert (entry.importance, box.states([answer.id])) == (2.5, {answer.id: "waiting"})
+
+
+@pytest.mark.parametrize("given", [float("nan"), "2", None, [2], True, 10**400], ids=lambda given: type(given).__name__)
+def test_an_importance_that_is_no_number_is_refused(make, box, given):
+    """At the call, as each invalid argument: it could not be stored."""
+    with pytest.raises(PolicyError, match="importance= takes a number"):
+        make(box).infer("x", importance=given)
 
 
 @pytest.mark.usefixtures("no_time_left")

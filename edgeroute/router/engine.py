@@ -43,7 +43,7 @@ from edgeroute.router.policy_snapshot import (
     served_identities,
 )
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
-from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
+from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
@@ -276,6 +276,8 @@ class Engine(ForkSafe):
         kind = type(x)
         if kind not in AGAIN and is_read_once(x):
             raise read_once_error(x)
+        if importance.__class__ is not float or importance != importance:  # noqa: PLR0124 - NaN
+            importance = checked_importance(importance)
         begun, observer = monotonic(), self.observer
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         arm = ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, check_number
 
 if TYPE_CHECKING:
     from edgeroute.router.policy_snapshot import Snapshot
@@ -52,6 +52,12 @@ def read_once_error(x: Any) -> BadInput:
         f"the input is or has an iterator, which can be read only once ({type(x).__name__}): the first target would use it up,"
         " and the next would get nothing; give what it yields, as with list(x), or a file's content"
     )
+
+
+def checked_importance(value: Any) -> float:
+    """Return the importance of a request as a float; raise PolicyError for what is no number, or NaN."""
+    check_number("importance", value, least=-INF, infinite=True)
+    return float(value)
 
 
 def checked_length(batch: Sequence[Any]) -> int:
