@@ -231,7 +231,7 @@ class _Reader:
         elif isinstance(value, Enum):
             self._read(value.value, message, key, depth + 1)
         elif key in _ARGUMENT_KEYS and isinstance(value, str | Mapping):
-            message.beside.append(self._segments(_flattened(value)))
+            message.beside.append(self._segments(_flattened(value) if self._letters >= 0 else ""))
             message.calls.append(b"".join(message.beside[-1]))
         elif isinstance(value, str):
             self._read_text(str(value), message, key)
