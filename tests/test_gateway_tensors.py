@@ -158,6 +158,15 @@ def test_several_inputs_and_values_that_are_no_labels():
     assert found["confidence"] == [None, None]
 
 
+def test_a_label_that_utf_8_lacks():
+    """As of a function that reads badly decoded texts: a binary reply has another character in its place."""
+    model = CallableModel(lambda _: ("a\ud800", 0.9), inputs=[TensorSpec("x", "float32", (-1, 1))])
+    ask = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}], "outputs": [{"name": "label"}]}
+    with serving(AsyncRouter(model)) as url:
+        reply = httpx.post(url + INFER, json={**ask, "parameters": {"binary_data_output": True}}, timeout=LONG)
+    assert (reply.status_code, reply.content[-6:]) == (200, b"\2\0\0\0a?")
+
+
 def test_texts(tmp_path):
     """Of an ONNX model of texts, [n, 1], as JSON, binary by a client of Triton's, and by edgeroute from `serve`."""
     model = tiny.sentiment(tmp_path / "sentiment.onnx")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -421,6 +422,18 @@ def test_large_json_is_parsed_off_the_loop(monkeypatch):
         reply = ask_fake(client, 1.5, width=50_000)
         assert reply.json()["outputs"][0]["data"] == [3.0] * 50_000
     assert threads == ["edgeroute-serve-json"] * 2
+
+
+def test_the_id_of_a_request_writes_no_escapes_into_the_log(caplog):
+    """Nor line breaks: anybody may send one."""
+    caplog.set_level(logging.INFO, "edgeroute.requests")
+    with running(app([Fake()], logs=True)) as client:
+        client.post(
+            INFER.replace("scale", "fake"), content=b"{}", headers={b"Idempotency-Key": b"\x9b31mred\x85next " + b"a" * 200}
+        )
+    (record,) = [record for record in caplog.records if record.name == "edgeroute.requests"]
+    assert record.request.isprintable()
+    assert len(record.request) == 100
 
 
 def test_large_texts_are_split_off_the_loop(monkeypatch):

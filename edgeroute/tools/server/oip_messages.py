@@ -379,7 +379,9 @@ def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
         if array is not None and array.dtype.hasobject and all(isinstance(text_value, str) for text_value in array.flat):
             tensor = {"name": name, "datatype": TEXTS, "shape": list(array.shape)}
             if binary:
-                raw = b"".join(len(text := text_value.encode()).to_bytes(4, "little") + text for text_value in array.flat)
+                raw = b"".join(
+                    len(text := text_value.encode("utf-8", "replace")).to_bytes(4, "little") + text for text_value in array.flat
+                )
                 tensor["parameters"] = {"binary_data_size": len(raw)}
                 parts.append(raw)
             else:

@@ -19,6 +19,7 @@ from typing import Any
 
 from edgeroute.cloud.oip_tensors import NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
+from edgeroute.core.error_codes import clean
 from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
@@ -402,7 +403,8 @@ class RequestLog:
         if self._metrics is not None:
             self._metrics.observe(model, status, seconds)
         if self._logs:
-            key = next((value for name, value in scope["headers"] if name == b"idempotency-key"), b"").decode("latin-1")[:LONGEST]
+            raw = next((value for name, value in scope["headers"] if name == b"idempotency-key"), b"")
+            key = clean(raw.decode("latin-1"), LONGEST)
             fields = {"model": model, "status": status, "latency_s": round(seconds, 6), **({"request": key} if key else {})}
             log.info("%s: %d", model or "no model", status, extra=fields)
 
