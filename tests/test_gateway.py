@@ -202,6 +202,15 @@ def test_options(url):
         assert client.chat.completions.create(**CHAT, extra_headers=more).edgeroute["source"] == "cloud"
 
 
+@pytest.mark.parametrize(
+    "name", ["x-edgroute-data-class", "x-data-class", "edge-route-data-class", "Data-Class", "x-edgeroute_mode"]
+)
+def test_a_header_that_is_misspelt(url, name):
+    """Is refused, so that nothing private leaves for it."""
+    reply = httpx.post(f"{url}/v1/chat/completions", json=CHAT, headers={name: "private"}, timeout=LONG)
+    assert (reply.status_code, name.lower() in reply.json()["error"]["message"]) == (400, True)
+
+
 def test_a_data_class_stays_here():
     """What the policy keeps on the device never reaches the cloud, and a class that it does not name is refused."""
     seen = []

@@ -135,8 +135,8 @@ def test_a_client_that_leaves_pays(stream):
 
 @pytest.mark.parametrize(("asked", "headers"), [
     ({"stop": ["a"]}, {}), ({"max_tokens": 1}, {}), ({"seed": 1}, {"x-edgeroute-deadline": "20ms"}),
-    ({"seed": 2}, {"x-edgeroute-deadline": "1500ms"}), ({"seed": 3}, {}),
-], ids=["no text", "few tokens", "deadline", "long answer", "flagged"])  # fmt: skip
+    ({"seed": 2}, {"x-edgeroute-deadline": "1500ms"}), ({"seed": 3}, {}), ({"seed": 4}, {}), ({"seed": 5}, {}),
+], ids=["no text", "few tokens", "deadline", "long answer", "flagged", "too dear", "too large"])  # fmt: skip
 def test_one_client_does_not_take_the_cloud_from_others(asked, headers):
     """What a request brings about is no fault of the endpoint: empty answers, little time, and more than fits into it."""
 
@@ -145,7 +145,9 @@ def test_one_client_does_not_take_the_cloud_from_others(asked, headers):
         begun = sse_reply(PARIS[:2], done=False).replace(b"Content-Length", b"X-Length")
         flagged = http_reply(b'{"error": {"message": "no", "metadata": {"flagged_input": "hello"}}}', status=403)
         empty = sse_reply(PARIS[:1] + PARIS[3:] if asked.items() <= body.items() else PARIS)
-        return {1: [None], 2: [begun, None], 3: flagged}.get(body.get("seed"), empty)
+        dear = http_reply(b'{"error": {"message": "This needs more credits, or fewer max_tokens."}}', status=402)
+        large = http_reply(b'{"error": {"message": "Request too large for m"}}', status=429, headers=[("Retry-After", "60")])
+        return {1: [None], 2: [begun, None], 3: flagged, 4: dear, 5: large}.get(body.get("seed"), empty)
 
     with CannedServer(answer) as far, serving(router(far, edge=None)) as url:
         for _ in range(FAULTS + 1):

@@ -57,6 +57,8 @@ NOT_FOUND, TOO_MANY, FAILED = 404, 429, 500
 _LONG = re.compile(
     r"context.{0,20}(length|size|window)|maximum context|prompt is too long|too many (input )?tokens", re.IGNORECASE
 )
+# Messages of a request that asks for more tokens than the account has: smaller ones may succeed.
+_TOO_MUCH = re.compile(r"request too large|tokens must be reduced|fewer max_tokens", re.IGNORECASE)
 _SPENT = {"insufficient_quota", "billing_hard_limit_reached"}  # codes of a key whose quota is used up
 # Type or code of an error within a stream -> the HTTP status that it would have had before.
 _STATUS = {
@@ -70,8 +72,8 @@ def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address)
     """Return the exception for a reply that is no success: a Refused with the status, and almost nothing of the server's text.
 
     Its message says if the prompt is too long, the model unknown, or the rate or quota used up; a used-up quota is not retriable.
-    A refusal by a moderation of the input does not count for the breaker. Logs as `check_status`. Raises AssertionError for a
-    success.
+    A refusal by a moderation of the input, or of too many tokens for the account, does not count for the breaker. Logs as
+    `check_status`. Raises AssertionError for a success.
     """
     try:
         check_status(reply, where, sent, address)
@@ -86,10 +88,14 @@ def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address)
             return Refused(
                 f"{where} answered 404: it has no model {model!r}, or its API has another path than the url", status=e.status
             )
-        if e.status == TOO_MANY:
+        asks_too_much = e.status < FAILED and _TOO_MUCH.search(str(error.get("message"))[:1000]) is not None
+        if e.status == TOO_MANY and not asks_too_much:
             return _too_many(where, error, e)
         details = error.get("metadata")
-        e.counts = not (isinstance(details, Mapping) and "flagged_input" in details)  # 403 of OpenRouter's moderation
+        is_flagged = isinstance(details, Mapping) and "flagged_input" in details  # 403 of OpenRouter's moderation
+        if asks_too_much:
+            e.retriable, e.retry_after_s = False, None
+        e.counts = not (is_flagged or asks_too_much)
         return e
     raise AssertionError("the reply is a success")
 

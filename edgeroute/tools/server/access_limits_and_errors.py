@@ -371,7 +371,7 @@ def parse_options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Optio
     """
     texts: dict[str, str] = {}
     for raw, value in headers:
-        if b"edgeroute" not in raw:
+        if b"edgeroute" not in raw and not raw.endswith(b"data-class"):  # misspelt otherwise, it would let private data leave
             continue
         name, text = raw[len(PREFIX) :].decode("latin-1"), value.decode("latin-1").strip()
         if not raw.startswith(PREFIX) or name not in NAMES:
