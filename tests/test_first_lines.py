@@ -121,7 +121,7 @@ STEPS = [
     ("google/vit-base", r"on a hub.*edge=pipeline\(model='google/vit-base'\)"), ("Qwen/Qwen2.5-0.5B", "on a hub"),
     ("hf://google/vit", "model='google/vit'"), ("https://huggingface.co/google/vit", "model='google/vit'"),
     ("https://huggingface.co/google/vit/resolve/main/model.onnx", "model='google/vit'"), ("m.xyz", "edgeroute.register"),
-    ("models/m.xyz", "edgeroute.register"), ("distilbert-base-uncased", r"on a hub.*model='distilbert-base-uncased'"),
+    ("https://example.com/m.onnx", "download it"), ("http://127.0.0.1:9/m.GGUF", "download it"), ("models/m.xyz", "edgeroute.register"), ("distilbert-base-uncased", r"on a hub.*model='distilbert-base-uncased'"),
 ]  # fmt: skip
 
 
