@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 from both import Tasks, Threads, running
 from commands import cli
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import Audit, BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
 from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
@@ -135,6 +136,30 @@ def test_other_ends_of_several_labels(tmp_path, operators):
     assert says(path) == "multilabel"
     with Router(path, threshold=0.6) as router:
         assert router.infer(np.array([3, -3, 3, 3], np.float32)).value == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("operator", "kind"), [("QLinearSigmoid", "multilabel"), ("QLinearSoftmax", "probabilities")])
+def test_quantised_operators_of_onnx_runtime(tmp_path, operator, kind):
+    """As those of ONNX: a quantised file ends in them and DequantizeLinear."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    more = {"opset": 13, "axis": -1} if operator == "QLinearSoftmax" else {}
+    nodes = [
+        node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        node(operator, ["q", "scale", "zero", "made", "low"], ["p"], domain="com.microsoft", **more),
+        node("DequantizeLinear", ["p", "made", "low"], ["y"]),
+    ]
+    constants = {"scale": np.float32(0.05), "zero": np.uint8(128), "made": np.float32(1 / 256), "low": np.uint8(0)}
+    graph = helper.make_graph(
+        nodes, "m", [value("x", TensorProto.FLOAT, ["n", 4])], [value("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path := tmp_path / "m.onnx")
+    assert says(path) == kind
+    with Router(path, threshold=0) as router:
+        answer = router.infer(X)
+    p = sigmoid(X) if kind == "multilabel" else softmax(X)
+    assert answer.confidence == pytest.approx(float(np.maximum(p, 1 - p).min() if kind == "multilabel" else p.max()), abs=0.02)
 
 
 def test_rounded_probabilities(make, tmp_path):
