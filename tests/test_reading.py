@@ -138,6 +138,25 @@ def test_other_ends_of_several_labels(tmp_path, operators):
         assert router.infer(np.array([3, -3, 3, 3], np.float32)).value == [0, 2, 3]
 
 
+@pytest.mark.parametrize("output", ["y", "logits"])
+def test_numbers_from_0_to_1_whose_kind_nothing_tells(tmp_path, output):
+    """May be several labels, which a softmax would make unsure: not ready, until the kind is written, or a name says logits."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [node("Sigmoid", ["x"], ["s"]), node("Mul", ["s", "less"], [output])]
+    given, made = [value("x", TensorProto.FLOAT, ["n", 4])], [value(output, TensorProto.FLOAT, ["n", 4])]
+    path = tiny.save(tmp_path / "m.onnx", nodes, given, made, [("less", np.float32(0.9))])
+    for edge, ok in (
+        (OnnxModel(path), output == "logits"),
+        (OnnxModel(path, labels=LABELS), output == "logits"),
+        (OnnxModel(path, kind="multilabel"), True),
+        (OnnxModel(path, kind="logits"), True),
+        (OnnxModel(path, score=lambda _: 0.5), True),
+    ):
+        with Router(edge, lambda x: "cloud", threshold=0.9) as router:
+            check = router.check()
+            assert (check.ok, 'write "output": {"kind": "multilabel"} in its card' in str(check)) == (ok, not ok)
+
+
 @pytest.mark.parametrize(("operator", "kind"), [("QLinearSigmoid", "multilabel"), ("QLinearSoftmax", "probabilities")])
 def test_quantised_operators_of_onnx_runtime(tmp_path, operator, kind):
     """As those of ONNX: a quantised file ends in them and DequantizeLinear."""

@@ -203,6 +203,11 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
                 f"{target.name} ends in an If, which does not tell what its output is, and it is read as a logit for each class, "
                 'by its form alone: write "output": {"kind": "logits"} in its card, or the kind that `edgeroute inspect` finds'
             )
+        elif _from_0_to_1(backend) and snapshot.policy.no_confidence == "defer":
+            yield (
+                f"{target.name} gives numbers from 0 to 1 that do not sum to 1, and are read as logits, by their form alone: "
+                'write "output": {"kind": "multilabel"} in its card if each is the probability of a label, or "logits"'
+            )
         elif (names := _unnamed(backend)) and snapshot.policy.no_confidence == "defer":
             yield (
                 f"{target.name} has {len(names)} outputs, of which {clean(names[0])} is read as a number for each class, by its "
@@ -240,6 +245,20 @@ def _ends_in_branches(backend: EdgeBackend) -> bool:
         return False
     operators = last_operators(path) if str(path).lower().endswith(".onnx") else {}
     return operators.get(member(backend.model, "output") or next(iter(operators), "")) == "If"
+
+
+def _from_0_to_1(backend: EdgeBackend) -> bool:
+    """Return True if several numbers between 0 and 1, as sigmoids give them for zeros, are read as logits by their form alone."""
+    answer, reader = backend.on_zeros, backend.reader
+    row = None if answer is None or answer.confidence is None or type(answer.value) is list else answer.outputs
+    named = reader.kind is not None or "logit" in reader.output_name().lower() or callable(reader.score)
+    return (
+        not named
+        and isinstance(row, np.ndarray)
+        and row.size > 1
+        and row.dtype.kind == "f"
+        and bool(((row > 0) & (row < 1)).all())
+    )
 
 
 def _unnamed(backend: EdgeBackend) -> list[str]:
