@@ -369,6 +369,25 @@ def test_a_device_keeps_to_the_fleets_budget(fleet, monkeypatch):
         wait_for(lambda: router.status().limits.usd_per_day == pytest.approx(50))
 
 
+@pytest.mark.parametrize(
+    "known", [{"since": "2027-11-01"}, {"since": "2026-11-01", "usage": {f"2027-11-0{day}": [9.0, 0.0] for day in range(1, 8)}}]
+)
+def test_a_clock_that_was_ahead_leaves_no_device_at_its_reserve(fleet, monkeypatch, known):
+    """Days that are to come are forgotten first, and what is used from now on counts, not in a year."""
+    clock = [datetime(2026, 11, 28, 12, tzinfo=timezone.utc).timestamp()]
+    monkeypatch.setattr("edgeroute.catalog.signed_policy_follower.now", lambda: clock[0])
+    fleet.publish(0.4)
+    _sign(fleet, BUDGET)
+    device = fleet.device()
+    (fleet.home / "device" / "fleet").mkdir(parents=True)
+    (fleet.home / "device" / "fleet" / "policy.json").write_text(json.dumps({"name": "shop", **known}))
+    with Router.from_policy(device, watch=True) as router:
+        wait_for(lambda: "2026-11-" in standing(fleet.home / "device").since)
+        clock[0] += 86_400
+        wait_for(lambda: "2026-11-28" in standing(fleet.home / "device").usage)
+        wait_for(lambda: router.status().limits.usd_per_day == pytest.approx(1.0))
+
+
 def _sign(fleet, budget):
     sign_files(fleet.catalog, {budget_target("shop"): json.dumps(budget).encode()}, keys=fleet.keys)
 
@@ -404,3 +423,20 @@ def test_a_budget_is_split_by_the_tables(fleet, tmp_path):
     assert len(signed_file(fleet.catalog, budget_target("shop"))) < 600  # bytes, whatever the number of devices
     for wrong in ("500", "usd", "-3usd", "5eur"):
         assert cli("fleet", "budget", *given, "--per-day", wrong)[0] == 2
+
+
+def test_a_device_that_lies_about_a_day_holds_no_budget_back(fleet, tmp_path):
+    """It says that it has spent a thousand times the budget, which its limit did not allow."""
+    pytest.importorskip("duckdb")
+    from commands import cli
+    from fleets import random_fleet, write_store
+
+    fleet.publish(0.4)
+    digests = list(random_fleet(40, 8, first=DAY))
+    digests[-1] = digests[-1]._replace(requests=tuple((*row[:7], 10**12, *row[8:]) for row in digests[-1].requests))
+    given = [write_store(tmp_path / "store", digests), "--name", "shop", "--catalog", fleet.catalog, "--keys", fleet.keys]
+    for day in (7, 8):
+        more = ["--per-day", "500usd", "--day", DAY + timedelta(days=day), "--json"]
+        code, out, err = cli("fleet", "budget", *given, *more)
+        assert code == 0, err
+    assert json.loads(out)["margins"] == {"usd_per_day": 0.0}

@@ -456,9 +456,11 @@ class Follower(ForkSafe):
         """
         known, today = standing(self._state), datetime.fromtimestamp(now(), timezone.utc).date()
         path, yesterday = self._home / f"{self.fleet.policy}.budget.json", (today - timedelta(days=1)).isoformat()
-        new = known if known.since else known._replace(since=today.isoformat())
-        if known.since and yesterday >= known.since and yesterday not in known.usage:
-            days = sorted([*known.usage.items(), (yesterday, self._spent())])
+        started = "" < known.since <= today.isoformat()  # else it is new, or the clock was ahead
+        new = known if started else known._replace(since=today.isoformat())
+        if started and yesterday >= known.since and yesterday not in known.usage:
+            days = [*known.usage.items(), (yesterday, self._spent())]
+            days.sort(key=lambda used: (used[0] <= yesterday, used[0]))  # days to come of a clock that was ahead go first
             new = known._replace(usage=dict(days[-WINDOW:]))
         text = read_bytes(path) if path.exists() else b""
         limits = limits_by(parse_json(text), new.usage, today.isoformat()) if text else {}

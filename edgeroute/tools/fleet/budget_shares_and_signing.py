@@ -126,7 +126,8 @@ def renew(
                 {"first": first, "through": through},
             ).fetchnumpy()
             if key in last.get("limits", {}):
-                margins[key] = next_margin(margins.get(key, 0.0), float(np.sum(rows["last"])), last["totals"].get(key, total))
+                spent = np.minimum(rows["last"], last["limits"][key]["most"]).sum()  # no device's limit was higher
+                margins[key] = next_margin(margins.get(key, 0.0), float(spent), last["totals"].get(key, total))
             if not len(rows["device"]):
                 raise BadInput(f"no digest is of {first} to {through}: a budget is split by the use of these days")
             here = rows["latest"] >= np.datetime64(through - timedelta(days=1))
