@@ -374,6 +374,21 @@ def test_a_damaged_page_of_a_table_is_named(tmp_path):
     assert sums(tmp_path) == expected([late, *digests[1:]])
 
 
+@pytest.mark.parametrize("table", ["requests", "digests"])
+def test_a_damaged_page_is_written_again_though_nothing_is_new(tmp_path, table):
+    """As the report's error says that collect does."""
+    digests = fleet(tmp_path)
+    collect(tmp_path)
+    path = tmp_path / "store" / table / "day=2026-11-02" / "rows.parquet"
+    data = bytearray(path.read_bytes())
+    data[10:400] = bytes(390)
+    path.write_bytes(data)
+    assert cli("fleet", "report", tmp_path / "store")[0] == 2
+    assert collect(tmp_path).added > 0
+    assert sums(tmp_path) == expected(digests)
+    assert cli("fleet", "report", tmp_path / "store")[0] == 0
+
+
 def test_no_sum_overflows(tmp_path):
     """Devices that tell the largest numbers that a digest may have do not stop the report."""
     digests = list(fleets.random_fleet(700, 1))

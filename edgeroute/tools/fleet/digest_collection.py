@@ -207,11 +207,22 @@ class _Run:
         set_aside(store, ends)
 
     def all(self) -> None:
-        """Read all digests, and write the tables; if the source fails, of those that were read, before the error is raised."""
+        """Read all digests, and write the tables; if the source fails, of those that were read, before the error is raised.
+
+        After an error of DuckDB, or where nothing is new, read the whole store; set damaged files aside and begin again.
+        """
+        error = None
         try:
             self._read()
+        except import_needed("duckdb", NEED).Error as e:
+            error = e
         finally:
             self._merge_if(1)
+        if (error or not self.added) and set_aside(self.store, damaged_files(self.store)):
+            self.refused, self.named, self.repeated = Counter(), [], 0
+            self.all()
+        elif error:
+            raise error
 
     def _read(self) -> None:
         """Read all digests as parts, in further processes if there are many; merge them each `MERGE` digests."""
