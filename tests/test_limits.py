@@ -12,11 +12,12 @@ import sys
 import threading
 from time import monotonic
 
+import numpy as np
 import pytest
 import routes
 from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
 
-from edgeroute import AsyncRouter, Function, Limits, OpenAIChat, PlainJson, Router
+from edgeroute import AsyncRouter, Audit, Cache, Function, Limits, OpenAIChat, Options, Outbox, PlainJson, Reading, Router
 from edgeroute.cloud import shared_spending_and_record as earlier
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
@@ -306,6 +307,32 @@ def test_an_event_loop_does_not_wait_for_the_ledger(tmp_path, monkeypatch, http)
         answer = asyncio.run(main(server.url))
     assert (answer.value, answer.degraded) == ("edge", True)
     assert all(opened)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_are_numbers(tmp_path, number):
+    """Prices, limits and a share that were computed cost no answer, and what was spent is known to the next start."""
+    cloud = Function(lambda _: ("cloud", 0.9), usd_per_call=number(1), joules_per_call=number(1))
+    limits = Limits(usd_per_day=number(2), calls_per_minute=number(50))
+    for source in ("cloud", "edge"):
+        options = {"state": tmp_path, "limits": limits, "audit": Audit(share=number(1), scene=np.int64(1))}
+        with Router(lambda _: ("edge", number(0)), cloud, threshold=0.5, **options) as router:
+            assert [router.infer(i).source for i in range(2)] == [source] * 2
+
+
+def test_seconds_of_numpy_are_pythons(tmp_path):
+    """A float32 has steps of two minutes as an instant of today, and of a second after 100 days of uptime."""
+    s = np.float32(3600)
+    address = PlainJson("http://127.0.0.1:9", timeout_s=s).address
+    outbox = Outbox(tmp_path / "o.db", ttl_s=s, spread_s=s, rate_per_s=s, max_bytes=np.int64(10**6), parallel=np.int64(2))
+    chat = OpenAIChat("http://127.0.0.1:9", model="m", between_s=s)
+    seconds = [address.timeout_s, outbox.ttl_s, outbox.spread_s, outbox.rate_per_s, chat.between_s]
+    assert [*map(type, seconds)] == [float] * 5
+    assert (type(outbox.max_bytes), type(outbox.parallel)) == (int, int)
+    cache = Cache(disk=tmp_path / "c.db", ttl_s=s, stale_if_offline_s=s, negative_ttl_s=s)
+    options = {"cache": cache, "options": Options(sensors=Reading, sensors_every=np.float32(1))}
+    with Router(lambda _: ("edge", 0.9), None, **options) as router:
+        assert [router.infer("x").source for _ in range(2)] == ["edge", "cache"]
 
 
 def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number
 from edgeroute.text.build_openai_requests import Chat, embedding_request
 from edgeroute.text.read_openai_replies import (
     FIELDS,
@@ -244,7 +244,7 @@ class OpenAIChat(OneByOne):
             path = path.removesuffix(route)
         self._base = path or BASE
         self.where = f"{self.address.origin}{self._base} ({clean(model, 80)})"
-        self.name, self.model, self.between_s, self.labels = name, model, between_s, label_names(labels)
+        self.name, self.model, self.between_s, self.labels = name, model, plain_number(between_s), label_names(labels)
         self.version = version
         self._stream, self._usage, self._logprobs = stream, usage, logprobs
         self._seen: set[str] = set()  # names and fingerprints of the models that have answered

@@ -20,7 +20,7 @@ from edgeroute.core.routing_policy import Terms
 from edgeroute.core.setting_units_and_ranges import Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number, plain_numbers
 
 
 class Call(NamedTuple):
@@ -135,7 +135,7 @@ def checked_terms(fields: dict[str, Any]) -> Terms:
     check_units(Terms, terms._asdict())
     if terms.max_concurrent != "auto":
         check_number("max_concurrent", terms.max_concurrent, least=1, whole=True)
-    return terms
+    return plain_numbers(terms)  # type: ignore[no-any-return]
 
 
 _PIN = re.compile(r"sha256/[A-Za-z0-9+/]{43}=")
@@ -236,7 +236,8 @@ class Address:
         if self.client not in (None, (None, None)) and (verify is not True or cert is not None):
             raise PolicyError(f"{self.origin}: verify= and cert= have no effect with client=: set them on the client")
         self.hidden: set[str] = set()  # password of the proxy, in the forms in which a text may quote it; `proxy_for` fills it
-        self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
+        self.timeout_s, self.retries = plain_number(timeout_s), plain_number(retries)
+        self.max_reply_bytes = plain_number(max_reply_bytes)
         for name in headers or {}:
             # Not quoted: it may be a whole header, with its value.
             if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):

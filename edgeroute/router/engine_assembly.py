@@ -78,6 +78,10 @@ def assemble(
         "audit": audit, "cache": cache, "instruments": instruments, "limits": limits, "metered": metered, "outbox": outbox,
         "sensors": sensors, "state": state, "trace": trace, **policy,
     })  # fmt: skip
+    if limits is not None or audit is not None:
+        from edgeroute.system.signature_settings_and_argument_checks import plain_numbers
+
+        limits, audit = plain_numbers(limits), plain_numbers(audit)
     folder = None if state is None else Path(state)
     engine = Engine(folder)
     engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST, native=True)

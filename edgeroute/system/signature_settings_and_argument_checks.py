@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from edgeroute.core.setting_units_and_ranges import Unit
 from edgeroute.errors import check_number
@@ -66,6 +66,19 @@ def check_units(of: Callable[..., Any], given: Mapping[str, Any], prefix: str = 
                 prefix + name, given[name],
                 least=unit.least, most=unit.most, above=unit.above, whole=unit.whole, infinite=unit.infinite,
             )  # fmt: skip
+
+
+N = TypeVar("N")
+
+
+def plain_number(value: N) -> N:
+    """Return a number of numpy as one of Python's: a float32 is too coarse for instants, and has no JSON. Others unchanged."""
+    return value.item() if type(value).__module__ == "numpy" else value  # type: ignore[attr-defined]
+
+
+def plain_numbers(values: Any) -> Any:
+    """Return a named tuple with its numbers as `plain_number` returns them. None stays None."""
+    return values and values._make(map(plain_number, values))
 
 
 _ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", re.MULTILINE)

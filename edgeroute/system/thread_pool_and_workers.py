@@ -301,7 +301,7 @@ class Worker(ForkSafe):
                 if pause is None and not self._wanted and not self._nudged:
                     self._thread = None
                     return
-                pause = self._first_s if pause is None else min(pause, threading.TIMEOUT_MAX)
+                pause = self._first_s if pause is None else min(float(pause), threading.TIMEOUT_MAX)  # not of numpy
                 self._changed.wait_for(lambda: self._nudged or self.closed, pause)
                 self._nudged = self._wanted = False
                 if self.closed and not self._last:

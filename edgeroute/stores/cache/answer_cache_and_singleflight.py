@@ -22,7 +22,7 @@ from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, per_process_of
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 # Disk tier of the answer cache: entries in a SQLite file shared by processes, written by a thread (write-behind).
@@ -273,6 +273,9 @@ class Cache(ForkSafe):
         clock: Callable[[], float] = now,
     ) -> None:
         check_units(Cache, locals())
+        max_bytes, disk_max_bytes = plain_number(max_bytes), plain_number(disk_max_bytes)
+        ages_s = ttl_s, stale_while_revalidate_s, stale_if_offline_s, negative_ttl_s
+        ttl_s, stale_while_revalidate_s, stale_if_offline_s, negative_ttl_s = map(plain_number, ages_s)
         self.never, self.semantic = never, semantic
         self._max_bytes, self._ttl_s, self._negative_ttl_s, self._clock = max_bytes, ttl_s, negative_ttl_s, clock
         self._renewing_s, self._offline_s = ttl_s + stale_while_revalidate_s, ttl_s + stale_if_offline_s

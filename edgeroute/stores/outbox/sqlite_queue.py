@@ -40,7 +40,7 @@ from edgeroute.stores.outbox.outbox_entries import (
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, to_json_types
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 
@@ -297,8 +297,9 @@ class Outbox(Listing):
         if drop not in get_args(Drop):
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
         check_units(Outbox, locals())
-        self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
-        self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
+        self.path, self.drop_policy, self.clock, self.ordered = Path(path), drop, clock, ordered
+        self.max_bytes, self.parallel = plain_number(max_bytes), plain_number(parallel)
+        self.ttl_s, self.spread_s, self.rate_per_s = plain_number(ttl_s), plain_number(spread_s), plain_number(rate_per_s)
         self._database = Database(self.path, tables.SCHEMA, durable=True, lenient=True)
         self._group = GroupCommit(self._write)
         self._plausible = -1  # total size up to which the stored count is trusted, bytes
