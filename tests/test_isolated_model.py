@@ -322,6 +322,14 @@ def test_its_memory_is_limited(isolated):
 FORGED = 'root ::= "\x1b]0;OWNED\x07" (\n{"level": "error", "message": "forged"}\nPATIENT-JOHN-DOE'
 
 
+def test_a_prompt_for_which_its_memory_is_too_small(isolated):
+    """Is no fault of the request: the cloud is asked."""
+    model = isolated()
+    with Router(model, lambda _: "far", threshold=0.0) as router:
+        answer = router.infer({"messages": [{"role": "user", "content": "word " * 4_000_000}]})
+    assert (answer.source, answer.degraded) == ("cloud", False)
+
+
 @pytest.mark.parametrize("verbose", [False, True])
 def test_no_client_writes_into_the_log(isolated, capfd, caplog, verbose):
     """llama.cpp quotes a grammar that it does not take: nothing of that is printed; with `verbose` in printable lines that are no records."""

@@ -552,7 +552,7 @@ def failure(
     """Return the exception for an error that a runtime reports; log the text of a server at level DEBUG, unless it has a secret.
 
     `Unfit` for a prompt that is too long, or a request with parts that are not supported; `BadInput` for one that the caller
-    wrote and the server refuses; else `ModelError`.
+    wrote and the server refuses, but not for lack of memory; else `ModelError`.
 
     Args:
         error: the error in OpenAI's JSON.
@@ -578,6 +578,6 @@ def failure(
         named = [key for key in _KEYS if sent and key in sent and _ALIASES.get(key, key) in text] if own else []
         codes = quote(json_dumps(dict(error), repr), json_dumps(sent or {}, repr), secrets or ())
         reason = f"it is about {', '.join(named)}" if named else codes or (UNQUOTED if text else "it does not say what")
-    if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
+    if own and error.get("code") == 400 and "bad_alloc" not in text:  # noqa: PLR2004 - HTTP's "bad request", also without HTTP
         return BadInput(f"{where} does not take the request: {reason}{more}")
     return ModelError(f"{where} gave no answer: {reason}{more}")
