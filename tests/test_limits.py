@@ -335,6 +335,23 @@ def test_seconds_of_numpy_are_pythons(tmp_path):
         assert [router.infer("x").source for _ in range(2)] == ["edge", "cache"]
 
 
+def test_a_program_that_changes_its_folder_stays_with_its_files(tmp_path, monkeypatch):
+    """Paths are those of the folder in which a router was made: else a limit would begin at zero, and the ledger be divided."""
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(tmp_path)
+    cloud = Function(lambda _: ("cloud", 0.9), usd_per_call=1.0)
+    options = {"threshold": 0.5, "state": "state", "limits": Limits(usd_per_day=3.0), "trace": "t.jsonl"}
+    with Router(unsure, cloud, cache=Cache(disk="c.db"), outbox=Outbox("o.db"), offline="queue", **options) as router:
+        router.infer(1)
+        monkeypatch.chdir(there)
+        assert [router.infer(x).source for x in (2, 3, 4)] == ["cloud", "cloud", "edge"]
+    assert not [*there.iterdir()]
+    monkeypatch.chdir(tmp_path)
+    with Router(unsure, cloud, **options) as router:
+        assert router.infer(5).source == "edge"
+
+
 def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp_path, monkeypatch):
     """A service that begins before the network has told the time writes how far its clock was behind."""
     today = 1_700_000_000.0

@@ -60,7 +60,7 @@ class Trace(Instrument):
 
             self._keep = keep
             packs = self._pack if format == "parquet" else None
-            journal = Journal(Path(to), max_bytes=max_bytes, keep=max(keep, 3) if packs else keep, rotated=packs)
+            journal = Journal(Path(to).absolute(), max_bytes=max_bytes, keep=max(keep, 3) if packs else keep, rotated=packs)
             self._write, self._close = journal.append, journal.close
 
     def request_ended(self, ended: RequestEnded) -> None:

@@ -82,7 +82,7 @@ def assemble(
         from edgeroute.system.signature_settings_and_argument_checks import plain_numbers
 
         limits, audit = plain_numbers(limits), plain_numbers(audit)
-    folder = None if state is None else Path(state)
+    folder = None if state is None else Path(state).absolute()  # the program may change its working directory
     engine = Engine(folder)
     engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST, native=True)
     engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)

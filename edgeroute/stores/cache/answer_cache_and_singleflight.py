@@ -280,7 +280,7 @@ class Cache(ForkSafe):
         self._max_bytes, self._ttl_s, self._negative_ttl_s, self._clock = max_bytes, ttl_s, negative_ttl_s, clock
         self._renewing_s, self._offline_s = ttl_s + stale_while_revalidate_s, ttl_s + stale_if_offline_s
         keep_s = max(self._renewing_s, self._offline_s)
-        self._disk = None if disk is None else Disk(Path(disk), disk_max_bytes, keep_s, clock)
+        self._disk = None if disk is None else Disk(Path(disk).absolute(), disk_max_bytes, keep_s, clock)
         if semantic is not None:
             semantic.ttl_s, semantic.clock = ttl_s, clock
 

@@ -297,7 +297,7 @@ class Outbox(Listing):
         if drop not in get_args(Drop):
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
         check_units(Outbox, locals())
-        self.path, self.drop_policy, self.clock, self.ordered = Path(path), drop, clock, ordered
+        self.path, self.drop_policy, self.clock, self.ordered = Path(path).absolute(), drop, clock, ordered
         self.max_bytes, self.parallel = plain_number(max_bytes), plain_number(parallel)
         self.ttl_s, self.spread_s, self.rate_per_s = plain_number(ttl_s), plain_number(spread_s), plain_number(rate_per_s)
         self._database = Database(self.path, tables.SCHEMA, durable=True, lenient=True)
