@@ -295,9 +295,12 @@ def test_two_runs_do_not_bet_at_once_and_damage_is_named(usual, tmp_path):
     store.add(28)
     with pytest.raises(StoreError, match="is missing"):
         look(store.folder)
-    (store.folder / "alarm" / "state.json").write_text('{"version": 1}')
-    with pytest.raises(StoreError, match="is damaged"):
-        FleetAlarms(store.folder)
+    state = json.loads((store.folder / "alarm" / "state.json").read_text())
+    [stream] = state["streams"].values()
+    for damaged in ({"version": 1}, {**state, "closed": 10**9}, {**state, "streams": {"a b": {**stream, "first": "x"}}}):
+        (store.folder / "alarm" / "state.json").write_text(json.dumps(damaged))
+        with pytest.raises(StoreError, match="is damaged"):
+            FleetAlarms(store.folder)
 
 
 # The certificate.

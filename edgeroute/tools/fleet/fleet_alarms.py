@@ -529,7 +529,8 @@ def _state(path: Path) -> dict[str, Any]:
             PooledDrift.load(test["daily"]), PooledDrift.load(test["weekly"])
         if state["version"] != _VERSION or type(state["closed"]) not in {int, type(None)}:
             raise ValueError(f"version {state['version']}")  # noqa: TRY301 - one message for all that may be wrong
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as e:
+        [day_of(day) for day in (state["closed"] or 0, *(stream["first"] for stream in state["streams"].values()))]
+    except (OSError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise StoreError(f"{path} is damaged: restore it, or remove {path.parent} to begin anew") from e
     return dict(state)
 
