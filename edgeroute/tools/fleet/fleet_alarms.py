@@ -106,7 +106,11 @@ class FleetAlarms:
             raise StoreError(f"{self._folder} cannot be written, where looks are remembered: {e.strerror}") from e
         if not taken:
             raise StoreError(f"{self._lock.path}: another run of fleet alarm reads this store: try again later")
-        self._state = _state(self._folder / "state.json")
+        try:
+            self._state = _state(self._folder / "state.json")
+        except StoreError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the lock and the connection."""
