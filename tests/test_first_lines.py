@@ -89,6 +89,23 @@ def test_labels_with_scores_are_answers_on_both_sides(kind, result):
         assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "cloud")
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"labels": 3, "scores": 0.5},
+        {"labels": ["cat", "dog", "cow"], "scores": [0.9]},
+        [{"label": "dog", "score": None}, {"label": "cat", "score": 0.9}],
+    ],
+)
+def test_other_labels_with_scores_are_the_value_itself(kind, result):
+    """No score is the best of them, or there is not one for each label: they have no confidence."""
+    with kind(lambda _: result, unsure, threshold=0.5, no_confidence="accept") as router:
+        answer = router.infer("x")
+        assert (answer.value, answer.confidence, answer.source) == (result, None, "edge")
+    with kind(unsure, lambda _: result, threshold=0.5) as router:
+        assert (router.infer("x").value, router.infer("x").source) == (result, "cloud")
+
+
 def test_an_awaited_label_with_its_score():
     async def pipeline(_):
         return [{"label": "cat", "score": 0.9}]
@@ -295,7 +312,7 @@ def test_rows_in_every_form_are_read_by_name(kind, machine):
 
 
 def test_an_estimator_that_is_not_fitted(kind):
-    """Is refused as the router is made, and not by each request; one whose fit leaves no classes is taken."""
+    """Is refused as the router is made, and not by each request; one whose fit leaves no classes, or nothing, is taken."""
     linear_model, pipeline = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.pipeline")
     base = pytest.importorskip("sklearn.base")
     for model in (linear_model.LogisticRegression(), pipeline.make_pipeline(linear_model.LogisticRegression())):
@@ -310,7 +327,11 @@ def test_an_estimator_that_is_not_fitted(kind):
         def predict_proba(self, rows):
             return [[0.1, 0.9] for _ in rows]
 
-    for model in (Outliers(), pipeline.make_pipeline(Outliers())):
+    class Rule(Outliers):
+        def fit(self, rows, y=None):
+            return self
+
+    for model in (Outliers(), pipeline.make_pipeline(Outliers()), Rule()):
         with kind(model.fit([[1.0]]), unsure, threshold=0.5) as router:
             assert router.infer([9.0]).value == 1
 

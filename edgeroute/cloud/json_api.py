@@ -127,9 +127,8 @@ class PlainJson(OneByOne):
         document = loads(reply.body, self.where)
         if self.logits is not None:
             return [self._numbers(document, self.logits)]
-        with suppress(TypeError):  # labels or scores of other types are no pipeline's
-            if self.value == "value" and type(best := best_label(document)) is tuple:
-                document = {"value": best[0], "confidence": best[1]}
+        if self.value == "value" and type(best := best_label(document)) is tuple:
+            document = {"value": best[0], "confidence": best[1]}
         sure = None if self.confidence is None else self._pick(document, self.confidence, optional=True)
         if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
             raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")

@@ -243,17 +243,18 @@ def best_label(result: Any) -> Any:
     """
     rows = result if isinstance(result, list) else [result]
     rows = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
-    if (
-        len(rows) == 1
-        and isinstance(rows[0], dict)
-        and rows[0].keys() in ({"labels", "scores"}, {"sequence", "labels", "scores"})
-    ):
-        named = zip(rows[0]["labels"], rows[0]["scores"], strict=False)
-        rows = [{"label": label, "score": score} for label, score in named]
-    for name, keys in (("label", {"label", "score"}), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
-        if rows and all(isinstance(row, dict) and {name, "score"} <= row.keys() <= {name, "score", *keys} for row in rows):
-            best = max(rows, key=lambda row: row["score"])
-            return best[name], best["score"]
+    with suppress(TypeError, ValueError):  # scores that have no order, or no lists of one length: no pipeline's
+        if (
+            len(rows) == 1
+            and isinstance(rows[0], dict)
+            and {"labels", "scores"} <= rows[0].keys() <= {"sequence", "labels", "scores"}
+        ):
+            named = zip(rows[0]["labels"], rows[0]["scores"], strict=True)
+            rows = [{"label": label, "score": score} for label, score in named]
+        for name, keys in (("label", ()), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
+            if rows and all(isinstance(row, dict) and {name, "score"} <= row.keys() <= {name, "score", *keys} for row in rows):
+                best = max(rows, key=lambda row: row["score"])
+                return best[name], best["score"]
     return result
 
 

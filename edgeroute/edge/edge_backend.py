@@ -249,7 +249,8 @@ class EdgeBackend(AbandonedRuns):
                 raise
             self.reader.check_embedding()
             self.doubt = f"{NOT_CHECKED}: for zeros of one size, {e}"  # of another size they may fit
-        if self.reader.kind is None and are_probabilities(outputs):  # nearly, as of rounded numbers
+        as_logits = not callable(self.reader.score) or getattr(self.reader.score, "of_logits", False)
+        if self.reader.kind is None and as_logits and are_probabilities(outputs):  # nearly, as of rounded numbers
             raise ModelError(probabilities_warning(self.model.name))
 
     def _check_declared(self) -> None:

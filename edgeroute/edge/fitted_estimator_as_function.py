@@ -146,11 +146,10 @@ def _by_name(x: Any, columns: list[str]) -> Mapping[str, Any]:
 
 
 def _is_fitted(estimator: Any) -> bool:
-    """Return False for an estimator of scikit-learn's kind that was not fitted."""
-    if hasattr(estimator, "classes_") or not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
-        return True
-    says = getattr(estimator, "__sklearn_is_fitted__", lambda: any(name.endswith("_") for name in vars(estimator)))
-    return bool(says())
+    """Return False for one that says so itself, or one of scikit-learn's own classes without the attributes that `fit` sets."""
+    if hasattr(estimator, "__sklearn_is_fitted__"):
+        return bool(estimator.__sklearn_is_fitted__())
+    return not type(estimator).__module__.startswith("sklearn.") or any(name.endswith("_") for name in vars(estimator))
 
 
 def _is_finite(value: Any) -> bool:
