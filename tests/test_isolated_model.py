@@ -322,6 +322,29 @@ def test_its_memory_is_limited(isolated):
 FORGED = 'root ::= "\x1b]0;OWNED\x07" (\n{"level": "error", "message": "forged"}\nPATIENT-JOHN-DOE'
 
 
+LOOP = {"$ref": "#/$defs/a"}
+TREE = {"type": "object", "properties": {"below": LOOP}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken"),
+    [
+        ({"allOf": [LOOP], "$defs": {"a": LOOP}}, False),
+        ({"allOf": [LOOP], "$defs": {"a": {"$ref": "#/$defs/b"}, "b": LOOP}}, False),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, False),
+        ({**LOOP, "$defs": {"a": TREE}}, True),
+    ],
+)
+def test_a_schema_that_llama_cpp_cannot_read(isolated, schema, taken):
+    """Is refused before it ends the process, or holds it."""
+    model = isolated()
+    model.run_one("hi")
+    (before,) = children()
+    with contextlib.nullcontext() if taken else pytest.raises(BadInput, match="response_format"):
+        model.run_one({"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}})
+    assert children() == [before]
+
+
 def test_a_prompt_for_which_its_memory_is_too_small(isolated):
     """Is no fault of the request: the cloud is asked."""
     model = isolated()

@@ -145,6 +145,7 @@ MOST_CONTEXT = 4096  # tokens of context, unless a number is given; a model may 
 MOST_ENDS, ENDS_S = 5, 60.0  # times that the process of a model may end within so many seconds, and is started again
 # Most nested parentheses of a grammar: llama.cpp reads them by recursion, and ends the process on a stack overflow.
 MOST_PARENTHESES = 200
+MOST_REFERENCES = 50  # most references of a schema that lead from one to the next
 # Keys of a request that llama.cpp's server sets by the template, and trusts.
 NOT_THE_CALLERS = ("chat_format", "chat_parser", "grammar_lazy", "grammar_triggers", "preserved_tokens")
 
@@ -413,10 +414,12 @@ def _too_nested(grammar: str) -> bool:
 
 
 def _impossible_limits(form: Any) -> str:
-    """Return a text on a part of a schema whose least length exceeds its most, to which llama.cpp counts for ever.
+    """Return a text on a part of a format that llama.cpp cannot read; empty: there is none.
 
-    Empty: there is no such part.
+    A least length above the most, to which it counts for ever; or references that lead to each other, which end its process.
     """
+    inner = form.get("json_schema") if isinstance(form, Mapping) else None
+    schema = (inner if isinstance(inner, Mapping) else form if isinstance(form, Mapping) else {}).get("schema")
     left = [form]
     while left:
         part = left.pop()
@@ -425,4 +428,12 @@ def _impossible_limits(form: Any) -> str:
             least, most = part.get(f"min{what}"), part.get(f"max{what}")
             if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
                 return f"min{what} is {least}, and max{what} {most}"
+        for _ in range(MOST_REFERENCES):
+            if not (isinstance(part, Mapping) and isinstance(path := part.get("$ref"), str)):
+                break
+            part = schema
+            for key in path.split("/")[1:]:
+                part = part.get(key) if isinstance(part, Mapping) else None
+        else:
+            return "references lead to each other"
     return ""
