@@ -683,6 +683,30 @@ def test_reload_drops_what_is_gone(policy, tmp_path):
         assert [leg.name for leg in router.stats().legs] == ["edge"]
 
 
+def test_a_reload_reads_the_file_that_was_named(tmp_path, monkeypatch):
+    """A program that changes its working directory gets no other policy, whose rules let more leave."""
+    text, sent = 'threshold = 0.5\n[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n[egress]\n{} = ["chat"]\n', []
+    (there := tmp_path / "there").mkdir()
+    (tmp_path / "policy.toml").write_text(text.format("never_leave"))
+    (there / "policy.toml").write_text(text.format("may_leave"))
+    monkeypatch.chdir(tmp_path)
+    with Router.from_policy("policy.toml", edge=lambda _: ("edge", 0.1), cloud=lambda x: sent.append(x) or "cloud") as router:
+        monkeypatch.chdir(there)
+        router.reload()
+        assert router.infer(1, data_class="chat").source == "edge"
+    assert sent == []
+
+
+def test_a_model_is_read_where_it_was_named(tmp_path, monkeypatch):
+    """At its first use, from whatever directory the program works in by then."""
+    tiny.linear(tmp_path / "m.onnx", classes=2)
+    (there := tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Router("m.onnx", None) as router:
+        monkeypatch.chdir(there)
+        assert router.infer(X).value == 1
+
+
 def test_a_policy_that_cannot_be_used_leaves_the_old_one(policy):
     """reload() raises, and the router goes on as before."""
     with Router.from_policy(policy) as router:

@@ -68,7 +68,7 @@ class LoadsLate(ForkSafe, ABC):
     closes_after_runs = True
 
     def __init__(self, path: str | Path, card: str | Path | Literal[False] | None, sha256: str | None) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # it is read at the first use, and the working directory may change
         self.card = Card.beside(self.path, card)
         self.name = self.card.name or self.path.stem
         self.downgraded: str | None = None

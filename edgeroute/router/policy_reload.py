@@ -95,7 +95,7 @@ class PolicyFile:
     """
 
     def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
-        self.path, self._more = path, more
+        self.path, self._file, self._more = path, path.absolute(), more  # the working directory may change
         self._seen = file_stamp(path)  # before reading it: later changes are detected
         self._worker: Worker | None = None
         self._follower: Follower | None = None
@@ -115,7 +115,7 @@ class PolicyFile:
 
         functions = {key: self._more[key] for key in ("consent", "redact", "data_class") if key in self._more}
         given = [key for key in ("edge", "cloud", "threshold", "state") if self._more.get(key) is not None]
-        policy = settings.load(self.path, given, complete=True, state=self._more.get("state"))
+        policy = settings.load(self._file, given, complete=True, state=self._more.get("state"))
         if "state" in self._more:
             policy = policy.with_state(self._more["state"])
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
@@ -126,7 +126,7 @@ class PolicyFile:
             else:
                 log.warning("%s: [fleet] policy is followed only with watch=True: no order of the owner comes here", self.path)
         try:
-            arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
+            arguments: dict[str, Any] = policy.arguments(self._file.parent, **functions)
         except EdgerouteError as e:
             raise type(e)(f"{self.path}: {e}") from e
         merged = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
@@ -205,8 +205,8 @@ class PolicyFile:
 
         if "state" in self._more and self._more["state"] is None:
             return
-        state = state_folder(read_policy(self.path), self.path.parent, self._more.get("state"))
-        self._follower = None if state is None else Follower(self.path.parent, state)
+        state = state_folder(read_policy(self._file), self._file.parent, self._more.get("state"))
+        self._follower = None if state is None else Follower(self._file.parent, state)
 
     def follow(self, reload: Callable[[], Callable[[], object] | None], engine: Engine) -> None:
         """Start a thread that follows the signed policy, if the file names one, and set `engine.signed`, which returns its state.
@@ -239,7 +239,7 @@ class PolicyFile:
         Return the seconds until the next check. A file that is missing for a moment is no change. Raises what the reload raises;
         the change is noted before, so such a reload is repeated only after the next change.
         """
-        now = file_stamp(self.path)
+        now = file_stamp(self._file)
         if self._activated() or (now is not None and now != self._seen):
             self._seen = now or self._seen
             if (call := reload()) is not None:
