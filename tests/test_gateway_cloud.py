@@ -59,12 +59,14 @@ def test_what_does_not_leave():
         {"type": "file", "file": {"file_id": "file-of-the-policys-account", "filename": "a.txt"}},
         {"type": "text", "text": "there", "image_url": [{"file_id": "file-2"}]},
         {"type": "file", "file": {"file_data": {"file_id": "file-3"}, "filename": "b.txt"}},
+        [{"file_id": "file-6"}],
     ]
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     odd_call = {**call, "server_url": "a", "web_search": {}, "function": {**call["function"], "strict": True}}
     hello = [
         {"role": "user", "content": parts, "prefix": True, "name": {"file_id": "file-4"}},
         {"role": "assistant", "content": None, "tool_calls": [odd_call], "refusal": [{"file_id": "file-5"}]},
+        {"role": "assistant", "content": "hi", "tool_calls": {"file_id": "file-7"}},
     ]
     with CannedServer(sse_reply(PARIS)) as far, serving(router(far, edge=None), allow=["min_tokens"]) as url:
 
@@ -77,6 +79,7 @@ def test_what_does_not_leave():
             message = reply.json()["error"]["message"]
             assert repr(key) in message
             assert f'[gateway] allow = ["{key}"]' in message
+        assert ask(messages=[{"role": "user", "content": {"file_id": "file-8"}}]).status_code == 400
         assert far.requests == []
         more = {"store": True, "metadata": {"a": "b"}, "functions": None, "min_tokens": 5, "messages": hello}
         assert ask(**more).status_code == 200
@@ -92,6 +95,7 @@ def test_what_does_not_leave():
     assert sent["messages"] == [
         {"role": "user", "content": kept},
         {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "content": "hi"},
     ]
 
 

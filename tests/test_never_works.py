@@ -176,7 +176,7 @@ def test_a_threshold_below_that_of_a_guess(make, small, threshold, passes):
     """One of three classes has at least a third."""
     router = make(small, lambda x: ("a", 0.9), threshold=threshold)
     lines = never(router)
-    assert [("with 3 classes it is at least 0.333" in line) for line in lines] == [True] * passes
+    assert [("with 3 classes a confidence is at least 0.333" in line) for line in lines] == [True] * passes
     assert router.infer(np.zeros(4, np.float32)).source == ("edge" if passes else "cloud")
 
 
@@ -209,7 +209,9 @@ def test_decisions_have_a_confidence_of_at_least_a_half(make, model, floor):
     """Of labels and boxes, which each are or are not: no threshold up to it defers any."""
     for threshold in (0.5, 0.51):
         lines = never(make(CallableModel(lambda x: [0.5], **model), sure, threshold=threshold))
-        assert ["passes its threshold, 0.5: " in line for line in lines] == ([True] if threshold <= floor else [])
+        assert ["passes its threshold, 0.5: a confidence is at least 0.5." in line for line in lines] == (
+            [True] if threshold <= floor else []
+        )
 
 
 def test_variants_and_trials(make, small):

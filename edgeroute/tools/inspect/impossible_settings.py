@@ -214,9 +214,10 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
                 "form alone: write output and kind in its card, as `edgeroute inspect` finds them"
             )
         elif not target.certified and max(given) <= (floor := -INF if scored_before or not unit else _least(backend)):
-            classes = f": with {round(1 / floor)} classes it is at least {floor:.3g}" if floor > 0 else ""
+            classes = f"with {round(1 / floor)} classes " if 0 < floor < 0.5 else ""  # noqa: PLR2004 - of two, or of each decision
+            least = f": {classes}a confidence is at least {floor:.3g}" if floor > 0 else ""
             yield (
-                f"every answer of {target.name} passes its threshold, {max(given):g}{classes}. No input goes on unless it fails: "
+                f"every answer of {target.name} passes its threshold, {max(given):g}{least}. No input goes on unless it fails: "
                 'write a higher one, as `edgeroute calibrate` finds it, or mode = "only_edge"'
             )
 

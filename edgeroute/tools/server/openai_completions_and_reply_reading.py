@@ -200,23 +200,31 @@ def client_messages(messages: Any) -> list[dict[str, Any]]:
     """Return copies of a chat's messages with the keys in `MESSAGE`, in their parts those in `PART`, in calls those in `CALL`.
 
     Raises:
-        BadInput: it is no list of one or more objects, or messages, parts and calls of tools are more than 2,048 together.
+        BadInput: it is no list of one or more objects, a `content` is no text or list, or messages, parts and calls of tools are
+            more than 2,048 together.
     """
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+    if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
     lists = [part for message in messages for key in ("content", "tool_calls") if isinstance(part := message.get(key), list)]
     if len(messages) + sum(map(len, lists)) > MOST_MESSAGES:
         raise BadInput(f"messages has more than {MOST_MESSAGES} messages, parts and calls: send the last ones, or fewer")
     lists_of: dict[str, Mapping[str, Collection[str]]] = {"content": PART, "tool_calls": CALL}
     kept = [
-        {key: value for key, value in message.items() if key in lists_of or (key in MESSAGE and isinstance(value, str))}
+        {key: x for key, x in message.items() if key in MESSAGE and isinstance(x, str | list | None if key in lists_of else str)}
         for message in messages
     ]
     for message in kept:
         for key, keys in lists_of.items():
             if isinstance(parts := message.get(key), list):
-                message[key] = [_kept(part, keys) if isinstance(part, dict) else part for part in parts]
+                message[key] = [
+                    _kept(part, keys) if isinstance(part, dict) else part for part in parts if isinstance(part, dict | str)
+                ]
     return kept
+
+
+def _is_message(x: Any) -> bool:
+    """Return True for an object whose `content` is a text, a list, null or missing."""
+    return isinstance(x, dict) and isinstance(x.get("content"), str | list | None)
 
 
 def _kept(part: Mapping[str, Any], keys: Mapping[str, Collection[str]]) -> dict[str, Any]:
