@@ -23,7 +23,7 @@ from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Re
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
-from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError
+from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError, Unreachable
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 from edgeroute.types import Spent, StopToken
@@ -325,8 +325,8 @@ class Exchange:
     __slots__ = (
         "__weakref__", "_admitted", "_again", "_attempts", "_call_usd", "_due_usd", "_going", "_guard", "_made", "_moved",
         "_number", "_open", "_paid", "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "answers", "begun",
-        "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late", "off_loop", "received", "refused",
-        "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
+        "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late", "left", "off_loop", "received",
+        "refused", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -356,6 +356,7 @@ class Exchange:
         self._tokens_usd = self._call_usd = 0.0
         self._due_usd = 0.0  # cost of the call that the next attempt is to pay, as nothing of the last one was sent
         self._going = self._open = self.late = False
+        self.left = False  # True from its end on: a thread that still books an attempt returns the cost
         self._attempts = self._made = self._moved = self._size = 0
         # Number of the attempt under way, 0 if its beginning was not reported; and how often the same was sent before.
         self._number = self._again = 0
@@ -368,6 +369,7 @@ class Exchange:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.left = True
         self._guard.rules.leave(self.slot)
         if self._going:  # interrupted or cancelled within it
             self._report(0, error, None, cut=not isinstance(error, Exception))
@@ -412,6 +414,7 @@ class Exchange:
 
         Raises:
             Held: a limit forbids it, or for a repeated attempt the breaker, or a booking or the ledger cannot be written.
+            Unreachable: the exchange has ended meanwhile, so nothing is sent; the cost is returned.
         """
         guard, again, probe, calls = self._guard, self._attempts > 0, self.rule == NO_DATA, 0
         if self._unpaid and not self._paid:
@@ -440,6 +443,9 @@ class Exchange:
                 if not (again or probe):
                     guard.count_rejected("ledger")
                 raise self._rejection_error("ledger", f"what is not in the egress ledger does not leave ({e})") from e
+        if self.left:
+            guard.spending.settle(cost, Cost(), process.now())
+            raise Unreachable("it was cancelled")
         self._call_usd, self._due_usd = guard.rules.terms.usd_per_call if self._unpaid else self._due_usd, 0.0
         if self._unpaid:
             self._unpaid = False
