@@ -73,13 +73,14 @@ def test_a_router_prints_its_targets_and_thresholds():
     ],
 )
 def test_labels_with_scores_are_answers_on_both_sides(kind, result):
-    """As pipelines give them: of a list the best one. A URL's reply in that form is read alike."""
-    with (
-        CannedServer(http_reply(json.dumps(result).encode())) as server,
-        kind(unsure, PlainJson(server.url), threshold=0.5) as router,
-    ):
-        answer = router.infer("x")
-        assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "cloud")
+    """As pipelines give them: of a list the best one. A URL's reply in that form is read alike, also by the score's own path."""
+    for path in ("confidence", "score"):
+        with (
+            CannedServer(http_reply(json.dumps(result).encode())) as server,
+            kind(unsure, PlainJson(server.url, confidence=path), threshold=0.5) as router,
+        ):
+            answer = router.infer("x")
+            assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "cloud")
     with kind(lambda _: result, unsure, threshold=0.5) as router:
         answer = router.infer("x")
         assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "edge")

@@ -124,14 +124,14 @@ class PlainJson(OneByOne):
         Raises:
             BadReply: the body is no JSON, a path is missing, or a value has the wrong type.
         """
-        document = loads(reply.body, self.where)
+        document, path = loads(reply.body, self.where), self.confidence
         if self.logits is not None:
             return [self._numbers(document, self.logits)]
         if self.value == "value" and type(best := best_label(document)) is tuple:
-            document = {"value": best[0], "confidence": best[1]}
-        sure = None if self.confidence is None else self._pick(document, self.confidence, optional=True)
+            document, path = {"value": best[0], "confidence": best[1]}, path and "confidence"
+        sure = None if path is None else self._pick(document, path, optional=True)
         if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
-            raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")
+            raise BadReply(f"{self.where}: {path!r} is {type(sure).__name__}, not a number")
         return [(self._pick(document, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
