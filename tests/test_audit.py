@@ -656,6 +656,31 @@ def test_what_the_caller_makes_of_its_answer_is_not_compared(tmp_path):
     assert [line["agrees"] for line in read(tmp_path / "audit.jsonl")] == [True] * 3
 
 
+class Uncopied:
+    """A value that has no copy, as one with a lock or an open file."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("it has no copy")
+
+    def __eq__(self, other):
+        return type(other) is Uncopied
+
+    def __hash__(self):
+        return 0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_value_that_has_no_copy_is_compared(tmp_path, labelled, caplog):
+    """As it is by then: an audit without a copy says more than none."""
+    options = {"threshold": 0.5, "audit": Audit(share=1.0, labelled=labelled), "state": tmp_path}
+    with Router(lambda _: (Uncopied(), 0.9), lambda _: (Uncopied(), 0.9), **options) as router:
+        for x in range(3):
+            router.infer(x)
+        idle(router)
+    assert [line["agrees"] for line in read(tmp_path / "audit.jsonl")] == [True] * 3
+    assert not caplog.records
+
+
 def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(certificate, tmp_path):
     """Nor is it counted once more for the same: a reload is no reason for an alarm."""
     certificate.save(tmp_path / "c.json")

@@ -315,6 +315,23 @@ def test_values_that_cannot_be_compared_touch_no_answer(caplog):
     assert caplog.text.count("cannot be compared") == 1
 
 
+class Uncopied:
+    """A value that has no copy, as one with a lock or an open file."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("it has no copy")
+
+
+def test_values_that_have_no_copy_are_compared_with_a_hidden_cloud(caplog):
+    clouds = {"cloud": always(Uncopied()), "trial": always("cat")}
+    with router_of(tried(clouds, hidden={"trial": 1.0}, more_differs=1)) as router:
+        router.infer(0)
+        while router.engine.trials.busy:
+            threading.Event().wait(0.001)
+        assert arms_of(router)["trial"].compared == 1
+    assert not caplog.records
+
+
 def test_arrays_of_other_shapes_differ():
     """As boxes of two detectors: they are compared, and each call is counted."""
     clouds = {"cloud": Function(lambda x: (np.ones((2, 4)), 1.0)), "next": Function(lambda x: (np.ones((1, 4)), 1.0))}

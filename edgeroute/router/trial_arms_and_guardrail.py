@@ -25,7 +25,7 @@ from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, initially, log, per_process
-from edgeroute.system.input_copies import copy_input
+from edgeroute.system.input_copies import copy_value
 from edgeroute.trials.edge_audits import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
 from edgeroute.types import Spent
@@ -517,7 +517,7 @@ class Trials(ForkSafe, parts.Part):
         if not self._calls.room(asks, len(legs) - 1):
             return
         call, _ = self._calls.prepare(asks, len(legs) - 1, edge)
-        value = call_contained(copy_input, value)  # the caller may change what it got
+        value = copy_value(value)  # the caller may change what it got
 
         def job() -> None:
             try:

@@ -33,12 +33,17 @@ def copy_input(x: Any) -> Any:
     return _copy(x, {})
 
 
-def copy_answer(answer: Any) -> Any:
-    """Return an answer, a named tuple, with a copy of its `value`, for what reads it once its caller may have changed it.
+def copy_value(value: Any) -> Any:
+    """Return a deep copy of an answer's value as `copy_input` does; a value that has no copy is returned as the same object."""
+    try:
+        return call_contained(copy_input, value)
+    except Exception:  # noqa: BLE001 - a value's own way of being copied may raise anything
+        return value
 
-    None stays None. Raises as `copy_input`.
-    """
-    return answer and answer._replace(value=call_contained(copy_input, answer.value))
+
+def copy_answer(answer: Any) -> Any:
+    """Return an answer, a named tuple, with `copy_value` of its value: its caller may change what it got. None stays None."""
+    return answer and answer._replace(value=copy_value(answer.value))
 
 
 def _copy(x: Any, memo: Memo) -> Any:

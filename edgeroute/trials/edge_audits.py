@@ -25,7 +25,7 @@ from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, log, per_process
-from edgeroute.system.input_copies import copy_answer, copy_input
+from edgeroute.system.input_copies import copy_answer
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_statistics_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
@@ -543,12 +543,13 @@ class Auditor(ForkSafe):
         if cloud is None or not (edges or runs) or not bound.of(request.snapshot.backends):
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
-        if answer is not None and edges:
-            self._compare(request, drawn, bound, edges, answer)
         known = answer is not None or not has_failed(outcome, cloud)
         rehearses = known and runs and self._jobs.waiting < MOST_WAITING
-        if rehearses or (known and answer is None and edges):
+        if rehearses or self.audit.labelled or (known and answer is None):
             edges, answer = [each._replace(prediction=copy_answer(each.prediction)) for each in edges], copy_answer(answer)
+        if answer is not None and edges:
+            self._compare(request, drawn, bound, edges, answer)
+        if rehearses or (known and answer is None and edges):
             ask = None if answer is not None else self._asks.prepare(request, cloud, edges[-1].prediction if edges else None)
             rehearse = self._asks.rehearse(request) if rehearses else None
             pending = [] if answer is not None else edges
@@ -622,7 +623,7 @@ class Auditor(ForkSafe):
                 if self.audit.labelled and edge is not None and accepted:
                     compared = compared._replace(label="awaited")
                     light = compared._replace(plan=None, snapshot=None)  # which would hold the models of an old policy
-                    self._unlabelled[identity] = _Unlabelled(leg, copy_input((edge.value, cloud.value)), drawn.counted, light)
+                    self._unlabelled[identity] = _Unlabelled(leg, (edge.value, cloud.value), drawn.counted, light)
                     if len(self._unlabelled) > UNLABELLED_MOST:
                         del self._unlabelled[next(iter(self._unlabelled))]
                 if self._compared is not None:
@@ -642,8 +643,7 @@ class Auditor(ForkSafe):
         Under the time at which the counts have begun, 0 for the first, the rate of drawing, the index as of `Compared`, and its
         loss, 1 or 0. An alarm stores its time alone.
         """
-        prints = self._bound.prints
-        identity = prints.get(name)
+        prints, identity = self._bound.prints, self._bound.prints.get(name)
         if self._kept is not None and identity and name == next(key for key in prints if prints[key] == identity):
             self._kept.add({COUNTS + identity: {f"{self._begun.get(identity, 0)} {rate!r} {index} {not agrees:d}": 1}})
 
