@@ -352,6 +352,42 @@ def test_a_program_that_changes_its_folder_stays_with_its_files(tmp_path, monkey
         assert router.infer(5).source == "edge"
 
 
+@pytest.mark.parametrize("http", [True, False], ids=["endpoint", "function"])
+def test_a_call_whose_caller_left_while_the_ledger_was_written_costs_nothing(tmp_path, monkeypatch, http):
+    """It was booked in a thread that a cancellation does not stop: the thread returns the money, as nothing is sent."""
+    stalled, gate, asked = threading.Event(), threading.Event(), []
+
+    def append(*_):
+        stalled.set()
+        assert gate.wait(LONG)
+
+    async def cloud(x):
+        asked.append(x)
+
+    def returned(router):
+        end = monotonic() + LONG
+        while router.status().spent.usd:
+            assert monotonic() < end
+
+    async def main(url):
+        to = PlainJson(url, usd_per_call=0.5) if http else Function(cloud, usd_per_call=0.5)
+        async with AsyncRouter(lambda _: ("edge", 0.1), to, threshold=0.5, state=tmp_path) as router:
+            monkeypatch.setattr(Journal, "append", append)
+            task = asyncio.ensure_future(router.infer(1))
+            await asyncio.to_thread(stalled.wait, LONG)
+            task.cancel()
+            await asyncio.wait([task])
+            assert router.status().spent.usd == 0.5
+            gate.set()
+            await asyncio.to_thread(returned, router)
+            assert router.status().spent.calls == 0
+
+    with CannedServer(GOOD) as server:
+        asyncio.run(main(server.url))
+        assert not asked
+        assert not server.requests
+
+
 def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp_path, monkeypatch):
     """A service that begins before the network has told the time writes how far its clock was behind."""
     today = 1_700_000_000.0
@@ -371,6 +407,10 @@ def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp
         return known
 
     start("first", 300.0, today - 300.0, 0.5)
+    store = KeyValueStore(tmp_path / "state.db")
+    ((_, text, _),) = store.rows("spending:")
+    store.close()
+    assert len(json.loads(text)["clock"]) == 2, "as versions before read it, which are installed again after a bad update"
     assert start("second", today + 3600.0, 0.0) == 0.5
     assert start("third", today + 2 * 86_400.0, 0.0) == 0
 

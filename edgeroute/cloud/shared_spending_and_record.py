@@ -97,9 +97,9 @@ class EarlierSpending:
         """
         try:
             dumped = json.loads(text)
-            boot, began, *was_set_s = dumped.get("clock") or ("", 0.0)
+            boot, began = dumped.get("clock") or ("", 0.0)
             here, now_began = process.boot_clock()
-            shift_s = now_began - began if boot and boot == here else sum(was_set_s)
+            shift_s = now_began - began if boot and boot == here else dumped.get("set_forward_s", 0.0)
             return self._spending.load(dumped, process.now(), shift_s)
         except (ValueError, TypeError, AttributeError, RecursionError):
             self._mark_unknown(updated, f"the record {name} is damaged")
@@ -336,7 +336,7 @@ class _Account(ForkSafe):
             dumped = self._spending.dump(advance=advance)
             self._spending.mark_recorded(dumped)
             if self._version or any(dumped.values()):
-                self.store.put(self._name, {**dumped, "clock": (*process.boot_clock(), process.set_forward_s())})
+                self.store.put(self._name, {**dumped, "clock": process.boot_clock(), "set_forward_s": process.set_forward_s()})
 
     def spent(self) -> Cost:
         """Return the current spending, each over its window."""
