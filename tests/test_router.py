@@ -707,6 +707,16 @@ def test_a_model_is_read_where_it_was_named(tmp_path, monkeypatch):
         assert router.infer(X).value == 1
 
 
+def test_a_model_whose_file_is_gone_answers_on(tmp_path, caplog):
+    """It is loaded: only the cache, whose keys are of its content, is not used."""
+    path = tiny.linear(tmp_path / "m.onnx", classes=2)
+    with Router(path, None, cache=edgeroute.Cache()) as router:
+        router.warm()
+        path.unlink()
+        assert [router.infer(X).source for _ in range(2)] == ["edge", "edge"]
+    assert caplog.text.count("the identity of a target, for the cache") == 1
+
+
 def test_a_policy_that_cannot_be_used_leaves_the_old_one(policy):
     """reload() raises, and the router goes on as before."""
     with Router.from_policy(policy) as router:

@@ -24,6 +24,7 @@ from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, private
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import log
 from edgeroute.system.input_copies import copy_input
+from edgeroute.system.sanitised_logging import Failures
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Caching(Part):
     """
 
     def __init__(self, cache: Cache, router: Owner, spawn: Callable[[Owner, Steps[None]], bool]) -> None:
-        self.cache, self.flights = cache, Flights()
+        self.cache, self.flights, self._failures = cache, Flights(), Failures()
         self._router, self._spawn = router, partial(spawn, router)
         self.close = cache.close  # type: ignore[method-assign]
 
@@ -125,12 +126,17 @@ class Caching(Part):
     def _with_key(self, request: Request) -> tuple[Request, bytes]:
         """Return a copy of the request with its cache key, and the key's prefix. Hashes the input.
 
-        What is not to be cached has no key and an empty prefix: data classes in the cache's `never`, and calls of a session.
+        What is not to be cached has no key and an empty prefix: data classes in the cache's `never`, calls of a session, and all
+        while a target's identity cannot be had, as of a model whose file is gone, which is logged.
         """
         plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never or TURN.get() is not None:  # a state decides the answer, too, and has to move on
             return request, b""
-        prefix = snapshot.prefixes.of(plan)
+        try:
+            prefix = snapshot.prefixes.of(plan)
+        except Exception as e:  # noqa: BLE001 - of a file, or of the application's objects
+            self._failures.log("the identity of a target, for the cache", e, coded=True)
+            return request, b""
         return request._replace(key=digest(prefix, request.inputs)), prefix
 
     def _fetch_entries(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
