@@ -338,12 +338,13 @@ def test_the_worst_comes_first():
 
 def test_units():
     """Times, sizes and thresholds, each in words that suit them."""
-    assert [duration(s) for s in (0.0000612, 0.00009, 0.001, 0.0795, 0.13, 1.5)] == [
+    assert [duration(s) for s in (0.0000612, 0.00009, 0.001, 0.0795, 0.13, 0.9996, 1.5)] == [
         "0.0612 ms",
         "0.0900 ms",
         "1.00 ms",
         "79.5 ms",
         "130 ms",
+        "1.00 s",
         "1.50 s",
     ]
     assert [size(n) for n in (1_500, 2_000_000)] == ["1.5 KB", "2.0 MB"]

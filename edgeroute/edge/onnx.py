@@ -402,7 +402,7 @@ def runtime() -> Any:
     os.environ.setdefault(TELEMETRY, "1")  # read once, at import
     if late:
         late.disable_telemetry_events()  # from 1.29 on it still sends facts about the process and writes below ~/.cache
-        log.warning("onnxruntime was imported before edgeroute, and may send telemetry to its maker: set %s=1", TELEMETRY)
+        log.warning("the program imported onnxruntime first, so it may send telemetry to its maker: set %s=1", TELEMETRY)
     return import_needed("onnxruntime", "onnxruntime is not installed: pip install 'edgeroute[onnx]'")
 
 

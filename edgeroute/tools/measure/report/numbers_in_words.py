@@ -88,7 +88,8 @@ def duration(seconds: float | None) -> str:
     """Format seconds: two decimals, or below one second milliseconds of three digits; None as "-"."""
     if seconds is None:
         return "-"
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{f'{seconds * 1000:#.3g}'.removesuffix('.')} ms"
+    ms = f"{seconds * 1000:#.3g}".removesuffix(".")
+    return f"{seconds:,.2f} s" if seconds >= 0.9995 else f"{ms} ms"  # noqa: PLR2004 - one, rounded
 
 
 def size(count: float) -> str:
