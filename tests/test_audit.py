@@ -656,6 +656,15 @@ def test_what_the_caller_makes_of_its_answer_is_not_compared(tmp_path):
     assert [line["agrees"] for line in read(tmp_path / "audit.jsonl")] == [True] * 3
 
 
+def test_a_function_of_numpy_compares(tmp_path):
+    options = {"threshold": 0.5, "audit": Audit(share=1.0, agrees=np.array_equal), "state": tmp_path}
+    with Router(lambda _: (np.ones(3), 0.9), lambda x: (np.full(3, x), 0.9), **options) as router:
+        for x in range(3):
+            router.infer(x)
+        idle(router)
+    assert sorted(line["agrees"] for line in read(tmp_path / "audit.jsonl")) == [False, False, True]
+
+
 class Uncopied:
     """A value that has no copy, as one with a lock or an open file."""
 

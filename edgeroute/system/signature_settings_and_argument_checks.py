@@ -73,7 +73,8 @@ N = TypeVar("N")
 
 def plain_number(value: N) -> N:
     """Return a number of numpy as one of Python's: a float32 is too coarse for instants, and has no JSON. Others unchanged."""
-    return value.item() if type(value).__module__ == "numpy" else value  # type: ignore[attr-defined]
+    is_numpy = type(value).__module__ == "numpy" and hasattr(value, "item")  # its functions are of types of numpy, too
+    return value.item() if is_numpy else value  # type: ignore[attr-defined]
 
 
 def plain_numbers(values: Any) -> Any:
