@@ -192,7 +192,7 @@ def load(edge: Any, **options: Any) -> EdgeModel:
 def step_of(path: str) -> str | None:
     """Return the step that makes a runnable file of a file, a folder or a name on a hub; None: it has a runtime."""
     hub = _HUB.fullmatch(path)
-    if hub is None and is_address(path) and path.lower().endswith((".onnx", ".tflite", ".gguf")):
+    if hub is None and path.lower().startswith(SCHEMES[:2]) and path.lower().endswith((".onnx", ".tflite", ".gguf")):
         return "it is on a server: download it, and give the path of the file"
     if suffix_of(path) is not None and not (hub and hub[1]):
         return None
