@@ -388,6 +388,33 @@ def test_a_call_whose_caller_left_while_the_ledger_was_written_costs_nothing(tmp
         assert not server.requests
 
 
+def test_bookings_wait_for_a_thread(tmp_path, monkeypatch):
+    """More calls at once than a router has threads for its clouds: none is refused, as each booking waits for its turn."""
+    gate, stalled = threading.Event(), threading.Event()
+    monkeypatch.setattr("edgeroute.router.engine_assembly.CLOUD_MOST", 1)
+
+    def append(*_):
+        stalled.set()
+        assert gate.wait(LONG)
+
+    async def cloud(_):
+        return "cloud", 0.9
+
+    async def main():
+        async with AsyncRouter(lambda _: ("edge", 0.1), cloud, threshold=0.5, state=tmp_path, deadline=LONG) as router:
+            monkeypatch.setattr(Journal, "append", append)
+            tasks = [asyncio.ensure_future(router.infer(x)) for x in range(3)]
+            assert await asyncio.to_thread(stalled.wait, LONG)
+            end = monotonic() + LONG
+            while router.engine.cloud_threads.waiting < 2 and not any(task.done() for task in tasks):
+                assert monotonic() < end
+                await asyncio.sleep(0.001)
+            gate.set()
+            return [answer.source for answer in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(main()) == ["cloud"] * 3
+
+
 def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp_path, monkeypatch):
     """A service that begins before the network has told the time writes how far its clock was behind."""
     today = 1_700_000_000.0

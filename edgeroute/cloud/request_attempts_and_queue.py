@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 # Maximum waiting threads in this process, of the 256 for the clouds of a router, so that others have some left.
 MOST_THREADS = 200
 MOST_TASKS = 1000  # maximum waiting tasks for one endpoint
+LEFT = "it was cancelled"
 LOOK_S = 0.5  # seconds between a waiting request's own checks: the place of a garbage-collected one is freed without notice
 _CLOSED = Rejection("stopped", "the router is closed")
 
@@ -416,6 +417,8 @@ class Exchange:
             Held: a limit forbids it, or for a repeated attempt the breaker, or a booking or the ledger cannot be written.
             Unreachable: the exchange has ended meanwhile, so nothing is sent; the cost is returned.
         """
+        if self.left:  # while it waited for a thread
+            raise Unreachable(LEFT)
         guard, again, probe, calls = self._guard, self._attempts > 0, self.rule == NO_DATA, 0
         if self._unpaid and not self._paid:
             calls = 1
@@ -445,7 +448,7 @@ class Exchange:
                 raise self._rejection_error("ledger", f"what is not in the egress ledger does not leave ({e})") from e
         if self.left:
             guard.spending.settle(cost, Cost(), process.now())
-            raise Unreachable("it was cancelled")
+            raise Unreachable(LEFT)
         self._call_usd, self._due_usd = guard.rules.terms.usd_per_call if self._unpaid else self._due_usd, 0.0
         if self._unpaid:
             self._unpaid = False

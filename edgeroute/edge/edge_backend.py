@@ -95,7 +95,7 @@ def in_new_session(function: Callable[..., T], *arguments: object) -> T:
     return context.run(function, *arguments)
 
 
-OffLoop: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]  # awaits a blocking call without blocking the event loop
+OffLoop: TypeAlias = Callable[..., Awaitable[Any]]  # awaits a blocking call without blocking the event loop
 MOST_PROBED = 1 << 22  # largest input, in elements, that `ready` runs with zeros
 PROBE_S = 2.0  # longest run on zeros, seconds
 FREE = ((224, 16), (64, 512), (640, 64), (32, 1))  # sizes of axes of any size that are tried: in a picture, and otherwise

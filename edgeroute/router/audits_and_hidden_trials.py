@@ -66,7 +66,7 @@ class AuditCalls:
         if backend.alone_async:
             import asyncio
 
-            async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
+            async def here(call: Callable[[], Any], **_: Any) -> Any:  # it has its own loop and thread
                 return call()
 
             return lambda: self._denied(request, leg) or asyncio.run(legs.run_async(start, allowed, backend, here)), legs.costs

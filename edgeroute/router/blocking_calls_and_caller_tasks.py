@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Callable[[], T]) -> T:
+async def in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Callable[[], T], *, later: bool = False) -> T:
     """Return the result of `call` (consent, redaction, loading a client), run in a thread for clouds.
+
+    later: it may wait for a thread, as it waits for no other job itself: a booking.
 
     Raises:
         Held: no thread is free; counted at the guard.
     """
-    done = submit_call(threads.submit, call)
+    done = submit_call(threads.submit_later if later else threads.submit, call)
     if done is None:
         backend.guard.count_rejected("threads")
         raise Held(f"{backend.name} was not asked: no thread is free", code="threads")

@@ -390,8 +390,8 @@ class LegExecutor:
                         inputs = await off_loop(partial(pack, inputs, exchange))
                     if exchange.prepay():
                         await off_loop(exchange.secure)
-                    guard = backend.guard
-                    exchange.off_loop = off_loop if guard.spending.durable or guard.journal is not None else None
+                    if backend.guard.spending.durable or backend.guard.journal is not None:
+                        exchange.off_loop = partial(off_loop, later=True)
                     if send is not None:
                         answers = [await backend.stream_async(inputs[0], self._runs_until, exchange, show)]
                     else:
