@@ -27,7 +27,7 @@ SCALARS = frozenset({int, float, complex, bool, type(None), bytes, bytearray, me
 DEEPEST = 16  # containers around a part of an input beyond which it is not examined
 
 
-def is_read_once(x: Any, around: tuple[Any, ...] = ()) -> bool:
+def is_read_once(x: Any, around: tuple[int, ...] = ()) -> bool:
     """Return True if an input is an iterator, such as a generator or an open file, or a tuple or dict that contains one.
 
     Otherwise adds the input's type to `AGAIN`, the types that are not examined again. Items of lists are not examined, nor what
@@ -37,9 +37,10 @@ def is_read_once(x: Any, around: tuple[Any, ...] = ()) -> bool:
     if kind in AGAIN:
         return False
     if kind is dict or kind is tuple:
-        if len(around) >= DEEPEST or any(x is outer for outer in around):
+        if len(around) >= DEEPEST or id(x) in around:
             return False
-        return any(is_read_once(part, (*around, x)) for part in (x.values() if kind is dict else x))
+        around = (*around, id(x))
+        return any(is_read_once(part, around) for part in (x.values() if kind is dict else x))
     iterator = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
     if not iterator and len(AGAIN) < MOST_KINDS:
         AGAIN.add(kind)
