@@ -89,6 +89,8 @@ class Page:
         self._unseen.wait(LAST_S)
         self.server.should_exit = True
         self.thread.join()
+        if self._camera is not None:
+            self._camera.off()  # no browser can, and who waits for its frames would wait until it counts as away
 
     def _run(self, listener: socket.socket) -> None:
         """Serve on that socket until the end, and close it; release who waits for the start, also if it has failed."""
