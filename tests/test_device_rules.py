@@ -9,7 +9,8 @@ import routes
 from both import LONG, Threads, flat, makes, sure, unsure
 from devices import Device, engine_of, now_it_reads
 
-from edgeroute import Options, PolicyError, Reading, Router, Rule
+from edgeroute import Options, PolicyError, Reading, Router, Rule, Trace
+from edgeroute.record.instrument_interface import RequestEnded
 from edgeroute.tools.replay import replay
 from edgeroute.tools.replay.recorded_requests_and_statistics import collect
 from edgeroute.tools.replay.replay_setup_and_result import Setup
@@ -314,7 +315,7 @@ def test_mistakes_in_a_policy_file(tmp_path, wrong, says):
 
 
 def test_a_reading_has_three_digits():
-    """Of rules, status and traces: more are noise, and cost 8 bytes each in a trace of Parquet. Times are in milliseconds."""
+    """Of rules, status and traces: more are noise, and cost 8 bytes each in a trace of Parquet."""
     device, records = Device(), []
     with Router(sure, cloud, threshold=0.5, trace=records.append, options=Options(sensors=device, rules=[LOW])) as router:
         device.says = Reading(
@@ -322,7 +323,7 @@ def test_a_reading_has_three_digits():
         )
         now_it_reads(router, device)
         reading = {**records[-1]["reading"]}
-        age_s = reading.pop("age_s")
+        reading.pop("age_s")
         expected = {
             "battery": 0.036,
             "temperature_c": 63.8,
@@ -333,7 +334,16 @@ def test_a_reading_has_three_digits():
         }
         assert reading == expected
         assert router.status().reading == Reading(**expected)
-        assert age_s == round(age_s, 3)
+
+
+@pytest.mark.parametrize(("age_s", "written"), [(-4e-4, -4e-4), (4e-4, 4e-4), (0.0, 0.0), (2.50049, 2.5)])
+def test_the_age_of_a_reading_is_exact_while_it_is_new(age_s, written):
+    """A replay has to know whether it came before a request, during it, or since; later, milliseconds are enough."""
+    records = []
+    with Router(sure) as router:
+        answer = router.infer(0.9)
+    Trace(records.append).request_ended(RequestEnded("id", None, answer, None, reading=Reading(battery=0.5), reading_age_s=age_s))
+    assert records[0]["reading"]["age_s"] == pytest.approx(written)
 
 
 def test_other_rules_over_a_trace_with_readings(tmp_path):

@@ -20,6 +20,7 @@ from edgeroute.system.thread_pool_and_workers import start_thread
 if TYPE_CHECKING:
     import threading
 
+NEW_S = 0.1  # age of a reading from which milliseconds are enough, seconds
 CLOSE_S = 10.0  # longest wait for full files to become Parquet when a trace is closed, seconds
 
 
@@ -79,7 +80,8 @@ class Trace(Instrument):
             line["events"] = _with_joules(line, ended.edge_w)
         reading = ended.reading
         if reading is not None and (known := {name: value for name, value in reading._asdict().items() if value is not None}):
-            line["reading"] = {"age_s": round(ended.reading_age_s, 3), **known}
+            age_s = ended.reading_age_s  # a new one came between two requests, or during this one: a replay needs to know
+            line["reading"] = {"age_s": round(age_s, 3 if age_s > NEW_S else 6), **known}
         if self.inputs:
             value = answer.value
             line |= {"input": _encode_input(ended.inputs), "value": value if isinstance(value, str | int | float) else None}
