@@ -194,7 +194,7 @@ def read_policies(data: Any) -> list[dict[str, Any]]:
     """Return the versions of a signed file of policies, checked as far as every edgeroute knows them, the oldest first.
 
     Raises:
-        CatalogError: it has none, or is of a newer edgeroute.
+        CatalogError: it has no valid `versions` (an empty list is one), or is of another format, as of a newer edgeroute.
     """
     try:
         if data["format"] != FORMAT:

@@ -206,7 +206,7 @@ def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
 
 
 def tokens_and_logprobs(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
-    """Return the first row of integers or texts, a text's tokens, and the first row of floats, their log-probabilities.
+    """Return the first 1-D array of integers or texts, the tokens, and the first 1-D array of floats, their log-probabilities.
 
     None if either is missing, or their lengths differ.
     """

@@ -416,7 +416,8 @@ class Pool(ForkSafe):
     async def _send_alone(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call on a connection of its own, read the whole reply, and return it; raises CloudError.
 
-        The connection is an idle one or new; afterwards it is kept for the next call, or closed if it cannot be reused.
+        The connection is an idle one or new; afterwards it is kept for the next call, or closed if it cannot be reused. Nothing
+        is sent again: an idle connection that the server has closed raises.
         """
         channel, reused = self._take(cancel), False
         try:

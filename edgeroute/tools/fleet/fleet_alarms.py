@@ -504,7 +504,10 @@ def _suspects(db: Any, stream: dict[str, Any], closed: int) -> tuple[list[dict[s
 
 
 def _left_out(db: Any, closed: int | None) -> dict[str, int]:
-    """Return the number of rows of the last `WINDOW` days that no test counts, by the reason; damaged files of all days."""
+    """Return the number of rows of the last `WINDOW` days that no test counts, by the reason; damaged files of all days.
+
+    closed: the last closed day; None: all days count.
+    """
     since = day_of((closed or WINDOW) - WINDOW)
     counts = dict[str, int]()
     for table, possible in (("audits", AUDITS_POSSIBLE), ("requests", _REQUESTS_POSSIBLE)):

@@ -57,9 +57,9 @@ def area_share(parts: Array, gain: Array) -> float:
 
 
 def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple[Array, Array]:
-    """Validate correctness of n examples, and return the edge's, [n], and the gain of deferring: above 0 harm, below 0 win.
+    """Validate correctness of n examples, and return the edge's and the cloud's less the edge's, [n] each.
 
-    Rounding errors outside 0 to 1 are put right.
+    Of the latter, above 0 accepting the edge harms, and below 0 it wins. Rounding errors outside 0 to 1 are put right.
 
     Raises:
         PolicyError: there are no examples, the lengths differ, or something is not from 0 to 1.

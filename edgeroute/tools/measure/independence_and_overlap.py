@@ -69,7 +69,7 @@ def _count_as(effective: float) -> str:
 
 
 def correlations(values: Floats) -> Floats | None:
-    """Return autocorrelations of ranks from lag 1 on, until they are within 2 standard errors of 0; at least one.
+    """Return autocorrelations of ranks from lag 1 on, until one is below +2 standard errors; at least one.
 
     None if the values are sorted, or fewer than 30.
     """
@@ -119,7 +119,7 @@ def sketch(rows: ArrayLike) -> str:
 def overlap(sketched: str, rows: ArrayLike) -> float:
     """Estimate the share of these examples that were among those of a sketch, 0..1; 0 for an empty one.
 
-    rows: as for `sketch`, of the same kind.
+    rows: as for `sketch`, of the same kind, which is not checked: those of another kind give about 0.
     """
     hashes = {sketched[i : i + _HASH] for i in range(0, len(sketched), _HASH)}
     if not hashes:

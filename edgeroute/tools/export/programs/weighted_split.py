@@ -30,7 +30,8 @@ def checked_shares(splits: Mapping[str, Mapping[str, float]], models: Mapping[st
 def arm_of(name: str, shares: Mapping[str, float], key: bytes) -> str:
     """Return the arm (model) of a key by the hash of name and key, in proportion to the shares; the same key gets the same arm.
 
-    A growing first arm keeps its keys. Arms of share 0 get none; "" if all are 0.
+    The shares sum to 1: the last arm with a share gets what is left. A growing first arm keeps its keys. Arms of share 0 get
+    none; "" if all are 0.
     """
     position = int.from_bytes(hashlib.sha256(name.encode() + b"\0" + key).digest()[:8], "big") / 2**64
     last = ""
