@@ -334,6 +334,8 @@ def test_a_conversation_on_asyncio():
 CHILD = """
 import sys
 from edgeroute import Egress, Router
+from edgeroute.router import private_conversations
+private_conversations.WRITTEN_S = 60  # an answer waits for its digests, half a second at most: a busy disk may take longer
 answer = "An answer that is long enough to be recognised"
 router = Router(lambda _: (answer, 0.1), lambda _: "cloud", threshold=0.5, state=sys.argv[1],
                 egress=Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat"))
