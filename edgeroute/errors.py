@@ -56,9 +56,18 @@ class PolicyError(EdgerouteError, ValueError):
 
 
 class BadInput(EdgerouteError, ValueError):
-    """Input that does not fit the model: its shape, its dtype or a NaN. The fault is the caller's."""
+    """Input that does not fit the model: its shape, its dtype or a NaN. The fault is the caller's.
+
+    Args:
+        message: for people.
+        field: name of the model's input; empty if it is not known.
+    """
 
     code = "bad_input"
+
+    def __init__(self, message: str = "", *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ModelError(EdgerouteError):

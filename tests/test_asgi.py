@@ -712,6 +712,29 @@ def desk(tmp_path, monkeypatch, fashion):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        [[1, 2]],
+        [[1, 2], [3]],
+        [],
+        [[0] * 28] * 27 + [[0] * 27],
+        [[0] * 28] * 27 + [[256] * 28],
+        [[-1] * 28] * 28,
+        [[2**70] * 28] * 28,
+    ],
+    ids=["small", "ragged", "empty", "short row", "too large", "negative", "beyond 64 bits"],
+)
+def test_the_page_answers_what_is_no_image(desk, pixels):
+    """By 422 and the model's input, whatever is wrong with the numbers."""
+    pytest.importorskip("fastapi")
+    names = {"__name__": "service"}
+    exec(snippet("service.py"), names)
+    with TestClient(names["app"]) as opened:
+        reply = opened.post("/classify", json=pixels)
+    assert (reply.status_code, reply.json()["code"], reply.json()["field"]) == (422, "bad_input", "image")
+
+
 def test_flask(desk, fashion):
     """Whose handler of errors is the function as it is; what is a fault of the service is a 500 of Flask's."""
     pytest.importorskip("flask")
@@ -723,7 +746,7 @@ def test_flask(desk, fashion):
         app.add_url_rule(path, path, raises(error), defaults={"_": 1})
     with names["router"]:
         assert client.post("/classify", json=images[0].tolist()).json["value"] == "Ankle boot"
-        assert client.post("/classify", json=[[1, 2]]).status_code == 422
+        assert client.post("/classify", json=[[1, 2], [3]]).status_code == 422
         reply = client.get("/away")
         assert (reply.status_code, reply.headers["Retry-After"], reply.json["code"]) == (503, "5", "unavailable")
         assert client.get("/broken").status_code == 500

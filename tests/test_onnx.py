@@ -72,6 +72,21 @@ def test_safe_conversions_are_made_and_others_refused(tmp_path, model):
         model.run([np.array([None] * 4)])
 
 
+def test_integers_are_cast_where_they_fit(tmp_path):
+    """An integer that the model's dtype has not is refused, and not wrapped; lists, as from JSON, have no dtype of their own."""
+    pixels = OnnxModel(tiny.linear(tmp_path / "u.onnx", dtype="uint8"))
+    row = pixels.run([np.array([0, 2, 1, 255], np.uint8)]).tolist()
+    assert pixels.run([[0, 2, 1, 255]]).tolist() == pixels.run([np.array([0, 2, 1, 255], np.uint16)]).tolist() == row
+    for wrong in ([0, 2, 1, 256], [0, 2, 1, -1], np.array([0, 2, 1, 256], np.uint16)):
+        with pytest.raises(BadInput, match="x: the input holds an integer that uint8 has not: 0 to 255") as raised:
+            pixels.run([wrong])
+        assert raised.value.field == "x"
+    with pytest.raises(BadInput, match="x: the input cannot be read as an array: its lists differ in length"):
+        pixels.run([[[0], [2, 1], [0], [1]]])
+    with pytest.raises(BadInput, match="expected uint8, got int64"):
+        pixels.run([np.array([0, 2, 1, 255])])
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

@@ -93,13 +93,13 @@ def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Arr
     except BadInput as e:
         if len(inputs) == 1:
             raise
-        raise BadInput(f"input {len(rows)} of the batch: {e}") from None
+        raise BadInput(f"input {len(rows)} of the batch: {e}", field=e.field) from None
     if len(rows) == 1:
         return rows[0] if batch is None else rows[0][None] if batch == 0 else np.expand_dims(rows[0], batch)
     if not rows:
         raise BadInput("the batch is empty")
     if batch is None:
-        raise BadInput(f"{spec.name}: it has no batch axis, and there are {len(rows)} inputs: give them one at a time")
+        raise _bad(spec, f"it has no batch axis, and there are {len(rows)} inputs: give them one at a time")
     if len({row.shape for row in rows}) > 1:
         raise BadInput(f"the rows of a batch differ in shape: {sorted({row.shape for row in rows})}")
     return np.stack(rows, axis=batch)
@@ -108,7 +108,8 @@ def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Arr
 def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     """Return one input as an array of the tensor's dtype and of this shape, without a leading axis of 1.
 
-    Not copied if its dtype fits; casts within the same kind of numbers only.
+    Not copied if its dtype fits; casts within the same kind of numbers only, and integers that fit. Lists of integers have no
+    dtype: they are cast to any integers.
 
     Raises:
         BadInput: wrong shape or dtype, NaN or infinity, masked values.
@@ -116,7 +117,7 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     x: Array = given if isinstance(given, np.ndarray) else _array(given, spec)
     if isinstance(x, np.ma.MaskedArray):
         if np.ma.is_masked(x):
-            raise BadInput(f"{spec.name}: a masked array: fill it, as with x.filled(0), since only you know the missing values")
+            raise _bad(spec, "a masked array: fill it, as with x.filled(0), since only you know the missing values")
         x = x.data
     if x.ndim == len(shape) + 1 and x.shape[0] == 1:
         x = x.reshape(x.shape[1:])
@@ -126,21 +127,25 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         got = f"{shape_text(x.shape)} {x.dtype}"
         if isinstance(given, str | bytes | PurePath) and spec.dtype != "object":
             got = f"{class_name(given)}: give an array, or, if a card describes the preprocessing, a picture file's content"
-        raise BadInput(f"{spec.name}: expected {shape_text(shape)} {spec.dtype}, got {got}")
+        raise _bad(spec, f"expected {shape_text(shape)} {spec.dtype}, got {got}")
     if spec.dtype == "object" and x.dtype.kind not in "US" and not all(isinstance(text, str | bytes) for text in x.flat):
-        raise BadInput(f"{spec.name}: expected texts or bytes, and one is something else")
+        raise _bad(spec, "expected texts or bytes, and one is something else")
     before = x
     if x.dtype != spec.dtype:
-        if x.dtype.hasobject or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
-            raise BadInput(f"{spec.name}: expected {spec.dtype}, got {x.dtype}; convert it, since only you know its scale")
+        whole = x.dtype.kind in "iu" and spec.dtype.lstrip("u").startswith("int")
+        castable = (whole and isinstance(given, list | tuple)) or np.can_cast(x.dtype, spec.dtype, "same_kind")
+        if x.dtype.hasobject or not castable:
+            raise _bad(spec, f"expected {spec.dtype}, got {x.dtype}; convert it, since only you know its scale")
         with np.errstate(over="ignore"):  # an error below reports it
             x = x.astype(spec.dtype)
+        if whole and (x != before).any():
+            least, most = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
+            raise _bad(spec, f"the input holds an integer that {spec.dtype} has not: {least} to {most}")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         if np.isfinite(before).all():
-            raise BadInput(
-                f"{spec.name}: the input holds a number that is too large for {spec.dtype}: {np.finfo(x.dtype).max:g} at most"
-            )
-        raise BadInput(f"{spec.name}: the input holds NaN or infinity")
+            most = np.finfo(x.dtype).max
+            raise _bad(spec, f"the input holds a number that is too large for {spec.dtype}: {most:g} at most")
+        raise _bad(spec, "the input holds NaN or infinity")
     return x
 
 
@@ -152,8 +157,14 @@ def _array(given: Any, spec: TensorSpec) -> Array:
     """
     try:
         return np.asarray(given)
-    except ValueError as e:  # lists of different lengths
-        raise BadInput(f"{spec.name}: the input cannot be read as an array: {e}") from None
+    except ValueError as e:
+        why = "its lists differ in length" if "inhomogeneous" in str(e) else e
+        raise _bad(spec, f"the input cannot be read as an array: {why}") from None
+
+
+def _bad(spec: TensorSpec, text: str) -> BadInput:
+    """Return the error of an input, which names it."""
+    return BadInput(f"{spec.name}: {text}", field=spec.name)
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -138,7 +138,8 @@ async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
 def error_reply(error: EdgerouteError, *, messages: bool = False) -> tuple[dict[str, str], int, dict[str, str]]:
     """Log an error, and return body, status and headers of the reply to it, as an error handler of Flask does.
 
-    The status is 403, 422, 502, 503 (with Retry-After) or 504. The log's level is a warning from 500 on, else info.
+    The status is 403, 422, 502, 503 (with Retry-After) or 504. The log's level is a warning from 500 on, else info. The body has
+    a detail and a code, and with 422 the field: the name of the model's input, where it is known.
 
     Args:
         error: the error.
@@ -153,7 +154,9 @@ def error_reply(error: EdgerouteError, *, messages: bool = False) -> tuple[dict[
     log.log(logging.INFO if status < 500 else logging.WARNING, "replied %d: %s", status, failure_text(error))  # noqa: PLR2004 - HTTP's
     code, text, _ = REPLIES[status]
     headers = {"Retry-After": str(retry_after_s(error))} if status == 503 else {}  # noqa: PLR2004 - HTTP's
-    return {"detail": failure_text(error) if messages else text, "code": code}, status, headers
+    body = {"detail": failure_text(error) if messages else text, "code": code}
+    field = next((e.field for e in _errors(error) if isinstance(e, BadInput) and e.field), "")
+    return {**body, "field": field} if field and code == "bad_input" else body, status, headers
 
 
 def _errors(error: BaseException) -> list[BaseException]:
