@@ -471,7 +471,7 @@ def test_what_cannot_be_evaluated(home, policy):
         ({"edge_logits": np.zeros((3, 3)), "labels": [0, 1, 3]}, "label 2 is 3"),
         ({"edge_logits": np.zeros((3, 3)), "labels": ["a", "b", "d"]}, "label 2 is 'd'"),
         ({"edge_logits": np.full((3, 3), 1 / 3)}, "these are probabilities"),
-        ({"images": np.zeros((3, 5), np.float32)}, r"input 0: .*expected \[4\]"),
+        ({"images": np.zeros((3, 5), np.float32)}, r"wrong.npz\[0\]: .*expected \[4\]"),
         ({"images": np.zeros((0, 4), np.float32)}, "no inputs"),
         ({"images": np.zeros((2, 4), np.float32), "labels": [0]}, "2 inputs and 1 labels"),
     ],
@@ -482,6 +482,18 @@ def test_data_that_do_not_fit(home, policy, arrays, why):
     code, _, err = cli("evaluate", "-p", policy(first="threshold = 0.7"), "-d", home / "wrong.npz")
     assert code == 1
     assert re.search(why, err)
+
+
+@pytest.mark.parametrize("command", [("calibrate", "--max-error", "5%"), ("evaluate", "--no-cloud")])
+@pytest.mark.parametrize(("cell", "why"), [("", "NaN or infinity"), ("1e300", "a number that is too large for float32")])
+def test_a_wrong_row_is_named_by_its_line(home, policy, command, cell, why):
+    """Also where only each third row is taken; a number that float32 has not is no infinity, and no warning of numpy's."""
+    rows = [f"{i},.5,.25,{cell if i == 6 else 1},{i % 3}" for i in range(9)]
+    (home / "rows.csv").write_text("\n".join(["a,b,c,d,label", *rows]))
+    data = ("-d", home / "rows.csv", "--every", 3, "-p", policy(first="threshold = 0.7"))
+    code, _, err = cli(*command, *data)
+    assert (code, "Warning" in err) == (1, False)
+    assert re.search(rf"error: \S*rows.csv:8: x: the input holds {why}", err)
 
 
 def test_labels_for_some_of_the_inputs_alone(home, policy):

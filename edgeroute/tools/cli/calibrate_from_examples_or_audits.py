@@ -26,6 +26,7 @@ from edgeroute.tools.cli.example_options_and_routers import (
     Every,
     FileExamples,
     LabelColumn,
+    named_by_file,
     one_edge,
     plain_router,
     read_examples,
@@ -157,12 +158,12 @@ def calibrate(
             result = _calibrate_recorded(router, examples, want, edge, policy, every)
         else:
             want |= {"groups": examples.groups, "edge": edge, "data_class": data_class, "batch": batch}
-            calibration: CalibrationResult
-            if asks:
-                file = answers or policy.parent / "answers.jsonl"
-                calibration = _calibrate_asking(partial(router.calibrate, examples.inputs, **want), file, examples, ask, page)
-            else:
-                calibration = router.calibrate(examples.inputs, examples.labels, **want)
+            with named_by_file(examples.names):
+                if asks:
+                    file = answers or policy.parent / "answers.jsonl"
+                    calibration = _calibrate_asking(partial(router.calibrate, examples.inputs, **want), file, examples, ask, page)
+                else:
+                    calibration = router.calibrate(examples.inputs, examples.labels, **want)
             result = replace(calibration, notes=[*examples.notes, *calibration.notes])
         model = Path(member(DirectCalls(router.engine, edge).runner.model, "path") or "model")
     path = out or policy.parent / "certificate.json"

@@ -86,9 +86,9 @@ def evaluate(
         if examples.recorded:
             result = _evaluate_recorded(router, examples, **options)
         else:
-            result = router.evaluate(
-                examples.inputs, examples.labels, ask_cloud=not no_cloud, data_class=data_class, batch=batch, **options
-            )
+            options |= {"ask_cloud": not no_cloud, "data_class": data_class, "batch": batch}
+            with shared.named_by_file(examples.names):
+                result = router.evaluate(examples.inputs, examples.labels, **options)
     names = result.evaluation.names._replace(policy=policy.name, data=", ".join(file.name for file in data))
     result = replace(result, evaluation=result.evaluation._replace(names=names), notes=[*examples.notes, *result.notes])
     if report is not None:

@@ -6,6 +6,7 @@ Routers for a look (`check`, `decide`) write nothing; those for examples make pl
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from edgeroute.errors import BadInput, EdgerouteError
+from edgeroute.errors import BadInput, EdgerouteError, ModelError
 from edgeroute.system.untrusted_files import parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -130,6 +131,18 @@ def read_examples(
     groups = all_or_none([group for o in recorded for group in o.groups or none * len(o.edge)], "group")
     cloud = np.concatenate(clouds)[::every] if clouds else None
     return FileExamples([], edge, cloud, labels[::every] or None, [TRUST, *notes], groups[::every] or None)
+
+
+@contextmanager
+def named_by_file(names: Sequence[str]) -> Iterator[None]:
+    """Raise the error of a wrong input in the `with` block with the name of its file and line in place of its number."""
+    try:
+        yield
+    except (BadInput, ModelError) as e:
+        found = re.match(r"input (\d+)(?=: )", str(e))
+        if found is None or int(found[1]) >= len(names):
+            raise
+        raise type(e)(names[int(found[1])] + str(e)[found.end() :]) from e.__cause__
 
 
 def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:

@@ -324,9 +324,10 @@ def label_of(text: str) -> int | str:
 
 
 def array_of(values: list[Any], dtype: Any = None) -> Any:
-    """Return an array of a list, float32 where there is a fraction. dtype: its type; None: numpy's choice."""
+    """Return an array of a list, float32 where there is a fraction and all fit. dtype: its type; None: numpy's choice."""
     array = np.asarray(values, dtype)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    fits = array.dtype == np.float64 and not (np.abs(array) > np.finfo(np.float32).max).any()
+    return array.astype(np.float32) if fits else array
 
 
 def pixels_in(file: IO[bytes]) -> Any:
