@@ -185,6 +185,22 @@ def test_days_of_a_year_stay_within_a_level_of_two_weeks():
     assert above <= 12  # 5 of 100 are allowed; three standard errors more
 
 
+def test_the_first_day_of_a_policy_on_a_few_devices_widens_nothing():
+    """A day of 19 devices deviates by chance more than one of 200: few of 400 fleets then take 1.6 times the usual rate for no change."""
+    rng, sizes = np.random.default_rng(13), (19, 100, 200, 200, 200, 200, 200)
+    device, number = np.concatenate([np.arange(size) for size in sizes]), np.repeat(np.arange(len(sizes)), sizes)
+    expected = np.full(sum(sizes), 0.9)
+    drawn = [scores(rng.poisson(expected).astype(float), expected) for _ in range(400)]
+    levels = [highest_usual(*pair, device, number, weekdays=False) for pair in drawn]
+    assert np.mean(np.array(levels) > 1.6) < 0.025
+
+
+def test_a_reference_of_one_period_has_no_days_that_differ():
+    """Its devices may be alike, too."""
+    score, weight = scores(np.full(50, 3.0), np.full(50, 2.0))
+    assert highest_usual(score, weight, np.arange(50), np.zeros(50, int)) == pytest.approx(score[0] / weight[0] * 1.1, rel=0.05)
+
+
 def test_a_reference_of_one_week_has_no_weekdays():
     """What days differ by is then counted over the week, in place of one day for each factor."""
     rng, days, devices = np.random.default_rng(9), 7, 60

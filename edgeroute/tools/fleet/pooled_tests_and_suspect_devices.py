@@ -187,7 +187,8 @@ def highest_usual(
     """Return the highest ratio of scores to weights that is no change, by a reference of device-days, [units] each.
 
     The mean ratio of the reference plus twice its standard error (devices are drawn, and differ), times 1 + tolerance, plus
-    the standard deviation of what is common to the devices of a day, times the quantile of `_deviations`.
+    the standard deviation of what is common to the devices of a day, times the quantile of `_deviations`. Days weigh by their
+    precision (DerSimonian and Laird, 1986), as the first day of a policy is often one of few devices.
 
     Args:
         score: scores, from `scores`.
@@ -207,7 +208,10 @@ def highest_usual(
     some = weights > 0
     mean, noise = by_day[some] / weights[some], np.bincount(day, rest**2)[some] / weights[some] ** 2
     free = max(1, len(mean) - (WEEK if weekdays else 1))  # the factors of the weekdays are of the same days
-    common = max(0.0, float(mean @ mean / free - (1 + 2 * np.sqrt(2 / free)) * noise.mean()))  # only where beyond chance
+    precision = 1 / np.maximum(noise, 1e-12)
+    scale = (precision.sum() - precision @ precision / precision.sum()) / max(1, len(mean) - 1)
+    beyond = max(0.0, float(precision @ mean**2 / free - 1 - 2 * np.sqrt(2 / free)))  # 0 unless it is more than chance
+    common = beyond / scale if len(mean) > 1 else 0.0
     return float((ratio + 2 * error) * (1 + tolerance) + _deviations(max(free, WEEK)) * np.sqrt(common))
 
 
