@@ -16,9 +16,10 @@ from edgeroute import Audit, BadInput, CallableModel, Function, ModelError, Onnx
 from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.confidence import Reader
 from edgeroute.confidence.output_forms_labels_and_comparison import same
-from edgeroute.edge.onnx import last_operators
+from edgeroute.edge.onnx import last_operators, scales
 from edgeroute.errors import BadReply
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.export.triton_kserve_ray_exports import triton
 from edgeroute.tools.server.serve import app
 
 X = np.array([0.0, 2.0, -1.0, 0.5], np.float32)
@@ -1030,8 +1031,10 @@ def test_quantised_numbers_without_a_scale(make, tmp_path, operators, size):
     """Give no confidence, `check` says what to write, and with that line the model is read rightly."""
     value = helper.make_tensor_value_info
     nodes = [*(helper.make_node(op, ["x"], ["p"]) for op in operators)]
-    nodes += [helper.make_node("QuantizeLinear", ["p" if operators else "x", "scale", "zero"], ["y"])]
-    scale, zero = (np.float32(1 / 256), np.array(-128, np.int8)) if operators else (np.float32(0.05), np.array(3, np.int8))
+    steps = (("Div", ["p" if operators else "x", "scale"]), ("Round", ["t0"]), ("Add", ["t1", "zero"]))
+    nodes += [helper.make_node(op, before, [f"t{i}"]) for i, (op, before) in enumerate(steps)]
+    nodes += [helper.make_node("Cast", ["t2"], ["y"], to=TensorProto.INT8)]
+    scale, zero = map(np.float32, (1 / 250, -125) if operators else (0.05, 3))
     given, made = [value("x", TensorProto.FLOAT, ["n", size])], [value("y", TensorProto.INT8, ["n", size])]
     path = tiny.save(tmp_path / "m.onnx", nodes, given, made, [("scale", scale), ("zero", zero)])
     kind, x = "probabilities" if operators else "logits", np.resize(X, size)
@@ -1043,6 +1046,88 @@ def test_quantised_numbers_without_a_scale(make, tmp_path, operators, size):
     with make(CallableModel(lambda x: (model.run([x]) - float(zero)) * scale, kind=kind), threshold=0) as router:
         answer = router.infer(x)
     assert (answer.value, answer.confidence) == (softmax(x).argmax(), pytest.approx(softmax(x).max(), abs=0.01))
+
+
+def quantised(path, dtype, *, form="initializers", softmax=False):
+    """x [n, 4], elements -> y [n, 4], elements of x or of its softmax, as a quantiser leaves a file without its float ends."""
+    node, low = helper.make_node, int(np.iinfo(dtype).min)
+    kind = {"int8": TensorProto.INT8, "uint8": TensorProto.UINT8}[dtype]
+    constants = {"xs": np.float32(0.02), "xz": np.array(low + 100, dtype), "ys": np.float32(1 / 256 if softmax else 0.03)}
+    constants |= {"yz": np.array(low + (0 if softmax else 90), dtype), "one": np.array(100 * np.eye(4), np.int8)}
+    constants |= {"os": np.float32(0.01), "oz": np.int8(0)}
+    nodes = [
+        node("DequantizeLinear", ["x", "xs", "xz"], ["f"]), node("Softmax" if softmax else "Identity", ["f"], ["p"]),
+        node("QuantizeLinear", ["p", "ys", "yz"], ["q"]), node("Identity", ["q"], ["y"]),
+    ]  # fmt: skip
+    if form == "operators":
+        nodes = [
+            node("Transpose", ["x"], ["t"], perm=[0, 1]),
+            node("QLinearMatMul", ["t", "xs", "xz", "one", "os", "oz", "ys", "yz"], ["y"]),
+        ]
+    made = [helper.make_tensor(name, {"float32": 1, "int8": 3, "uint8": 2}[a.dtype.name], a.shape, a.ravel()) for name, a in
+            ((name, np.asarray(a)) for name, a in constants.items())]  # fmt: skip
+    if form == "constants":
+        nodes = [*(node("Constant", [], [tensor.name], value=tensor) for tensor in made), *nodes]
+    elif form == "operators":  # whose bytes are raw, as numpy writes them
+        made = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "m", [value("x", kind, ["n", 4])], [value("y", kind, ["n", 4])], [] if form == "constants" else made
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path, constants
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    ("form", "last"), [("initializers", True), ("initializers", False), ("constants", False), ("operators", False)]
+)
+def test_quantised_inputs_and_outputs(make, tmp_path, dtype, form, last):
+    """Floats are quantised and outputs are floats, by scale and zero point in the file; elements are taken as they are."""
+    path, known = quantised(tmp_path / "m.onnx", dtype, form=form, softmax=last)
+    elements = (np.rint(X / known["xs"]) + known["xz"]).astype(dtype)
+    near = pytest.approx(softmax(X) if last else X, abs=0.02)
+    model = OnnxModel(path)
+    assert [*model.run([X])[0]] == [*model.run([elements])[0]] == [*model.run_one(X)[0]] == near
+    assert model.run([X, elements, X]).shape == (3, 4)
+    checked(path)
+    assert last is False or says(path) == "probabilities"
+    with make(path, threshold=0) as router:
+        answer = router.infer(X)
+    assert (answer.value, answer.confidence) == (1, pytest.approx(softmax(X).max(), abs=0.02))
+    with running(app([OnnxModel(path, kind=model.kind or "logits")])) as client:
+        cloud = OpenInference(f"{client.base_url}/v2/models/m")
+        with make(None, cloud, mode="only_cloud") as router:
+            assert router.infer(elements if dtype == "uint8" else X).confidence == pytest.approx(answer.confidence, abs=1e-6)
+    with pytest.raises(ModelError, match=r"of (x and )?y have a scale, which a server's callers do not know"):
+        triton([path], tmp_path / "out")
+    path.with_suffix(".json").write_text(json.dumps({"input": {"name": "x", "dtype": dtype, "shape": [-1, 4]}}))
+    with pytest.raises(BadInput, match=f"expected {dtype}, got float32"):
+        OnnxModel(path).run([X])
+
+
+def test_a_scale_that_differs_or_is_damaged_is_none(tmp_path):
+    """Two readers of an input with other scales, a scale for each channel, and any damage of the file leave elements as they are."""
+    node, value = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        node("DequantizeLinear", ["x", "a"], ["f"]), node("DequantizeLinear", ["x", "b"], ["g"]), node("Add", ["f", "g"], ["s"]),
+        node("QuantizeLinear", ["s", "c", "z"], ["y"], axis=1),
+    ]  # fmt: skip
+    given, made = ([value(name, TensorProto.UINT8, ["n", 4])] for name in "xy")
+    constants = [("a", np.float32(1)), ("b", np.float32(2)), ("c", np.ones(4, np.float32)), ("z", np.zeros(4, np.uint8))]
+    model = OnnxModel(tiny.save(tmp_path / "m.onnx", nodes, given, made, constants))
+    assert (model.run([np.arange(4, dtype=np.uint8)]).tolist(), model.quantised) == ([[0, 3, 6, 9]], {})
+    path, _ = quantised(tmp_path / "q.onnx", "int8")
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    assert {*scales(path, {"x": "int8"}, {"y": "int8"})} == {"x", "y"}
+    for size in range(0, len(data), 7):
+        path.write_bytes(data[:size])
+        assert isinstance(scales(path, {"x": "int8"}, {"y": "int8"}), dict)
+    for _ in range(500):
+        changed = bytearray(data)
+        changed[rng.integers(len(data))] = rng.integers(256)
+        path.write_bytes(changed)
+        assert isinstance(scales(path, {"x": "int8"}, {"y": "int8"}), dict)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])

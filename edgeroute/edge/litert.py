@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.edge.edge_backend import TURN, current_turn
-from edgeroute.edge.input_checks_and_stacking import Plain, Prepare
 from edgeroute.edge.model_card import Array
+from edgeroute.edge.quantised_tensors import Port, Ports
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, last_operators, read_contents
-from edgeroute.errors import BadInput, ModelError, RuntimeMissing
+from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.late_imports_and_plugins import import_late, no_fork
 from edgeroute.system.untrusted_files import map_file, read_bytes
-from edgeroute.types import StopToken, TensorSpec
+from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,103 +74,6 @@ def load_delegate(module: Any, delegate: str, options: Mapping[str, Any]) -> Any
 # Interpreters of one .tflite model: each serves one run at a time, and is pooled for the next.
 
 MOST_IDLE = 16  # most idle interpreters of a model; each has the model's activations, and XNNPACK's copy of its weights
-_QUANTISED = {"int8", "uint8", "int16"}
-
-
-class Port(NamedTuple):
-    """Input or output of the model, with its quantisation."""
-
-    name: str
-    number: int
-    dtype: str
-    shape: tuple[int, ...]  # shape; -1 for a dynamic axis
-    initial_shape: tuple[int, ...]  # shape in a new interpreter
-    scale: float
-    # Zero point of a quantised tensor: its numbers are (element - zero) * scale. A scale of 0: the tensor is not quantised.
-    zero: int
-
-    @classmethod
-    def of(cls, name: str, details: Mapping[str, Any]) -> Port:
-        """Return the port of a name and an interpreter's details of its tensor.
-
-        Dynamic axes are -1 where the file says so; without quantisation the scale is 0.
-        """
-        shape = tuple(map(int, details["shape"]))
-        signature = tuple(map(int, details.get("shape_signature", ())))
-        dtype = np.dtype(details["dtype"]).name
-        scale, zero = details["quantization"] if dtype in _QUANTISED else (0.0, 0)
-        return cls(name, int(details["index"]), dtype, signature or shape, shape, float(scale), int(zero))
-
-    def as_elements(self, tensor: Array) -> Array:
-        """Return the model's tensor: floats are quantised if the input is quantised, others are returned as they are."""
-        return self.quantise(tensor) if self.scale and tensor.dtype.kind == "f" else tensor
-
-    def quantise(self, numbers: Array) -> Array:
-        """Return the elements for these numbers, rounded, and cut to the dtype's range.
-
-        Raises:
-            BadInput: one is NaN or infinite.
-        """
-        if not np.isfinite(numbers).all():
-            raise BadInput(f"{self.name}: the input holds NaN or infinity")
-        limits = np.iinfo(self.dtype)
-        elements: Array = np.rint(numbers / np.float32(self.scale)) + self.zero
-        return np.clip(elements, limits.min, limits.max).astype(self.dtype)
-
-    def real(self, elements: Array) -> Array:
-        """Return the float32 numbers that an output's elements stand for, or the output itself if it is not quantised."""
-        return np.subtract(elements, self.zero, dtype=np.float32) * np.float32(self.scale) if self.scale else elements
-
-
-class FloatsOrElements:
-    """Preparation of a quantised input: the caller gives floats, which are quantised, or elements in the model's own dtype.
-
-    Args:
-        port: the input.
-        spec: its specification, with the dtype that is expected of an array of another kind.
-        batch: its batch axis; None: it has none.
-    """
-
-    def __init__(self, port: Port, spec: TensorSpec, batch: int | None = 0) -> None:
-        self._port, self._axis = port, batch
-        self._own = Plain(TensorSpec(spec.name, port.dtype, spec.shape), batch)
-        self._floats = Plain(TensorSpec(spec.name, "float32", spec.shape), batch)
-        self._described = self._own if spec.dtype == port.dtype else self._floats
-        self._dtype = np.dtype(port.dtype)
-
-    def one(self, x: Any) -> Array:
-        """Return the tensor of one input.
-
-        Raises:
-            BadInput: it does not fit.
-        """
-        if type(x) is np.ndarray and x.dtype == self._dtype:
-            return self._own.one(x)
-        return self([x])
-
-    def __call__(self, inputs: list[Any]) -> Array:
-        """Return the tensor of several inputs.
-
-        A mix of both is converted row by row.
-
-        Raises:
-            BadInput: as `stack`.
-        """
-        kinds = set(map(_dtype, inputs))
-        if kinds == {self._dtype}:
-            return self._own(inputs)
-        if self._dtype in kinds:  # some are the one, and some the other
-            return np.concatenate([self([x]) for x in inputs], axis=self._axis or 0)
-        floats = kinds and all(kind is not None and kind.kind == "f" for kind in kinds)
-        return self._port.as_elements((self._floats if floats else self._described)(inputs))
-
-
-def _dtype(x: Any) -> np.dtype[Any] | None:
-    """Return the dtype of an array, or of nested lists, by numpy; None for lists of different lengths."""
-    try:
-        return x.dtype if isinstance(x, np.ndarray) else np.asarray(x).dtype
-    except ValueError:  # lists of different lengths
-        return None
 
 
 class LockedInterpreter:
@@ -472,32 +375,12 @@ class LiteRTModel(ModelFile):
         Raises:
             ModelError: a type is not supported, or the card describes another file.
         """
-        states = {state.input for state in self.card.state}
-        ports = {port.name: port for port in worker.inputs}
-
-        def spec(port: Port) -> TensorSpec:
-            """Return the specification of an input or output, of a quantised one as its callers pass it.
-
-            Raises ModelError for a type other than numbers and bools.
-            """
-            if np.dtype(port.dtype).kind not in "biuf" and (port.name in ports or self.output in (None, port.name)):
+        outputs = worker.outputs.values()
+        for port in (*worker.inputs, *(port for port in outputs if self.output in (None, port.name))):
+            if np.dtype(port.dtype).kind not in "biuf":
                 raise ModelError(f"{self.path}: its {port.name} is of the type {port.dtype}, which is not supported")
-            entry = None if port.name in states else self.card.of(port.name)
-            if not port.scale or (entry is not None and entry.dtype == port.dtype):
-                return TensorSpec(port.name, port.dtype, port.shape)
-            pixels = (
-                port.dtype == "uint8" and port.name in ports and port.name not in states and (entry is None or not entry.dtype)
-            )
-            return TensorSpec(port.name, "uint8" if pixels else "float32", port.shape)
-
-        def prepare(spec: TensorSpec, batch: int | None) -> Prepare:
-            """Return the preparation of an input without preprocessing."""
-            port, entry = ports[spec.name], self.card.of(spec.name)
-            return (
-                FloatsOrElements(port, spec, batch) if port.scale and (entry is None or not entry.dtype) else Plain(spec, batch)
-            )
-
-        self._describe([spec(port) for port in worker.inputs], [spec(port) for port in worker.outputs.values()], prepare)
+        ports = Ports(worker.inputs, self.card)
+        self._describe([*map(ports.spec, worker.inputs)], [*map(ports.spec, outputs)], ports.preparation)
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Run one input, by a fast path if the model has one input, one output and no state; return as `run`.

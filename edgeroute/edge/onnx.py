@@ -6,14 +6,18 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
 
 from edgeroute.core.setting_units_and_ranges import Count
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.onnx_provider_options import CPU, Given, Provider, names_of, parse_providers
-from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line, last_operator
+from edgeroute.edge.quantised_tensors import QUANTISED, Port, Ports
+from edgeroute.edge.runtime_base import MOST_PASSED, FileOptions, ModelFile, first_line, last_operator
 from edgeroute.errors import ModelError, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import log
 from edgeroute.system.late_imports_and_plugins import import_needed, no_fork
@@ -66,28 +70,119 @@ def _file_in_folder(folder: Path, name: bytes) -> Path | None:
 _NORM_1 = b"\x0a\x01p\x18\x01"  # attribute p = 1 of `LpNormalization`, which divides by the sum: probabilities may come out
 
 
+class Graph(NamedTuple):
+    """Names of a model's outputs, its nodes, and its constants, read from the file."""
+
+    outputs: list[bytes]
+    nodes: list[tuple[str, list[bytes], list[bytes]]]  # operator, inputs, outputs
+    constants: dict[bytes, dict[int, bytes]]  # name -> first values, by the number of their field in `TensorProto`
+
+
+def read_graph(model: Path, constants: bool = False) -> Graph:
+    """Read the graph of a model file. An operator that normalises by another norm than the Euclidean one is left empty.
+
+    constants: read constants of one number, too.
+
+    Raises:
+        OSError, ValueError, IndexError: it cannot be read, or is damaged.
+    """
+    graph = Graph([], [], {})
+    with map_file(model) as data:
+        for _, begin, end in _fields(data, 0, len(data), {7}):  # the graph
+            for key, start, stop in _fields(data, begin, end, {1, 5, 12} if constants else {1, 12}):  # node, constant, output
+                if key == 5:  # noqa: PLR2004 - a constant
+                    graph.constants.update(_small_tensor(data, start, stop))
+                    continue
+                parts = [(part, a, b) for part, a, b in _fields(data, start, stop, {1, 2, 4, 5} if key == 1 else {1})]
+                names = {part: [data[a:b] for which, a, b in parts if which == part] for part in (1, 2, 4)}
+                if key != 1:
+                    graph.outputs.extend(names[1])
+                    continue
+                operator = "".join(name.decode() for name in names[4][:1])
+                attributes = [(a, b) for part, a, b in parts if part == 5]  # noqa: PLR2004 - an attribute
+                if operator == "Constant" and constants:
+                    for at, until in (place for a, b in attributes for _, *place in _fields(data, a, b, {5})):
+                        graph.constants.update(dict.fromkeys(names[2], *_small_tensor(data, at, until).values()))
+                if any(data[a : a + len(_NORM_1)] == _NORM_1 for a, _ in attributes):
+                    operator = ""
+                graph.nodes.append((operator, names[1], names[2]))
+    return graph
+
+
+def _small_tensor(data: Any, begin: int, end: int) -> dict[bytes, dict[int, bytes]]:
+    """Return {name: field -> its content} of a tensor of at most 10 bytes a field; the name is empty if it has none."""
+    fields = {part: data[a:b] for part, a, b in _fields(data, begin, end, {4, 5, 8, 9}) if part == 8 or b - a <= 10}  # noqa: PLR2004
+    return {fields.pop(8, b""): fields}
+
+
 def last_operators(model: Path) -> dict[str, str]:
     """Return name of an output -> operator that makes it, read from a model file, as `last_operator` finds it.
 
-    An operator that is no normalisation by the Euclidean norm, as its p is 1, is left empty. {} if the file cannot be read.
+    {} if the file cannot be read.
     """
-    outputs, nodes = list[bytes](), dict[bytes, tuple[str, list[bytes]]]()
     try:
-        with map_file(model) as data:
-            for _, begin, end in _fields(data, 0, len(data), {7}):  # the graph
-                for key, start, stop in _fields(data, begin, end, {1, 12}):  # a node, or an output
-                    parts = [(part, data[a:b]) for part, a, b in _fields(data, start, stop, {1, 2, 4, 5} if key == 1 else {1})]
-                    if key == 1:
-                        operator = next((value for part, value in parts if part == 4), b"").decode()  # noqa: PLR2004 - its type
-                        if (5, _NORM_1) in [(part, value[:5]) for part, value in parts]:
-                            operator = ""
-                        sources = [value for part, value in parts if part == 1]
-                        nodes.update({value: (operator, sources) for part, value in parts if part == 2})  # noqa: PLR2004 - an output
-                    else:
-                        outputs += [value for _, value in parts]
-        return {name.decode(): last_operator(name, nodes) for name in outputs}
+        graph = read_graph(model)
+        nodes = {output: (operator, sources) for operator, sources, outputs in graph.nodes for output in outputs}
+        return {name.decode(): last_operator(name, nodes) for name in graph.outputs}
     except (OSError, ValueError, IndexError):  # `load` reports it
         return {}
+
+
+# Operators that move elements without a change. Operator that gives quantised elements -> input with its scale.
+MOVING = ("Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
+SCALE_OF_OUTPUT = {
+    "QuantizeLinear": 1, "QLinearSoftmax": 3, "QLinearSigmoid": 3, "QLinearGlobalAveragePool": 3, "QLinearAveragePool": 3,
+    "QLinearConv": 6, "QLinearMatMul": 6, "QLinearAdd": 6, "QGemm": 7,
+}  # fmt: skip
+SCALE_OF_INPUT = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm")  # behind the elements: scale, zero point
+
+
+def scales(model: Path, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> dict[str, tuple[float, int]]:
+    """Return name of an input or output -> scale and zero point of its elements, where the graph quantises by one constant.
+
+    inputs, outputs: name -> dtype.
+    """
+    try:
+        graph = read_graph(model, constants=True)
+        found = {name: _scale_of_input(graph, name.encode(), dtype) for name, dtype in inputs.items()}
+        makers = {output: (operator, sources) for operator, sources, made in graph.nodes for output in made}
+        for name, dtype in outputs.items():
+            operator, sources = makers.get(name.encode(), ("", []))
+            for _ in range(MOST_PASSED):
+                if operator in MOVING:
+                    operator, sources = makers.get(sources[0], ("", []))
+            if (at := SCALE_OF_OUTPUT.get(operator)) is not None:
+                found[name] = _scale(graph, sources[at : at + 2], dtype)
+    except (OSError, ValueError, IndexError):  # it cannot be read, or is damaged
+        return {}
+    return {name: pair for name, pair in found.items() if pair is not None}
+
+
+def _scale_of_input(graph: Graph, name: bytes, dtype: str) -> tuple[float, int] | None:
+    """Return scale and zero point by which all operators that read an input take its elements; None: unknown, or they differ."""
+    moved, pairs = [name], set[tuple[float, int] | None]()
+    for operator, sources, made in graph.nodes:  # each after those that make its inputs
+        if operator in MOVING and sources[0] in moved:
+            moved += made
+        elif not set(moved).isdisjoint(sources):
+            first = operator in SCALE_OF_INPUT and sources[0] in moved
+            pairs.add(_scale(graph, sources[1:3], dtype) if first else None)
+    return pairs.pop() if len(pairs) == 1 else None
+
+
+def _scale(graph: Graph, names: Sequence[bytes], dtype: str) -> tuple[float, int] | None:
+    """Return the constants of these names, a float32 scale and a zero point of this dtype, 0 without a name; None: others."""
+    raw = (fields := graph.constants.get(names[0], {})).get(9) or fields.get(4, b"")
+    scale = float(np.frombuffer(raw, "<f4")[0]) if len(raw) == 4 else 0.0  # noqa: PLR2004 - bytes of a float32
+    if not 0 < scale < inf:
+        return None
+    if not any(names[1:]):
+        return scale, 0
+    fields = graph.constants.get(names[1], {})
+    if 5 in fields:  # noqa: PLR2004 - integers, each as a varint of 64 bits
+        return scale, int(np.uint64(_number(fields[5]) % (1 << 64)).astype(np.int64))
+    raw = fields.get(9, b"")
+    return (scale, int(np.frombuffer(raw, dtype)[0])) if len(raw) == np.dtype(dtype).itemsize else None
 
 
 def _fields(data: Any, at: int, end: int, wanted: set[int]) -> Iterator[tuple[int, int, int]]:
@@ -299,6 +394,7 @@ class OnnxModel(ModelFile):
         self._run_options: Any = None
         self._input = ""
         self._prepare: Callable[[Any], Array] | None = None
+        self.quantised: dict[str, Port] = {}  # inputs and outputs that are quantised
 
     def _operators(self) -> dict[str, str]:
         """Return name of an output -> operator that makes it."""
@@ -329,12 +425,27 @@ class OnnxModel(ModelFile):
         session, self.nodes, self.downgraded = result.session, result.nodes, result.downgraded
         self.placement = None if [provider.name for provider in self.providers] == [CPU] else result.placement()
         self._used = result.used(self.providers) if result.downgraded else [*self.providers]
-        self._describe([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
+        inputs, outputs = ([*map(spec_of, nodes)] for nodes in (session.get_inputs(), session.get_outputs()))
+        self._describe_ports(inputs, outputs)
         self._check_types(session)
         self._input = self.inputs[0].name if self.inputs else ""
-        self._prepare = self._plan.one
+        self._prepare = None if self.quantised else self._plan.one
         self._run_options = ort.RunOptions
         return session
+
+    def _describe_ports(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        """Store the file's inputs and outputs. Quantised ones take and give floats where the file has scale and zero point."""
+        dtypes = [{spec.name: spec.dtype for spec in specs if spec.dtype in QUANTISED} for specs in (inputs, outputs)]
+        known = scales(self.path, *dtypes) if any(dtypes) else {}
+
+        def port(spec: TensorSpec) -> Port:
+            """Return an input or output with its quantisation; a scale of 0: none is known."""
+            return Port(spec.name, 0, spec.dtype, spec.shape, spec.shape, *known.get(spec.name, (0.0, 0)))
+
+        ports = Ports([*map(port, inputs)], self.card)
+        given, made = ([ports.spec(port(spec)) for spec in specs] for specs in (inputs, outputs))
+        self._describe(given, made, ports.preparation)
+        self.quantised = {spec.name: port(spec) for spec in (*inputs, *outputs) if spec.name in known}
 
     def _check_types(self, session: Any) -> None:
         """Refuse tensors of types that numpy lacks, whose every run would fail.
@@ -379,12 +490,15 @@ class OnnxModel(ModelFile):
         Raises:
             ModelError: the run failed, or was stopped.
         """
-        try:
-            if cancel is None:
-                return session.run(names, feed)  # type: ignore[no-any-return]
+        options = None
+        if cancel is not None:
             options = self._run_options()
             cancel.on_ask(lambda: setattr(options, "terminate", True))
-            return session.run(names, feed, options)  # type: ignore[no-any-return]
+        ports = self.quantised
+        feed = {name: ports[name].as_elements(x) if name in ports else x for name, x in feed.items()} if ports else feed
+        try:
+            out: list[Array] = session.run(names, feed, options)
+            return [ports[name].real(x) if name in ports else x for name, x in zip(names, out, strict=True)] if ports else out
         except Exception as e:  # onnxruntime's errors derive from Exception alone
             raise self._run_error(e) from e
 

@@ -158,13 +158,22 @@ class Subject:
         for node in session.get_outputs():
             if not node.type.startswith("tensor(") and self.model.output in (None, node.name):
                 raise ModelError(f"{path}: its output {node.name} is a {node.type}, no tensor: export it without ZipMap")
+        read = [spec.name for spec in self.model.outputs if self.model.output in (None, spec.name)]
+        if names := [name for name, port in self.model.quantised.items() if name in read or port.dtype != "uint8"]:
+            raise ModelError(
+                f"{path}: the elements of {' and '.join(names)} have a scale, which a server's callers do not know: export it "
+                "with QuantizeLinear and DequantizeLinear in the graph, so that it takes and gives floats"
+            )
         nodes = ([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
-        self.plan = Inputs(self.model.card, *nodes)
+        try:
+            self.plan = Inputs(self.model.card, *nodes)
+        except ValueError as e:
+            raise ModelError(f"{path}: {e}") from e
         if not self.plan.given:
             raise ModelError(f"{path}: no input is left for callers to send")
         self.inputs = [_input(spec, self.model) for spec in self.plan.given]
-        read = [spec for spec in self.plan.outputs if self.model.output in (None, spec.name)]
-        self.outputs = [_tensor(spec.name, spec.dtype, row_shape(spec, self.plan.batch)) for spec in read]
+        outputs = [spec for spec in self.plan.outputs if spec.name in read]
+        self.outputs = [_tensor(spec.name, spec.dtype, row_shape(spec, self.plan.batch)) for spec in outputs]
         self.size = self.plan.size
         try:
             text_of(self.about()).encode()
