@@ -966,6 +966,31 @@ def test_a_usage_without_the_answer(usage, stream):
                 router.infer("b")
 
 
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 109}, {"prompt_tokens": 7, "total_tokens": 109}]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_that_only_the_total_counts_are_paid_for(usage, stream):
+    """Some providers leave them out of `completion_tokens`: 102 tokens here, of which 2 are the answer's text."""
+    body = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage}
+    events = sse_reply([*PARIS[:-1], {"choices": [], "usage": usage}])
+    with CannedServer(events if stream else http_reply(json.dumps(body).encode(), headers=JSON)) as server:
+        cloud = OpenAIChat(server.url, model="m", stream=stream, retries=0, max_tokens=500, usd_per_million_output_tokens=1e6)
+        with Router(None, cloud) as router:
+            assert router.infer("a").trace["events"][-1]["usd"] == pytest.approx(102)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_got_no_reply_is_paid_for(stream):
+    """The server had it, and may have answered: all that was expected stays booked."""
+    with CannedServer(b"", close=True) as server:
+        cloud = OpenAIChat(server.url, model="m", stream=stream, retries=0, max_tokens=50, usd_per_million_output_tokens=1e6)
+        with Router(unsure, cloud, limits=Limits(usd_per_day=60), threshold=0.5) as router:
+            answers = [router.infer("hi") for _ in range(2)]
+            assert [routes.code(answer) for answer in answers] == ["unreachable", "usd_per_day"]
+            assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("status", [203, 205, 206])
 def test_a_success_that_a_proxy_changed(status):
     """Is none: what it has is not the whole answer of the endpoint."""

@@ -150,6 +150,15 @@ def test_logs_say_what_the_table_says(tmp_path, kind):
     assert found.money.cascade == pytest.approx(same.money.cascade) == pytest.approx(1.5 + 15 * found.deferral)
 
 
+def test_thoughts_that_only_the_total_counts_cost_money(tmp_path):
+    """Some providers leave them out of `completion_tokens`."""
+    large = completion(LARGE, "x")
+    large["usage"]["total_tokens"] += 1000
+    path = wrote(tmp_path / "log.jsonl", [batch(1, completion(SMALL, "x", 0.5)), batch(1, large)])
+    found = read_pairs([path], "openai-log", Read(edge_model=SMALL, edge_price=Price(usd_out=1), cloud_price=Price(usd_out=1)))
+    assert [usd.tolist() for usd in found.usd] == [[pytest.approx(10e-6)], [pytest.approx(1010e-6)]]
+
+
 def test_other_apis(tmp_path):
     """Responses and completions; texts in parts, tools by their arguments and not by their spelling, refusals."""
     token = {"token": "x", "logprob": log(0.5), "top_logprobs": []}

@@ -531,15 +531,18 @@ class OpenAIChat(OneByOne):
 def _count_usage(usage: Any, expected: Tokens | None, seen: Tokens) -> Tokens | None:
     """Return the tokens in a reply's `usage`; a count that is missing, invalid or 0 is that of `seen`, an estimate.
 
-    None: it has neither count, or one beyond ten times what was expected and `MARGIN`, which is not believed.
+    What the total has beyond prompt and answer counts as answer. None: it has neither count, or one beyond ten times what was
+    expected and `MARGIN`, which is not believed.
     """
     if not isinstance(usage, Mapping):
         return None
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    known = [count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None for count in counts]
-    tokens = Tokens(known[0] or seen.prompt, known[1] or seen.answer)
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    prompt, answer, total = (count if type(count) is int and count >= 0 else None for count in counts)
+    if prompt and total:  # some providers count thoughts in the total alone
+        answer = max(answer or 0, total - prompt)
+    tokens = Tokens(prompt or seen.prompt, answer or seen.answer)
     beyond = expected is not None and any(count > 10 * guess + MARGIN for count, guess in zip(tokens, expected, strict=True))
-    return None if known == [None, None] or beyond else tokens
+    return None if (prompt is None and answer is None) or beyond else tokens
 
 
 def _most(given: Any) -> int:

@@ -337,7 +337,8 @@ async def run(
             speaking.close()
             client.count_received(speaking.received)
             client.take_back(call, ended)
-            tokens = speaking.tokens_to_charge(cut=cut or isinstance(ended, TimedOut))
+            gone = isinstance(ended, Unreachable) and not (ended.stale or speaking.received)  # the server may go on all the same
+            tokens = speaking.tokens_to_charge(cut=cut or gone or isinstance(ended, TimedOut))
             exchange.after_attempt(speaking.received, ended, cut=cut, tokens=tokens)
         return speaking.outputs
 

@@ -310,14 +310,16 @@ def _choice(choice: Mapping[str, Any]) -> tuple[list[str], list[list[object]], l
 
 
 def _tokens(usage: Any) -> tuple[float, float] | None:
-    """Return the tokens of prompt and completion; None if one is unknown; raise `Skip` if they are no numbers."""
+    """Return the tokens of prompt and completion, with thoughts; None if one is unknown; raise `Skip` for what is no number."""
     if not isinstance(usage, dict):
         return None
-    prompt, completion = (
+    prompt, completion, total = (
         number(usage.get(chat, usage.get(response)))
-        for chat, response in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+        for chat, response in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"), ("total_tokens",) * 2)
     )
-    return None if prompt is None or completion is None else (prompt, completion)
+    if prompt is None or completion is None:
+        return None
+    return prompt, max(completion, (total or 0.0) - prompt)  # some providers count thoughts in the total alone
 
 
 def _arguments(text: Any) -> object:
