@@ -230,6 +230,58 @@ def test_the_edges_own_answer_as_the_class(make, server):
         assert router.infer(turn("face SECRET said at length")).source == "edge"
 
 
+@pytest.mark.parametrize("deadline", [None, LONG])
+@pytest.mark.parametrize("of", ["consent", "redact", "mask"])
+def test_calls_within_other_functions_of_the_rules(make, of, deadline):
+    """They stay on the device, and so end; calls of another router leave by its own rules."""
+    routers, sent, reasons = [], [], []
+
+    def cloud(x):
+        sent.append(x)
+        return "cloud", 1.0
+
+    def within(*_):
+        if isinstance(routers[0], Router):
+            reasons.extend(router.infer("tree within").reason for router in routers)
+        return {"consent": True, "redact": "redacted", "mask": []}[of]
+
+    egress = Egress(**{of: [within] if of == "mask" else within})
+    other = make(unsure, lambda _: ("other", 1.0), egress=Egress(redact=lambda x, _: x))
+    routers += [make(unsure, cloud, egress=egress, deadline=deadline), other]
+    assert routers[0].infer("tree").source == "cloud"
+    assert sent == ["redacted" if of == "redact" else "tree"]
+    if isinstance(other, Router):
+        inner, outer = reasons
+        assert "within a function of the egress rules" in inner
+        assert "cloud" in outer
+
+
+@pytest.mark.parametrize("name", ["data_class", "consent", "redact"])
+def test_a_coroutine_function_is_refused(name):
+    """Nothing would await it: a redaction's coroutine would be sent."""
+
+    class Later:
+        async def __call__(self, *_):
+            return "tree"
+
+    for function in (Later(), Later().__call__, "no function"):
+        with pytest.raises(PolicyError, match=f"{name} is a function .*no coroutine function"):
+            Egress(**{name: function})
+
+
+def test_a_name_whose_type_is_equal_to_others(make):
+    """It is what it says, and not what its type compares it with."""
+
+    class Odd(str):
+        __slots__ = ()
+        __hash__ = lambda _: hash("tree")  # noqa: E731
+        __eq__ = lambda *_: True  # noqa: E731
+
+    router = make(unsure, lambda _: ("cloud", 1.0), egress=Egress(never_leave=["face"], may_leave=["tree"]))
+    assert [router.infer(1, data_class=Odd(name)).source for name in ("tree", "face")] == ["cloud", "edge"]
+    assert [router.infer_many([1], data_class=Odd(name))[0].source for name in ("tree", "face")] == ["cloud", "edge"]
+
+
 def test_examples_for_a_measurement(make):
     """None is sent if one may not leave; requests are of one class."""
     batches = []
@@ -302,17 +354,6 @@ def test_without_lists_nothing_leaves(make):
     assert router.infer(1).source == "edge"
     allowed = make(unsure, lambda _: "cloud", egress=Egress(unknown_class="allow", data_class=class_of))
     assert [allowed.infer(x).source for x in ["tree 1", "odd 1", "none 1", "raises 1"]] == ["cloud", "cloud", "edge", "edge"]
-
-
-def test_what_is_no_function_of_the_input():
-    """It is refused when the rules are made."""
-
-    async def later(x):
-        return "tree"
-
-    for wrong in ("medical", 3, later):
-        with pytest.raises(PolicyError, match="data_class is a function of the input"):
-            Egress(data_class=wrong)
 
 
 def test_a_failure_is_logged_without_the_input(make, caplog):

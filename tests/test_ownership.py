@@ -240,6 +240,22 @@ def test_a_redaction_that_works_in_place(make):
     assert x.tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize("of", ["redact", "edge", "cloud"])
+def test_a_function_that_returns_one_buffer_for_each_row(make, of):
+    """Redaction or view: each row of a batch is what the function made of it, and not of the last one."""
+    buffer = np.zeros(4)
+
+    def scaled(x, *_):
+        np.multiply(x, 2, out=buffer)
+        return buffer
+
+    more = {"egress": Egress(redact=scaled)} if of == "redact" else {"views": {of: scaled}}
+    cloud = None if of == "edge" else lambda x: (("edge", total(x)), 0.9)
+    rows = [np.full(4, i) for i in range(3)]
+    answers = make(lambda x: (("edge", total(x)), 0.9 if of == "edge" else 0.1), cloud, **more).infer_many(rows)
+    assert [answer.value[1] for answer in answers] == [0, 8, 16]
+
+
 def test_own_copies():
     """Of what there is to change; the rest is as it was."""
     array = np.zeros(2)

@@ -328,8 +328,9 @@ def test_a_data_set_of_pairs(make):
             router.evaluate(wrong, None)
         with pytest.raises(BadInput, match="a batch is a sequence of inputs, not a"):
             router.infer_many(wrong)
-    with pytest.raises(BadInput, match="one input"):
-        router.infer_many({"x": 1.0})
+    for one in ({"x": 1.0}, "a text, whose letters are no inputs", b"bytes", np.array(1.0)):
+        with pytest.raises(BadInput, match="one input"):
+            router.infer_many(one)
 
 
 def test_pandas(make):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
-from inspect import iscoroutinefunction
 from typing import Any, Final
 
 from edgeroute.core.error_codes import class_name
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
+from edgeroute.edge.edge_interface_and_fingerprints import is_async
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import call_contained, set_within
-from edgeroute.system.input_copies import copy_input
+from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logging import Failures
 
@@ -19,8 +19,8 @@ Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input
 Redact = Callable[[Any, str | None], Any]  # (input, data class) -> the input to send instead; may work in place on a copy
 Finder = Callable[[str], Iterable[tuple[int, int, str]]]  # (text) -> start, end and kind of each find
-# True within a function that returns a data class: nothing leaves by the calls that the function makes.
-CLASSIFYING: Final = ContextVar("edgeroute_classifying", default=False)
+# Rules whose function runs: nothing leaves by the calls that it makes of a router with these rules.
+WITHIN: Final[ContextVar[Egress | None]] = ContextVar("edgeroute_egress", default=None)
 
 
 class Egress:
@@ -37,8 +37,9 @@ class Egress:
         mask: kinds of personal data to replace in what is sent, and to put back into the answer, or functions that find some
             (docs/privacy.md#masks-that-come-back).
         data_class: called with each input before anything is sent; returns the input's class. The input stays if the call fails
-            or returns no name. Of this class and one that the caller names the stricter counts. Calls of a router within
-            it stay on the device.
+            or returns no name. Of this class and one that the caller names the stricter counts.
+
+    Calls of the router that these functions make stay on the device.
 
     Attributes:
         asks: True if `prepare_inputs` calls functions of the application, which may block.
@@ -70,8 +71,9 @@ class Egress:
             raise PolicyError(f"{', '.join(sorted(both))}: both in never_leave and in may_leave")
         if default_class is not None and not (isinstance(default_class, str) and default_class):
             raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
-        if data_class is not None and (not callable(data_class) or iscoroutinefunction(data_class)):
-            raise PolicyError("data_class is a function of the input that returns its class, and no coroutine function")
+        for name, function in (("data_class", data_class), ("consent", consent), ("redact", redact)):
+            if function is not None and (not callable(function) or is_async(function)):
+                raise PolicyError(f"{name} is a function that returns its result, and no coroutine function")
         never = frozenset(never_leave) if data_class is None else frozenset({*never_leave, UNCLASSIFIED})
         self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
         if mask and redact is not None:
@@ -93,10 +95,10 @@ class Egress:
         """
         if self.data_class is None or not isinstance(named, str | None):
             return named
-        if CLASSIFYING.get():
+        if WITHIN.get() is self:
             return UNCLASSIFIED
         try:
-            with set_within(CLASSIFYING, True):
+            with set_within(WITHIN, self):
                 found = call_contained(self.data_class, x)
         except Exception as e:  # noqa: BLE001 - whatever the application raises: the input stays
             self._failures.log("data_class", e, coded=True)
@@ -113,6 +115,11 @@ class Egress:
         Raises:
             Held: consent was not given, or a function failed: nothing is sent.
         """
+        with set_within(WITHIN, self):
+            return self._prepare(inputs, permit, where)
+
+    def _prepare(self, inputs: list[Any], permit: Permit, where: str) -> tuple[list[Any], list[Any] | None]:
+        """Ask for consent, and return the inputs to send, and what puts masked data back (see `prepare_inputs`)."""
         if self.consent is not None:
             try:
                 consented = call_contained(self.consent, where, permit.data_class)
@@ -126,7 +133,16 @@ class Egress:
             if self.mask is not None:
                 masked = [call_contained(self.mask.mask, x) for x in inputs]
                 return [x for x, _ in masked], [data for _, data in masked]
-            # redaction may work in place
-            return [call_contained(self.redact, call_contained(copy_input, x), permit.data_class) for x in inputs], None
+            return [self._redacted(self.redact, x, permit, alone=len(inputs) == 1) for x in inputs], None
         except Exception as e:
             raise Held(f"the redaction failed ({class_name(e)}), so nothing was sent", code="redaction") from e
+
+    @staticmethod
+    def _redacted(redact: Redact, x: Any, permit: Permit, *, alone: bool) -> Any:
+        """Return the redaction of a copy of an input, on which it may work in place.
+
+        Of several inputs what is no copy of the input is copied: the function may return one buffer each time.
+        """
+        own = call_contained(copy_input, x)
+        sent = call_contained(redact, own, permit.data_class)
+        return sent if alone or sent is own else copy_value(sent)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeroute.cloud.egress_consent_and_redaction import CLASSIFYING, Egress
+from edgeroute.cloud.egress_consent_and_redaction import WITHIN, Egress
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
@@ -286,6 +286,8 @@ class Engine(ForkSafe):
         if begun >= observer.eases_at:
             observer.eases_at = begun + EASES_S
             self.observe()
+        if data_class is not None and data_class.__class__ is not str and isinstance(data_class, str):  # may equal other names
+            data_class = str.__str__(data_class)
         if snapshot.egress.data_class is not None and not together:
             data_class = class_of(self, snapshot.egress, x, data_class)
         plan: Plan | None = None
@@ -295,11 +297,11 @@ class Engine(ForkSafe):
             talks = mode is not None or data_class is not None or snapshot.policy.rules != NO_RULES
         else:
             talks = kind not in MUTE
-        if (
-            talks
-            and not CLASSIFYING.get()
-            and (home := self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class))
-        ):
+        if WITHIN.get() is snapshot.egress:
+            home = "it was called within a function of the egress rules"
+        else:
+            home = self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class) if talks else ""
+        if home:
             plan = checked_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
             plan = snapshot.plans.get(PLAIN)

@@ -13,7 +13,7 @@ from edgeroute.errors import BadInput
 from edgeroute.router.inputs_and_forwarded_answers import TargetViews
 from edgeroute.router.request import Request
 from edgeroute.system.clock_json_and_fork_safety import call_contained
-from edgeroute.system.input_copies import copy_input
+from edgeroute.system.input_copies import copy_input, copy_value
 
 
 class Fitting(NamedTuple):
@@ -146,8 +146,13 @@ class CallInputs:
         return seen
 
     def _compute_view(self, views: TargetViews, target: int, row: int) -> tuple[Any, Exception | None]:
-        """Compute a view. Return (view, None) or (None, exception)."""
+        """Compute a view. Return (view, None) or (None, exception).
+
+        What a function makes of a batch's row is copied: it may return one buffer each time.
+        """
         try:
-            return views.of(self._targets[target], target, self._inputs[row]), None
+            x = self._inputs[row]
+            seen = views.of(self._targets[target], target, x)
+            return seen if len(self._inputs) == 1 or seen is x or not views.blocks(target) else copy_value(seen), None
         except Exception as e:  # noqa: BLE001 - raised by `_view_once`
             return None, e

@@ -68,8 +68,8 @@ def checked_length(batch: Sequence[Any]) -> int:
         BadInput: the batch is an iterator, a mapping, a table, or no sequence.
     """
     kind = type(batch)
-    if isinstance(batch, Mapping):
-        raise BadInput("a batch is a sequence of inputs, not a mapping, which is one input: give [x]")
+    if isinstance(batch, Mapping | str | bytes) or getattr(batch, "ndim", 1) == 0:
+        raise BadInput(f"a batch is a sequence of inputs, not a {kind.__name__}, which is one input: give [x]")
     if is_read_once(batch):
         raise BadInput(f"a batch is a sequence of inputs, not an iterator ({kind.__name__}): give list(batch)")
     if not hasattr(kind, "__len__") or not hasattr(kind, "__getitem__") or (hasattr(kind, "iloc") and batch.ndim > 1):  # type: ignore[attr-defined]
