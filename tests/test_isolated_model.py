@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import AsyncRouter, BadInput, LlamaModel, ModelError, PolicyError, Router, StopToken  # noqa: E402
 from edgeroute.edge import llama  # noqa: E402
+from edgeroute.errors import Busy  # noqa: E402
 from edgeroute.testing import edge_contract  # noqa: E402
 
 HI = [{"role": "user", "content": "hi"}]
@@ -404,6 +406,31 @@ def test_a_hanging_edge_leaves_the_cloud_its_time(isolated):
         assert (answer.value, routes.code(answer, "edge")) == ("cloud", "busy")
         killed()
         thread.join(LONG)
+
+
+def test_a_run_that_has_no_slot_by_its_instant(isolated):
+    """Is refused as busy, where it waited for as long as another one held the slot."""
+    model, refused = isolated(), []
+    stream = started(model, ENDLESS)
+
+    def ask():
+        try:
+            model.run_one("hi", StopToken(monotonic()))
+        except Busy as e:
+            refused.append(str(e))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    stream.close()
+    assert refused == ["llama.cpp of tiny.gguf was busy: another generation holds it"]
+
+
+def test_the_instant_to_begin_is_that_of_the_first_input(isolated):
+    """Once a run has begun, its further inputs are not refused as busy, however long the first one took."""
+    token = StopToken(monotonic() + LONG)
+    assert len(isolated().run(["hi", "hi"], token)) == 2
+    assert token.turn_by == math.inf
 
 
 PROGRAM = """

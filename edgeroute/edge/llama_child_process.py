@@ -167,11 +167,11 @@ class IsolatedEngine(ForkSafe):
         """Generate and yield pieces: see `Engine`. Kills the child if no piece comes for too long, or a stop takes too long.
 
         Waits for a slot first; a stop requested before it has one ends it without a piece. A request that JSON cannot hold
-        becomes a piece with an `error`. Closed early, it has the child stop.
+        becomes a piece with an `error`. Closed early, it has the child stop. Sets `stop.turn_by` to inf once it has begun.
 
         Raises:
             ModelError: the child has ended, or fails.
-            Busy: it has no result by `stop.turn_by`.
+            Busy: it has no slot, or no piece, by `stop.turn_by`.
         """
         number, frames = next(self._numbers), SimpleQueue[Any]()
         try:
@@ -179,9 +179,10 @@ class IsolatedEngine(ForkSafe):
         except (RecursionError, TypeError, ValueError) as e:
             yield {"error": {"code": 400, "message": str(e)}}
             return
-        while stop.asked or not self._turns.acquire(timeout=TURN_S):
+        while stop.asked or not self._turns.acquire(timeout=max(0.0, min(TURN_S, stop.turn_by - monotonic()))):
             if stop.asked:
                 return
+            self._check_turn(stop)
         self._calls[number] = frames
         if self.ended:  # perhaps before the call was in the table
             frames.put(_END)
@@ -204,21 +205,20 @@ class IsolatedEngine(ForkSafe):
 
         Raises:
             ModelError: the child has ended, or fails.
-            Busy: the child has no result by `stop.turn_by`, as another generation holds it.
+            Busy: the child has no result by `stop.turn_by`.
         """
-        stop_by, turn_by = None, stop.turn_by
+        stop_by = None
         while True:
             limit_s = self._stall_s if stop_by is None else stop_by - monotonic()
             try:
-                frame = frames.get(timeout=max(0.0, min(limit_s, turn_by - monotonic())))
+                frame = frames.get(timeout=max(0.0, min(limit_s, stop.turn_by - monotonic())))
             except Empty:
-                if monotonic() >= turn_by:
-                    raise Busy(f"{self._where} was busy: another generation holds it") from None
+                self._check_turn(stop)
                 self.end()
                 if stop_by is None:
                     raise EngineEnded(f"{self._where} gave no token within {self._stall_s:g} s: its process was ended") from None
                 return
-            turn_by = inf
+            stop.turn_by = inf  # also for the further inputs of this run
             if frame is _END:
                 raise self._death()
             if "piece" in frame and stop_by is None:
@@ -236,6 +236,11 @@ class IsolatedEngine(ForkSafe):
             if stop_by is None and stop.asked:
                 stop_by = monotonic() + self._stall_s * STOP_SHARE
                 self._frames.put(_frame({"call": number}))
+
+    def _check_turn(self, stop: StopToken) -> None:
+        """Raise Busy once the run's instant to begin has passed."""
+        if monotonic() >= stop.turn_by:
+            raise Busy(f"{self._where} was busy: another generation holds it")
 
     def _death(self) -> EngineEnded:
         """Return the error for the end of the child, after killing it. Its stderr is not quoted, as that may quote clients."""
