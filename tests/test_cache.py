@@ -423,12 +423,14 @@ def test_the_data_classes_of_never_are_not_kept(made, tmp_path):
     assert [cache.get(k) is not None for k in (b"k", b"l", b"m")] == [False, True, True]
 
 
-def test_an_entry_too_large_for_the_memory_replaces_and_removes(made):
-    """It is not kept, and what was there before it is not given in its place."""
-    cache = made(max_bytes=2000)
+@pytest.mark.parametrize("disk", [False, True])
+def test_an_entry_too_large_for_the_memory_replaces_and_removes(made, tmp_path, disk):
+    """It is not kept there, and what was there before it is not given in its place; a disk, which has its own limit, has it."""
+    cache, large = made(max_bytes=2000, disk=tmp_path / "c.db" if disk else None), entry("x" * 3000)
     cache.put(b"k", entry("small"))
-    cache.put(b"k", entry("x" * 3000))
-    assert cache.get(b"k") is None
+    cache.put(b"k", large)
+    cache.flush()
+    assert cache.get(b"k") == (large if disk else None)
     assert cache.stats().bytes == 0
 
 

@@ -329,9 +329,9 @@ class Cache(ForkSafe):
     def put(self, key: bytes, entry: Entry, data_class: str | None = None) -> None:
         """Store a copy of the entry in memory, evicting others if needed, and queue it for the disk, without waiting for it.
 
-        Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. The disk takes only
-        values that are restored unchanged: JSON values, with outputs that are arrays or JSON values. An entry dated in the future
-        is dated now.
+        Not stored: entries of a class in `never`, or that cannot be copied. An entry that alone exceeds `max_bytes` is stored on
+        disk only, which has its own `disk_max_bytes`, and takes only values that are restored unchanged: JSON values, with
+        outputs that are arrays or JSON values. An entry dated in the future is dated now.
         """
         cached = None if data_class in self.never else private_copy(entry._replace(at=min(entry.at, self._clock())))
         if cached is not None:
