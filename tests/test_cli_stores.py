@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import sqlite3
@@ -21,6 +22,7 @@ from commands import cli
 from edgeroute import Egress, Outbox, PolicyError, Prediction, Router, Unreachable
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.outbox import Waiting
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import clock_json_and_fork_safety as system
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.cli.outbox_egress_and_state_folder import parse_time
@@ -89,6 +91,19 @@ def ledger(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------- outbox
+def test_status_beside_a_program_that_has_the_outbox_for_itself(state):
+    """It says so at once, and shows the rest."""
+    store = KeyValueStore(state / "state.db")
+    store.put("latency", {})
+    store.close()
+    with contextlib.closing(sqlite3.connect(state / "outbox.db", isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        code, out, err = cli("status", "--state", state)
+        assert (code, "outbox: cannot be read now" in out) == (0, True), err
+    assert "1 waiting" in cli("status", "--state", state)[1]
+
+
 def test_list_in_a_table(state):
     """Each entry is a row, a dash stands for nothing, what would steer a terminal is not printed; the counts follow."""
     code, out, err = cli("outbox", "list", "--state", state)

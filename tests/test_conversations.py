@@ -564,6 +564,39 @@ def test_what_a_lock_kept_from_the_file_is_written_by_a_later_call(tmp_path, mon
             wait_for(known)
 
 
+@pytest.mark.parametrize("how", ["written", "deleted"])
+def test_what_cannot_be_written_keeps_the_conversations_of_others(tmp_path, monkeypatch, caplog, how):
+    """All of them, as they do not know which; also after the process has ended that knows it. Until it is written, or forgotten."""
+    monkeypatch.setattr(private_conversations, "BUSY_S", 0.01)
+    public, private = [user("What is the capital of France?")], [user(SECRET), assistant("so"), user("next")]
+    make = partial(Router, lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS))
+    with make() as other:
+        other.infer([user("A first turn that creates the file")], data_class="medical")
+        with make() as first:
+            with monkeypatch.context() as broken:
+                broken.setattr(Database, "transaction", full)
+                assert first.infer([user(SECRET)], data_class="medical").source == "edge"
+                wait_for(lambda: "cannot be written: which conversations" in caplog.text)
+                assert first.infer(public).source == "cloud"
+                assert stays(first.infer(private))
+                for said in (public, private):
+                    answer = other.infer(said)
+                    assert (answer.source, answer.reason_code) == ("edge", "stays")
+                if how == "deleted":
+                    first.close()
+                    assert "digests are not written as it is closed" in caplog.text
+            if how == "written":
+                wait_for(lambda: (first.infer(public), other.infer(public).source)[1] == "cloud")
+                assert stays(other.infer(private))
+    assert [*tmp_path.glob("conversations.db.*")] == ([] if how == "written" else [*tmp_path.glob("*.unwritten-*")])
+    with make() as later:
+        assert later.infer(private).source == "edge"
+        for sign in tmp_path.glob("*.unwritten-*"):
+            assert later.infer(public).source == "edge"
+            sign.unlink()
+        assert later.infer(public).source == "cloud"
+
+
 @pytest.mark.usefixtures("long_waits")
 def test_a_lock_of_another_process_stops_no_event_loop(tmp_path):
     """Calls that stay and others, on one loop."""

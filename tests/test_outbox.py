@@ -324,6 +324,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         told = [(e.id, e.state, e.attempts, e.importance, e.bytes, e.ready_at) for e in self.outbox.list()]
         assert told == [(n, e["state"], e["attempts"], e["importance"], e["bytes"], e["ready"]) for n, e in mine]
         counts = self.outbox.counts()
+        assert self.outbox.known_counts() == counts
         total, waiting = sum(e["bytes"] for _, e in mine), sum(e["state"] == "waiting" for _, e in mine)
         assert counts == {**self.counts, "bytes": total, "waiting": waiting}
         assert total <= self.most
@@ -637,6 +638,21 @@ def test_a_read_only_disk(disk, make, deliver, call, caplog):
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert outbox.put(request("b")).stored
     assert {told.get(timeout=30).id, told.get(timeout=30).id} == {"a", "b"}
+
+
+@pytest.mark.parametrize(("mode", "known"), [("NORMAL", True), ("EXCLUSIVE", False)])
+def test_what_is_known_is_told_beside_a_lock(make, tmp_path, mode, known):
+    """At once: another process's transaction hides nothing, and of a file that it has for itself nothing is told."""
+    path = tmp_path / "o.db"
+    assert make(path).known_counts()["waiting"] == 0
+    outbox = make(path)
+    outbox.put(request("a"))
+    outbox.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute(f"PRAGMA locking_mode={mode}")
+        holder.execute("BEGIN EXCLUSIVE")
+        assert outbox.known_counts().get("waiting") == (1 if known else None)
+    assert outbox.known_counts() == outbox.counts()
 
 
 def test_a_folder_that_cannot_be_made(make, tmp_path):

@@ -150,6 +150,19 @@ def test_a_line_that_is_wrong_is_named(folder, line, said):
     assert "wrong.jsonl:" in str(told.value)
 
 
+def test_a_look_knows_that_all_conversations_stay(tmp_path):
+    """As the router does: what was private is not known any more."""
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    (tmp_path / "state").mkdir()
+    path = policy(tmp_path, threshold="0.999")
+    path.write_text(f'state = "state"\n{path.read_text()}')
+    lines = written(tmp_path, [{"messages": [{"role": "user", "content": "question"}]}])
+    code, out, err = cli("decide", "-p", path, lines)
+    assert (code, "would leave the device" in out) == (0, True), err
+    (tmp_path / "state" / "conversations.db.corrupt-1").touch()
+    assert "would stay on the device" in cli("decide", "-p", path, lines)[1]
+
+
 def test_examples_are_no_conversations(tmp_path):
     """What the edge answers for a calibration binds no later conversation: nothing is remembered of it."""
     tiny_gguf.write(tmp_path / "tiny.gguf")

@@ -11,18 +11,22 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from both import wait_for
 from draws import draws
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edgeroute import AsyncRouter, Audit, OpenInference, PolicyError, Router
+from edgeroute import AsyncRouter, Audit, OpenInference, PlainJson, PolicyError, Router
+from edgeroute.router import engine, offline_queue, private_conversations
 from edgeroute.stores import sqlite_file_and_key_values as state
+from edgeroute.stores.outbox import sqlite_queue
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.testing import CannedServer, http_reply
 
@@ -281,6 +285,49 @@ def test_no_value_stops_a_router(tmp_path, caplog, kind, value):
         router.close()
     else:
         asyncio.run(router.close())
+
+
+def test_files_that_are_locked_for_good(tmp_path, caplog, monkeypatch):
+    """Hold up neither the status, which tells what can be read, nor the end, at which is said what could not be written."""
+    for place in (state, sqlite_queue):
+        monkeypatch.setattr(place, "Database", partial(Database, busy_s=1e6))
+    monkeypatch.setattr(private_conversations, "BUSY_S", 1e6)
+    for place, name in ((engine, "LOCKED_S"), (offline_queue, "CLOSE_S")):
+        monkeypatch.setattr(place, name, 0.01, raising=False)
+
+    def make():
+        return Router(
+            lambda _: ("edge", 0.1), PlainJson("http://127.0.0.1:9"), threshold=0.5, state=tmp_path, offline="queue", deadline=0.5
+        )
+
+    def use(router, text):
+        router.infer(text)
+        router.infer([{"role": "user", "content": f"Only for this device: {text}"}], mode="only_edge")
+
+    with make() as router:
+        use(router, "one")
+        wait_for(lambda: router.status().outbox["waiting"] == 1)
+    results = []
+    with contextlib.ExitStack() as holders:
+        for name in ("state.db", "outbox.db", "conversations.db"):
+            holder = sqlite3.connect(tmp_path / name, isolation_level=None)
+            holders.callback(holder.close)
+            holder.execute("BEGIN EXCLUSIVE")
+        router = make()
+        use(router, "two")
+
+        def end():
+            results.append(router.status().outbox["waiting"])
+            router.close()
+            results.append("closed")
+
+        thread = threading.Thread(target=end, daemon=True)
+        thread.start()
+        thread.join(LONG)
+    assert results == [1, "closed"]
+    for name in ("state.db", "conversations.db"):
+        assert any(name in line and "not written as it is closed" in line for line in caplog.messages), name
+    assert not any("Only for" in line for line in caplog.messages)
 
 
 def test_a_file_that_cannot_be_written(path, make, caplog, monkeypatch):

@@ -259,7 +259,8 @@ class Status(NamedTuple):
         stats: statistics as `Router.stats` returns them.
         limits: limits of the spending, each over its own window; inf: no limit.
         spent: spending so far, over the same windows.
-        outbox: state of requests in the outbox -> how many are on disk; None: there is no outbox, or its file cannot be read.
+        outbox: state of requests in the outbox -> how many are on disk; empty: its file cannot be read now; None: there is no
+            outbox.
         reading: last reading of the device's sensors; None: they are not read, or have not been.
         reading_age_s: age of that reading, seconds; 0 without one.
         rules: device rules in force.

@@ -24,7 +24,7 @@ from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
-from edgeroute.errors import Closed, Held, StoreError
+from edgeroute.errors import Closed, Held
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import EASES_S, Observer
@@ -46,7 +46,7 @@ from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system.clock_json_and_fork_safety import WAIT_UNTIL, ForkSafe, per_process, set_within
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.sanitised_logging import call_quietly
 from edgeroute.system.thread_pool_and_workers import ThreadPool
@@ -170,6 +170,7 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mappi
 
 AGES_S = 60.0  # minimum seconds between checks of certificates' age
 CLOSED = "this router is closed"
+LOCKED_S = 3.0  # maximum seconds that closing waits for files that other processes have locked, and a moment for each
 NO_RULES = Rules()  # egress rules by which everything may leave
 PLAIN = (None, None, None, "")  # key of the plan for calls that override nothing
 MOST_PLANS = 1000  # limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time
@@ -527,7 +528,7 @@ class Engine(ForkSafe):
     def close(self) -> None:
         """End calls, threads and connections, close the models and parts, and store the state. Never raises.
 
-        Errors are logged. Blocks for threads up to a second each.
+        Errors are logged. Blocks for threads up to a second each, and `LOCKED_S` for files that other processes have locked.
         """
         self.closed = True
         self.late.close()
@@ -537,8 +538,9 @@ class Engine(ForkSafe):
         steps += [pool.close for pool in (self.edge_threads, self.cloud_threads, self.local_threads)]
         steps += [backend.close for backend in backends_by_spec(self.snapshot).values()]
         steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
-        for close in steps:
-            call_quietly(close, "closing a router")
+        with set_within(WAIT_UNTIL, monotonic() + LOCKED_S):
+            for close in steps:
+                call_quietly(close, "closing a router")
 
 
 def class_of(engine: Engine, egress: Egress, x: Any, named: str | None) -> str | None:
@@ -586,7 +588,7 @@ def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | No
 
 
 def status(engine: Engine) -> Status:
-    """Return the status of a router. Waits for the outbox's file, if there is one, and for no network."""
+    """Return the status of a router. Reads the outbox's file, if there is one; waits for no lock and no network."""
     from edgeroute.observe.stats_and_status import Status
 
     observer = engine.observer
@@ -616,10 +618,7 @@ def status_of(engine: Engine) -> Callable[[], Status | None]:
 
 
 def _outbox(engine: Engine) -> dict[str, int] | None:
-    """Return the counts of the outbox; None: there is none, or it cannot be read."""
+    """Return the counts of the outbox; empty: it cannot be read; None: there is none, or the router is closed."""
     if engine.queue is None or engine.closed:  # reading would open a closed file again
         return None
-    try:
-        return engine.queue.outbox.counts()
-    except StoreError:
-        return None
+    return engine.queue.outbox.known_counts()

@@ -282,6 +282,7 @@ class OfflineQueue:
         """
         if wait([*self._storing.values()], CLOSE_S).not_done:
             self._refusal = "the router is closed"
+        self.outbox.end_waits()
         for part in (self.delivery, self.callbacks, self.outbox):
             part.close()
 

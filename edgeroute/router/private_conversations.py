@@ -8,6 +8,7 @@ Keyed digests of the content are stored (`Digests`), never the texts.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -27,7 +28,8 @@ from edgeroute.errors import MayNotLeave, StoreError
 from edgeroute.router.io_steps_and_stages import Block
 from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, set_within
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, per_process_of, set_within
 from edgeroute.system.late_imports_and_plugins import import_late
 
 if TYPE_CHECKING:
@@ -70,8 +72,9 @@ class Digests(ForkSafe):
     """Store of 16-byte digests, shared by processes through a file with a key of its own, from which no text can be recovered.
 
     Look-ups use memory alone. A thread reads the rows that other processes have added, and writes; no call waits for a lock of
-    the file. A file that cannot be read, or is damaged, sets `blind`: it is then unknown which digests are stored. There is no
-    fsync: a power cut may lose the last ones.
+    the file. A file that cannot be read, or is damaged, sets `blind`: it is then unknown which digests are stored. So does, in
+    other processes, now and later, an empty file beside it, made when digests cannot be written, and deleted once they are. There
+    is no fsync: a power cut may lose the last ones.
 
     Args:
         path: path of the SQLite file; None: in memory only.
@@ -84,6 +87,8 @@ class Digests(ForkSafe):
 
     _reading, _writing = per_process(threading.RLock), per_process(threading.Lock)
     _is_late = initially(False)  # True while a thread waits for the disk longer than its call
+    # Empty file that says to other processes that this one has digests that it could not write.
+    _sign: Path = per_process_of(lambda self: Path(f"{self.path}.unwritten-{os.urandom(6).hex()}"))
 
     def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
         self.path, self._submit = path, submit
@@ -148,25 +153,30 @@ class Digests(ForkSafe):
     def save(self, wait_s: float = 0.0) -> None:
         """Write the digests that are in memory alone to the file, blocking.
 
-        An error is logged once, and a later call has them written.
+        An error is logged once, and makes a file that says so to other processes; a later call has the digests written.
 
         Args:
             wait_s: how long to wait for another thread that writes, seconds; after that nothing is done, as that thread writes
                 these digests, too.
         """
-        if self._database is None or not self._unwritten or not self._writing.acquire(timeout=wait_s):
+        if self._database is None or not self._unwritten or not self._writing.acquire(timeout=process.wait_s(wait_s)):
             return
         try:
             while self._unwritten:
                 self._write(self._database)
+            if self.is_failing:
+                self._sign.unlink(missing_ok=True)
             self.is_failing = False
         except (StoreError, OSError, TypeError, ValueError) as e:  # the latter: the key is damaged
             self.is_failing = True
+            with suppress(OSError):
+                self._sign.touch(0o600)
             if not self._is_logged:
                 self._is_logged = True
                 log.error(  # noqa: TRY400 - the message says all
-                    "%s cannot be written: which conversations have to stay on this device is known to this process alone, "
-                    "until a later call has it written: %s", self.path, e,
+                    "%s cannot be written: which conversations have to stay on this device is known to this process alone, until "
+                    "a later call has it written; until then other processes let %s leave: %s",
+                    self.path, "none" if self._sign.exists() else "all", e,
                 )  # fmt: skip
         finally:
             self._writing.release()
@@ -179,6 +189,11 @@ class Digests(ForkSafe):
         self.save(BUSY_S)
         if self._database is not None:
             self._database.close()
+            if self._unwritten:
+                log.error(
+                    "%s: %d digests are not written as it is closed, and lost: until somebody deletes %s, all conversations stay",
+                    self.path, len(self._unwritten), self._sign.name,
+                )  # fmt: skip
 
     def read(self) -> None:
         """Read the rows that were added to the file. Waits up to `LOCKED_S` for a lock, and for another reader.
@@ -252,8 +267,10 @@ class Digests(ForkSafe):
             return "another process has locked it"
         elif self._known:  # it was deleted
             self._last_id, self._known = 0, OrderedDict()
-        lost = next(path.parent.glob(f"{path.name}.corrupt-*"), None)
-        return "" if lost is None else f"what was in {lost.name} is not known"
+        for kind, why in (("corrupt", "what was in {} is not known"), ("unwritten", "{} says that some are not in the file")):
+            if lost := next((file for file in path.parent.glob(f"{path.name}.{kind}-*") if file != self._sign), None):
+                return why.format(lost.name)
+        return ""
 
     def _write(self, database: Database) -> None:
         """Write the digests that are in memory alone in one transaction, and delete the oldest in the file beyond the limits.
@@ -295,9 +312,9 @@ def _limit(digests: OrderedDict[bytes, int]) -> None:
 
 
 def _stamp(path: Path) -> tuple[object, ...]:
-    """Return inode, time of change and size of the file and its log; shorter where one does not exist."""
+    """Return inode, time of change and size of the file, its log and its folder; shorter where one does not exist."""
     found: list[object] = []
-    for part in (path, path.with_name(f"{path.name}-wal")):
+    for part in (path, path.with_name(f"{path.name}-wal"), path.parent):
         with suppress(OSError):
             stat = part.stat()
             found += [stat.st_ino, stat.st_mtime, stat.st_size]

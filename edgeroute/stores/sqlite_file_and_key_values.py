@@ -22,7 +22,16 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, list_weakset, log, now, per_process, per_process_of
+from edgeroute.system.clock_json_and_fork_safety import (
+    ForkSafe,
+    initially,
+    list_weakset,
+    log,
+    now,
+    per_process,
+    per_process_of,
+    wait_s,
+)
 from edgeroute.system.thread_pool_and_workers import Worker
 
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
@@ -101,9 +110,9 @@ class Database(ForkSafe):
     def transaction(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
         """Run the `with` block in a transaction, opening or creating the file if needed, and commit; an exception rolls back.
 
-        One transaction runs at a time in the process, and entering blocks up to `busy_s` for a writer of another process; with
-        `write=False` a writer delays nothing, but who locks the whole file does, up to `READ_BUSY_S`. A nested call joins the
-        outer transaction. SQLite's errors and OSErrors of the block itself come as StoreError, too.
+        One transaction runs at a time in the process, and entering blocks up to `busy_s` for a writer of another process, or less
+        while a router closes; with `write=False` a writer delays nothing, but who locks the whole file does, up to `READ_BUSY_S`.
+        A nested call joins the outer transaction. SQLite's errors and OSErrors of the block itself come as StoreError, too.
 
         Raises:
             StoreError: the disk is full, read-only or broken, the wait was too long, or `close` ended it. A corrupt file has been
@@ -268,7 +277,7 @@ class Database(ForkSafe):
 
         Waits are random, 1 to 3 ms. Raises at once if the database is closed meanwhile.
         """
-        until = monotonic() + self._wait_s
+        until = monotonic() + wait_s(self._wait_s)
         while True:
             try:
                 return run(statement)
@@ -320,13 +329,16 @@ class Database(ForkSafe):
         """
         with self._reads:
             self._drop_reader()  # first: the last connection tidies up, if it may write
-        if not self._lock.acquire(timeout=CLOSE_S):
-            self._closes += 1  # whoever waits by now, for the lock or for the file, fails
-            self._lock.acquire()
-        try:
+        self.end_waits()
+        with self._lock:
             self._drop()
-        finally:
+
+    def end_waits(self) -> None:
+        """Wait for running transactions up to `CLOSE_S`; then make those fail, soon, that wait for another process."""
+        if self._lock.acquire(timeout=wait_s(CLOSE_S)):
             self._lock.release()
+        else:
+            self._closes += 1  # whoever waits by now, for the lock or for the file, fails
 
 
 def _closed_at_end(database: Database) -> set[sqlite3.Connection]:
@@ -635,11 +647,16 @@ class KeyValueStore(ForkSafe):
     def close(self) -> None:
         """Write pending values and close the file; later values stay in memory.
 
-        Blocks for the writer thread; a failure to write is logged.
+        Blocks for the writer thread, which waits no longer for another process then. Logs how many values are not written.
         """
+        self._writer.close(0.0)
+        database = self._database
+        if database is not None:
+            database.end_waits()
         self._writer.close()
-        self.flush()
-        database, self._database = self._database, None
+        if not self.flush() and database is not None:
+            log.error("%s: %d values are not written as it is closed, and lost", self.path, len({*self._fresh, *self._sums}))
+        self._database = None
         if database is not None:
             database.close()
 

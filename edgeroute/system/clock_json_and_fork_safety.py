@@ -403,6 +403,16 @@ def set_within(variable: ContextVar[T], value: T) -> Iterator[None]:
         variable.reset(token)
 
 
+# Instant (monotonic) until which this thread waits for files that others have locked; set while a router closes.
+WAIT_UNTIL: ContextVar[float] = ContextVar("edgeroute_wait_until", default=inf)
+LEAST_S = 0.25  # minimum time that is waited for each file after that instant, seconds
+
+
+def wait_s(most_s: float) -> float:
+    """Return how long this thread may wait for a file that others have locked, seconds: `most_s`, or less by `WAIT_UNTIL`."""
+    return min(most_s, max(LEAST_S, WAIT_UNTIL.get() - time.monotonic()))
+
+
 def is_task_cancelled(error: BaseException) -> bool:
     """Return True if `error` cancels the running asyncio task; False for a CancelledError that an application's function raised.
 

@@ -579,6 +579,27 @@ class Outbox(Listing):
             tables.add_count(c, "called")
         return True
 
+    def known_counts(self) -> dict[str, int]:
+        """Return `counts` as a read without a lock finds them; empty if it fails, or another process has the whole file.
+
+        Expired entries are not deleted, and count.
+        """
+        query = (
+            "SELECT name, n FROM outbox_counts UNION ALL SELECT 'waiting', count(*) FROM outbox_entries WHERE state = 'waiting'"
+        )
+        try:
+            rows: Any = self._database.read(query, ())
+        except StoreError:
+            return {}
+        if not rows and self.path.exists():
+            return {}
+        zeros = dict.fromkeys((*COUNTED, "bytes", "waiting"), 0)
+        return zeros | {name: max(0, n) for name, n in rows if name in zeros and isinstance(n, int)}
+
+    def end_waits(self) -> None:
+        """Make calls fail that go on waiting for another process, also in other threads; blocks about a second for them."""
+        self._database.end_waits()
+
     def close(self) -> None:
         """Close the file; the next call opens it again. Calls that wait long for another process fail."""
         self._database.close()

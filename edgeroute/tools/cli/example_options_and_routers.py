@@ -215,6 +215,8 @@ def looking_router(policy: Path) -> Iterator[Router]:
                 if _is_writable(own):
                     for file in ("state.db", "conversations.db"):
                         _copy_database(own / file, folder / file)
+                    for sign in own.glob("conversations.db.*-*"):  # by which all conversations stay
+                        (folder / sign.name).touch()
                     more["state"] = folder
             except OSError:  # of a file that cannot be read
                 pass

@@ -174,8 +174,9 @@ def infer(
                 print(json.dumps(_plain(item, answer), allow_nan=False), flush=True)
         stats, queue = router.stats(), router.status().outbox
     if not as_json:
-        sent = 0 if queue is None else queue["delivered"] - before.get("delivered", 0)
-        outbox = "" if queue is None else f"{sent:,} delivered meanwhile, {queue['waiting']:,} waiting"
+        outbox = "" if queue is None else "cannot be read now"
+        if queue:
+            outbox = f"{queue['delivered'] - before.get('delivered', 0):,} delivered meanwhile, {queue['waiting']:,} waiting"
         tally.show(stats, failed=len(failures), batch=batch, outbox=outbox)
     if failures and not tally.answered and all(code_of(e) == NO_ANSWER for e in failures):
         return NO_ANSWER

@@ -264,7 +264,7 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     if snapshot is not None and (line := _break_even(snapshot, joules)):
         print(printable(line))
     if box is not None:
-        print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
+        print(f"outbox: {outbox_words(box)}")
     if fleet is not None:
         oldest = f", the oldest of {fleet['oldest']}" if fleet["oldest"] else ""
         print(printable(f"fleet: digests waiting: {fleet['waiting']:,}{oldest}; last one made: of {fleet['last']}"))
@@ -521,11 +521,17 @@ def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[
 
 
 def _outbox(path: Path) -> dict[str, int] | None:
-    """Return the numbers of entries in an outbox, by state; None if there is no file, and none is created."""
-    if not path.exists():  # opening it would create one
+    """Return the numbers of entries in an outbox, by state; empty if it cannot be read, None if there is no file."""
+    if not path.exists():
         return None
     with opened_outbox(path) as box:
-        return box.counts()
+        return box.known_counts()
+
+
+def outbox_words(counts: Mapping[str, int] | None) -> str:
+    """Return the counts of an outbox in words."""
+    words = ", ".join(f"{n:,} {name}".replace("_", " ") for name, n in (counts or {}).items())
+    return words or ("none" if counts is None else "cannot be read now")
 
 
 def _fleet(state: Mapping[str, Value], folder: Path) -> dict[str, Any] | None:

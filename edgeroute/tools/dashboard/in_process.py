@@ -219,7 +219,7 @@ def state_of(engine: Engine) -> dict[str, Any]:
             name: {"spent": value, "limit": None if limit == inf else limit}
             for name, value, limit in zip(limits._fields, spent, limits, strict=True)
         },
-        "outbox": None if engine.queue is None else engine.queue.outbox.counts(),
+        "outbox": None if engine.queue is None else engine.queue.outbox.known_counts(),
         "breakers": {leg.name: leg.breaker for leg in stats.legs if leg.breaker},
         "link": {leg.name: {"call_s": leg.call_s, "bytes_per_s": leg.bytes_per_s} for leg in stats.legs if leg.call_s},
         "joules": dict(stats.joules),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeroute.errors import RuntimeMissing
-from edgeroute.tools.cli.status_and_trial_arms import edge_lines
+from edgeroute.tools.cli.status_and_trial_arms import edge_lines, outbox_words
 from edgeroute.tools.cli.tables_and_options import local_time
 from edgeroute.tools.measure.report.numbers_in_words import duration as seconds
 from edgeroute.tools.palette import STATES
@@ -186,8 +186,7 @@ def lines_of_state(state: dict[str, Any]) -> list[str]:
         lines.append(
             f"{name}: {amounts['spent']:.4g} of {'no limit' if amounts['limit'] is None else format(amounts['limit'], 'g')}"
         )
-    box = state.get("outbox")
-    lines += ["", "outbox: " + (", ".join(f"{n:,} {name}".replace("_", " ") for name, n in box.items()) if box else "none")]
+    lines += ["", f"outbox: {outbox_words(state.get('outbox'))}"]
     return lines
 
 
