@@ -22,21 +22,12 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system.clock_json_and_fork_safety import (
-    ForkSafe,
-    initially,
-    list_weakset,
-    log,
-    now,
-    per_process,
-    per_process_of,
-    wait_s,
-)
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, list_weakset, log, now, per_process, per_process_of
 from edgeroute.system.thread_pool_and_workers import Worker
 
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
-# Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds.
-CLOSE_S = 1.0
+CLOSE_S = 1.0  # maximum time that an end waits for running transactions before those fail that wait for a process, seconds
 READ_BUSY_S = 0.5  # maximum time that a transaction which only reads waits for another process that has the whole file, seconds
 READS_S = 0.005  # maximum time that a read waits for another read of this process, seconds
 CHECKPOINT_PAGES = 256  # WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks
@@ -277,7 +268,7 @@ class Database(ForkSafe):
 
         Waits are random, 1 to 3 ms. Raises at once if the database is closed meanwhile.
         """
-        until = monotonic() + wait_s(self._wait_s)
+        until = monotonic() + process.wait_s(self._wait_s)
         while True:
             try:
                 return run(statement)
@@ -323,10 +314,7 @@ class Database(ForkSafe):
             self._connection = None
 
     def close(self) -> None:
-        """Close the file; the next transaction opens it again. Those waiting for another process fail after `CLOSE_S`.
-
-        Blocks for a transaction in progress.
-        """
+        """Close the file, after a transaction in progress, by `end_waits`; the next transaction opens it again."""
         with self._reads:
             self._drop_reader()  # first: the last connection tidies up, if it may write
         self.end_waits()
@@ -335,7 +323,7 @@ class Database(ForkSafe):
 
     def end_waits(self) -> None:
         """Wait for running transactions up to `CLOSE_S`; then make those fail, soon, that wait for another process."""
-        if self._lock.acquire(timeout=wait_s(CLOSE_S)):
+        if self._lock.acquire(timeout=process.wait_s(CLOSE_S)):
             self._lock.release()
         else:
             self._closes += 1  # whoever waits by now, for the lock or for the file, fails
@@ -653,11 +641,10 @@ class KeyValueStore(ForkSafe):
         database = self._database
         if database is not None:
             database.end_waits()
-        self._writer.close()
-        if not self.flush() and database is not None:
-            log.error("%s: %d values are not written as it is closed, and lost", self.path, len({*self._fresh, *self._sums}))
-        self._database = None
-        if database is not None:
+            self._writer.close()
+            if not self.flush():
+                log.error("%s: %d values are not written as it is closed, and lost", self.path, len({*self._fresh, *self._sums}))
+            self._database = None
             database.close()
 
     def _write(self) -> float | None:
