@@ -300,6 +300,67 @@ def test_a_reader_that_goes_away(desk, command):
     assert (done.returncode, done.stderr) == (NOBODY_READS, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+@pytest.mark.parametrize("command", ["policies list", "policies list --json", "--help", "infer -p policy.toml data.npz --json"])
+def test_output_that_cannot_be_written(desk, command):
+    """A full disk is told in one line, and is no mistake of edgeroute."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*PYTHON, *command.split()], stdout=full, stderr=subprocess.PIPE, check=False, cwd=desk)
+    assert done.returncode == USAGE
+    (line,) = done.stderr.decode().splitlines()
+    text = json.loads(line)["error"] if "--json" in command else line.removeprefix("error: ")
+    assert text == "the output cannot be written: No space left on device"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_errors_that_cannot_be_written(desk):
+    """A full disk below the log changes neither the output nor the exit code."""
+    with Path("/dev/full").open("wb") as full:
+        wrong = subprocess.run([*PYTHON, "nope"], stdout=subprocess.PIPE, stderr=full, check=False, cwd=desk)
+        mixed = "infer -p policy.toml data.npz none.npy --json"
+        right = subprocess.run([*PYTHON, *mixed.split()], stdout=subprocess.PIPE, stderr=full, check=False, cwd=desk)
+    assert (wrong.returncode, wrong.stdout) == (USAGE, b"")
+    assert right.returncode in {FAILED, USAGE}
+
+
+STREAMS = """
+import atexit, os, sys
+from pathlib import Path
+for number in range(3):
+    os.close(number)
+sys.stdin = sys.stdout = sys.stderr = None
+atexit.register(lambda: Path(TOLD).write_text(" ".join(os.readlink(f"/proc/self/fd/{number}") for number in range(3))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the numbers of files are read in /proc")
+@pytest.mark.parametrize(("arguments", "code"), [(["policies", "list"], 0), (["nope"], USAGE)])
+def test_closed_streams(arguments, code, tmp_path):
+    """Without standard streams a command ends with its code, and no file or socket gets their numbers: libraries write there."""
+    told = tmp_path / "told"
+    assert main(*arguments, first=f"TOLD = {str(told)!r}{STREAMS}")[0] == code
+    assert told.read_text() == "/dev/null /dev/null /dev/null"
+
+
+LONG_NAME = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"policies copy ladder {LONG_NAME}", f"service install --folder {LONG_NAME} -- serve m.onnx",
+        f"check {LONG_NAME}.toml", f"models status --store {LONG_NAME}", f"trace convert {LONG_NAME} b.parquet",
+        f"export triton edge.onnx --out {LONG_NAME}", f"status --state {LONG_NAME}", f"serve {LONG_NAME}.onnx", "convert /",
+    ],
+)  # fmt: skip
+def test_a_path_that_the_system_refuses(desk, command):
+    """It is told in one line, as text or JSON: too long a name, or a folder that may not be read."""
+    before, dashes, after = command.partition(" -- ")
+    code, out, err = run(*before.split(), "--json", *dashes.split(), *after.split(), cwd=desk)
+    assert (code, out) == (USAGE, ""), err
+    assert json.loads(err)["error"]
+
+
 # ------------------------------------------------------------------------------------------------- Ctrl-C
 @pytest.mark.parametrize(
     "command", ["calibrate --max-loss 5% -d data.npz", "evaluate -d data.npz", "infer data.npz --mode only_cloud"]

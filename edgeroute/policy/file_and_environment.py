@@ -46,7 +46,7 @@ def read_policy(path: Path) -> dict[str, Any]:
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     parse = _FORMATS.get(path.suffix.lower())
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - no error in a folder that may not be read
         raise PolicyError(f"{path}: is a directory: expected a file that ends in {', '.join(_FORMATS)}")
     if parse is None:
         raise PolicyError(f"{path}: expected a file that ends in {', '.join(_FORMATS)}, found {path.suffix or 'no suffix'!r}")

@@ -132,9 +132,10 @@ def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Pa
         ModelMissing: there is no such model.
         PolicyError: the new file has another suffix, is the original, exists already, or its folder does not.
     """
-    if not path.exists():
+    named = path.resolve() if path.is_dir() else path  # "." has no name
+    if not path.exists() or not named.name:
         raise ModelMissing(f"there is no model at {path}")
-    target = out or path.with_suffix(".onnx")
+    target = out or named.with_suffix(".onnx")
     card = target.with_suffix(".json")
     if card.resolve() == path.resolve():
         card = target.with_name(f"{target.name}.json")

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
+from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer, StoreError
 from edgeroute.system.signature_settings_and_argument_checks import argument_texts
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
@@ -38,8 +38,9 @@ CODES = (
 def exits(command: Callable[..., int | None]) -> Callable[..., None]:
     """Wrap a command for Typer: its result is the exit code (None: 0), an `EdgerouteError` a line on stderr, Ctrl-C code 130.
 
+    An `OSError` that names a file is a line, too: its name is too long, or its folder may not be read. Other exceptions pass.
     The wrapper always raises `typer.Exit`. Its help is the docstring before `Args:` or `Raises:`; the texts below `Args:` become
-    the help of the options. Other exceptions pass.
+    the help of the options.
     """
 
     @wraps(command)
@@ -52,6 +53,11 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
         except EdgerouteError as e:
             print(line(e, as_json=options.get("as_json", False)), file=sys.stderr)
             code = code_of(e)
+        except OSError as e:
+            if e.filename is None:
+                raise
+            print(line(StoreError(f"{e.filename}: {e.strerror}"), as_json=options.get("as_json", False)), file=sys.stderr)
+            code = USAGE
         raise typer.Exit(code)
 
     signature = _signature(command)
@@ -111,30 +117,42 @@ def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
 def run(app: typer.Typer) -> NoReturn:
     """Run the command line of `sys.argv`, and end the process with its code.
 
-    Ends quietly at Ctrl-C, and when the reader of the output has closed it (`| head`). Characters that the encoding of the output
+    Ends quietly at Ctrl-C, and when the reader of the output has closed it (`| head`); with an error in one line if the output
+    cannot be written, as on a full disk. What cannot be written on stderr is left out. Characters that the encoding of the output
     lacks are written as escapes. After an interruption, or with a run that was abandoned in a thread, Python's own shutdown is
     skipped, since waiting for threads may take long.
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    out = sys.stdout
-    if out is not None:  # pythonw has none
-        sys.stdout = _Output(out)
+    out, as_json = sys.stdout, "--json" in sys.argv
+    sys.stdout, sys.stderr = _Output(out), _Output(sys.stderr, must=False)
     try:
         _at_ctrl_c(signal.default_int_handler)
-        code = _run(app, as_json="--json" in sys.argv)
-        if out is not None:
-            sys.stdout.flush()
+        code = _run(app, as_json=as_json)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except _NobodyReads:
+    except _Unwritten as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # for the rest of the buffer
-        code = NOBODY_READS
+        code = USAGE if (why := e.args[0]) else NOBODY_READS
+        if why:
+            print(line(StoreError(f"the output cannot be written: {why}"), as_json=as_json), file=sys.stderr)
     _at_ctrl_c(signal.SIG_DFL)  # nothing is left to do: Python's own handler would print a traceback
     if code == INTERRUPTED or any(thread.is_alive() for thread in LEFT):
         _exit_at_once(code)
     sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Open the null device in place of standard streams that are closed: no socket or file may get their numbers, 0 to 2."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stderr
+        pass
+    os.close(null)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # also with pythonw
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - until the process ends
 
 
 def _at_ctrl_c(handler: Any) -> None:
@@ -146,7 +164,7 @@ def _at_ctrl_c(handler: Any) -> None:
 def _exit_at_once(code: int) -> NoReturn:
     """Flush the output, ignoring errors, and end the process by `os._exit`: without waiting for threads, or exit handlers."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(OSError, _NobodyReads):
+        with suppress(OSError, _Unwritten):
             stream.flush()
     os._exit(code)
 
@@ -195,29 +213,32 @@ def _escape_markup(command: Any) -> Any:
     return command
 
 
-class _NobodyReads(BaseException):
-    """Raised when the other end of the pipe is closed; handlers of other errors do not catch it."""
+class _Unwritten(BaseException):
+    """Raised when standard output cannot be written, with the cause ("": nobody reads it); handlers of errors do not catch it."""
 
 
 class _Output:
-    """Standard output whose writes raise `_NobodyReads` once the pipe is closed."""
+    """Standard output whose writes raise `_Unwritten` where they fail; or standard error, whose failing writes do nothing."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, *, must: bool = True) -> None:
+        self._stream, self._must = stream, must
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text; raise `_NobodyReads` if the pipe is closed."""
-        try:
-            return int(self._stream.write(text))
-        except BrokenPipeError:
-            raise _NobodyReads from None
+        """Write text, and return its length."""
+        self._try(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
-        """Flush the buffer; raise `_NobodyReads` if the pipe is closed."""
+        """Flush the buffer."""
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[..., object], *arguments: str) -> None:
+        """Call a method of the stream; raise `_Unwritten` if it fails and the stream is standard output."""
         try:
-            self._stream.flush()
-        except BrokenPipeError:
-            raise _NobodyReads from None
+            action(*arguments)
+        except OSError as e:
+            if self._must:
+                raise _Unwritten("" if isinstance(e, BrokenPipeError) else e.strerror) from None

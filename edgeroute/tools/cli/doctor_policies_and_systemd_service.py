@@ -17,6 +17,7 @@ import typer
 import edgeroute
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, nearest
+from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.late_imports_and_plugins import package_folder
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli.command_runner import command
@@ -130,12 +131,17 @@ def copy_policy(
 
     Raises:
         typer.BadParameter: there is no such policy; the nearest name is told.
-        BadInput: the file exists, or cannot be written.
+        BadInput: the file exists.
+        StoreError, OSError: it cannot be written.
     """
     if name not in (known := _policies()):
         raise typer.BadParameter(f"there is no policy {name!r}: {nearest(name, known)}", param_hint="POLICY")
     _write(new := out or Path(f"{name}.toml"), read_text(known[name]), force=force)
-    print(json.dumps({"policy": str(new)}) if as_json else f"{new} is written; `edgeroute check {new}` shows what it needs")
+    print(
+        json.dumps({"policy": str(new)})
+        if as_json
+        else printable(f"{new} is written; `edgeroute check {new}` shows what it needs")
+    )
 
 
 @command(service)
@@ -164,7 +170,8 @@ def install(
 
     Raises:
         typer.BadParameter: another command, or a name with other characters than letters, digits, - and _.
-        BadInput: the file exists, or cannot be written.
+        BadInput: the file exists.
+        StoreError, OSError: it cannot be written.
     """
     if server[0] not in {"serve", "gateway"}:
         raise typer.BadParameter(f"{server[0]!r} is no server: write serve or gateway", param_hint="COMMAND")
@@ -216,12 +223,10 @@ def _write(path: Path, text: str, *, force: bool) -> None:
     """Write a text file, creating its folders, over an existing one only with `force`.
 
     Raises:
-        BadInput: it exists, and `force` is False; or it cannot be written.
+        BadInput: it exists, and `force` is False.
+        StoreError, OSError: it cannot be written.
     """
     if path.exists() and not force:
         raise BadInput(f"{path} exists: --force replaces it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise BadInput(f"{path} cannot be written: {e.strerror}") from e
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text)
