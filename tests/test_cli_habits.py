@@ -342,6 +342,17 @@ def test_closed_streams(arguments, code, tmp_path):
     assert told.read_text() == "/dev/null /dev/null /dev/null"
 
 
+def test_names_with_colons(tmp_path):
+    """`:v:` and `:a:`, as in versions and IPv6 addresses, are printed as they are, and no markup of rich."""
+    tiny.linear(tmp_path / "edge.onnx", card={"labels": ["model:v:1", "model:v:2", "[red]model:v:3"]})
+    (tmp_path / "policy.toml").write_text('mode = "only_edge"\n[edge]\npath = "edge.onnx"\n')
+    np.save(tmp_path / "x:a:b.npy", np.float32([9, 0, 0, 0]))
+    code, out, err = run("infer", "-p", "policy.toml", "x:a:b.npy", "none:a:b.npy", cwd=tmp_path)
+    assert (code, "x:a:b.npy: model:v:" in out, "none:a:b.npy" in err) == (FAILED, True, True), out + err
+    code, out, err = run("infer", "-p", "policy.toml", "x:a:b.npy", "none:a:b.npy", "--json", cwd=tmp_path)
+    assert json.loads(err)["input"] == "none:a:b.npy"
+
+
 LONG_NAME = "x" * 300
 
 

@@ -86,7 +86,10 @@ def test_the_unit_of_a_user_sets_nothing_of_the_system(tmp_path, model):
     [
         (["--folder", "{}", "--", "demo"], 2),
         (["--folder", "{}", "--name", "a/b", "--", "serve", "m.onnx"], 2),
-        (["--folder", "{}/models/m.onnx", "--", "serve", "m.onnx"], 1),
+        (["--folder", "{}", "--name=-x", "--", "serve", "m.onnx"], 2),
+        (["--folder", "{}", "--", "serve", "m.onnx\nExecStartPre=/bin/false"], 2),
+        (["--folder", "{}", "--", "serve", "m\udcff.onnx"], 2),
+        (["--folder", "{}/models/m.onnx", "--", "serve", "m.onnx"], 2),
     ],
 )
 def test_units_that_are_not_written(tmp_path, model, given, code):
@@ -100,6 +103,22 @@ def test_an_existing_file_stays(tmp_path, model):
     unit.write_text("mine")
     assert cli("service", "install", "--folder", tmp_path, "--", "serve", model)[0] == 1
     assert unit.read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_full_disk_keeps_the_old_file(tmp_path, there):
+    """A file is replaced as a whole, and nothing is left of one that could not be written."""
+    resource = pytest.importorskip("resource")
+    if there:
+        (tmp_path / "p.toml").write_text("mine")
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    copy = f"policies copy ladder {tmp_path / 'p.toml'} --force"
+    program = f"import sys; sys.argv = {['edgeroute', *copy.split()]}\nfrom edgeroute.__main__ import main; main()"
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, {hard}))\n"
+    done = subprocess.run([sys.executable, "-c", limit + program], capture_output=True, text=True, check=False, timeout=LONG)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {tmp_path / 'p.toml'} cannot be written: File too large\n"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == ({"p.toml": "mine"} if there else {})
 
 
 def test_policies_are_copied(tmp_path):

@@ -334,7 +334,7 @@ def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
 
     Without matplotlib no file is written, and a line says so.
     """
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, emoji=False)
     if as_json:
         print(json.dumps(numbers(report)))
     else:

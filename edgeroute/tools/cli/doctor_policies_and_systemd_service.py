@@ -41,6 +41,8 @@ SYSTEM, USER = Path("/etc/systemd/system"), Path("~/.config/systemd/user")
 # Settings of a unit that the service manager of a user cannot set.
 OF_THE_SYSTEM = r"^(# a Jetson.*|(DynamicUser|IPAddress\w+|Protect\w+|Private\w+|CapabilityBoundingSet)=.*)\n"
 
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 policies = typer.Typer(name="policies", no_args_is_help=True, help="List and copy the example policies.")
 service = typer.Typer(name="service", no_args_is_help=True, help="Run a server as a service of systemd.")
 
@@ -169,14 +171,17 @@ def install(
     Prints the command that starts it.
 
     Raises:
-        typer.BadParameter: another command, or a name with other characters than letters, digits, - and _.
+        typer.BadParameter: another command or one with control characters, or a name with other characters than letters, digits,
+            - and _.
         BadInput: the file exists.
         StoreError, OSError: it cannot be written.
     """
     if server[0] not in {"serve", "gateway"}:
         raise typer.BadParameter(f"{server[0]!r} is no server: write serve or gateway", param_hint="COMMAND")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name):
+    if not re.fullmatch(r"(?!-)[A-Za-z0-9_-]{1,60}", name):
         raise typer.BadParameter("a name has letters, digits, - and _", param_hint="--name")
+    if CONTROL.search("".join(server)):  # a line break would begin a setting of its own
+        raise typer.BadParameter("a unit cannot have control characters", param_hint="COMMAND")
     given = [_absolute(argument) for argument in server[1:]]
     text = read_text(package_folder("examples", has="edgeroute.service") / "edgeroute.service")
     line = " ".join(_quoted(argument) for argument in (sys.executable, "-m", "edgeroute", server[0], *given))

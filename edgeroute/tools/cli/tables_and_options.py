@@ -28,10 +28,10 @@ LEAST = 8  # least width of a folded column, characters
 
 
 def console() -> Console:
-    """Return a console for stdout, without colours that depend on the content."""
+    """Return a console for stdout, without colours that depend on the content, which is printed as it is: `:a:` is no emoji."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, emoji=False)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequence[str] = ()) -> None:
@@ -59,7 +59,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequen
         return
     grid = Table()
     for name in columns:
-        grid.add_column(name, overflow="fold", justify="left" if name in left else "right")
+        grid.add_column(Text(name), overflow="fold", justify="left" if name in left else "right")
     for row in cells:
         grid.add_row(*(_coloured(cell) for cell in row))
     out.print(grid)
@@ -72,7 +72,7 @@ def pairs(rows: Sequence[tuple[str, object]]) -> None:
 
     grid = Table(show_header=False)
     for name, cell in rows:
-        grid.add_row(name, Text(_cell_text(cell)))
+        grid.add_row(Text(name), Text(_cell_text(cell)))
     console().print(grid)
 
 
