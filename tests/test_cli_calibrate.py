@@ -35,6 +35,7 @@ from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.outbox import Waiting
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples, fit_score
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples
 
@@ -123,6 +124,18 @@ def test_groups_are_what_is_drawn(names, home, policy, cloud):
     code, _, err = cli("calibrate", "-p", policy(cloud), "-d", data, "--max-loss", "10%")
     assert code
     assert "1200 " + ("edge_logits" if len(names) > 1 else "inputs") + " and 7 groups" in err
+
+
+@pytest.mark.parametrize("option", ["--out", "--score-out"])
+@pytest.mark.parametrize("name", ["policy.toml", "edge.onnx", "edge.json", "val.npz", ".", "none/c.json"])
+def test_only_a_certificate_is_replaced(home, policy, name, option):
+    """A policy, a model, its card or the data is not, and nothing is asked before that is known."""
+    with CannedServer(lambda _: http_reply(status=500)) as server:
+        path = policy(f"{server.url}/v2/models/right")
+        before = {file.name: file.read_bytes() for file in home.iterdir()}
+        code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%", option, home / name, "--json")
+        assert (code, out, json.loads(err)["kind"], server.requests) == (2, "", "Usage", [])
+    assert {file.name: file.read_bytes() for file in home.iterdir()} == before
 
 
 @pytest.mark.slow

@@ -50,6 +50,13 @@ def test_own_names(url, name):
     assert status(raw(url, post(CHATS, CHAT, "Connection: close", host=name))) == [200]
 
 
+@pytest.mark.parametrize("name", ["", "*", "desk.local:80", "http://desk.local", "a b", "b\u00fcro"])
+def test_a_name_that_no_host_has(name):
+    """It is refused at the start: it would allow nothing, or a client without a name."""
+    with pytest.raises(PolicyError, match="is no host name"):
+        Guard(lambda *_: None, hosts=[name])
+
+
 HOSTILE = [
     "evil.example", "evil.example:8484", "127.0.0.1.evil.example", "localhost.evil.example", "localhost:", "localhost:80@evil.example",
     "user@localhost", "0x7f000001", "2130706433", "[::1", "[::1]x", "[127.0.0.1]", "::1", "localhost/", "loc\xe4lhost", "",

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,16 @@ def test_an_answer_is_a_line(make, tmp_path):
     assert last["received_bytes"] == len(GOOD.partition(b"\r\n\r\n")[2])
     assert (last["usd"], last["joules"], last["confidence"]) == (0.25, 2.0, 0.9)
     assert "[1,2,3]" not in path.read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_a_full_disk_is_told_once(make, caplog):
+    """In one line without a traceback, however many answers there are; none is affected."""
+    router = make(sure, None, trace="/dev/full")
+    answers = [router.infer([1, 2, 3]) for _ in range(3)]
+    (told,) = caplog.records
+    assert (told.getMessage().partition("affected: ")[2], told.exc_info) == ("/dev/full: No space left on device", None)
+    assert {answer.source for answer in answers} == {"edge"}
 
 
 def test_one_line_for_every_answer(make, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeroute.core.error_codes import FOREIGN, OWN, Coded, error_message, error_text, failure_text, printable
+from edgeroute.errors import StoreError
 
 log = logging.getLogger("edgeroute")
 MESSAGE = "%s failed: %s (said once a minute at most)"  # text of the log line of `Failures`; tests and users search for it
@@ -84,12 +85,22 @@ def call_quietly(close: Callable[[], object], when: str) -> None:
     call_logged(close, "%s: a part of it could not be closed", when)
 
 
+_due: dict[str, float] = {}  # text of a StoreError -> monotonic instant from which it is logged again
+
+
 def call_logged(call: Callable[[], object], message: str, *arguments: object) -> None:
-    """Call `call()`; whatever it raises, except KeyboardInterrupt, is logged with this message, and not raised."""
+    """Call `call()`; whatever it raises, except KeyboardInterrupt, is logged with this message, and not raised.
+
+    An error of a file of edgeroute's own, as on a full disk, is logged in one line, once a minute; others with their traceback.
+    """
     try:
         call()
     except KeyboardInterrupt:
         raise
+    except StoreError as e:
+        if (now := time.monotonic()) >= _due.get(text := str(e), 0.0):
+            _due[text] = now + Failures.EVERY_S
+            log.error(message + ": %s", *arguments, e)  # noqa: TRY400, G003 - a constant, and no traceback
     except BaseException as e:
         log.error(message, *arguments, exc_info=e)  # noqa: TRY400 - SystemExit, too
 

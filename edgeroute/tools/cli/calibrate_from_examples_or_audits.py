@@ -31,7 +31,21 @@ from edgeroute.tools.cli.example_options_and_routers import (
     plain_router,
     read_examples,
 )
-from edgeroute.tools.cli.tables_and_options import Count, Json, Name, Policy, Share, console, pairs, print_notes, share, table
+from edgeroute.tools.cli.tables_and_options import (
+    CERTIFICATE,
+    SCORE,
+    Count,
+    Json,
+    Name,
+    Policy,
+    Share,
+    check_output,
+    console,
+    pairs,
+    print_notes,
+    share,
+    table,
+)
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
@@ -99,7 +113,7 @@ def calibrate(
         batch: Inputs in one request to the cloud.
         out: File for the certificate.
 
-    Existing files are replaced. The policy is not changed: the lines for it are printed.
+    Existing certificates and scores are replaced, other files are not. The policy is not changed: the lines for it are printed.
 
     Raises:
         typer.BadParameter: options exclude each other, or do not fit the data.
@@ -134,6 +148,9 @@ def calibrate(
         environment(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
         plain_router(policy) as router,
     ):
+        check_output(path := out or policy.parent / "certificate.json", CERTIFICATE, "--out")
+        if score_out is not None:
+            check_output(score_out, SCORE, "--score-out")
         prompt_lines = None if audited else read_prompts(data or [], every)
         scored = None if audited or prompt_lines is not None else read_graded(data or [], every)
         if prompt_lines is not None or scored is not None:
@@ -166,7 +183,6 @@ def calibrate(
                     calibration = router.calibrate(examples.inputs, examples.labels, **want)
             result = replace(calibration, notes=[*examples.notes, *calibration.notes])
         model = Path(member(DirectCalls(router.engine, edge).runner.model, "path") or "model")
-    path = out or policy.parent / "certificate.json"
     lines = {"threshold": path_in_policy(policy, path)}
     if result.fitted is not None:
         saved = score_out or model.with_suffix(".score.json")

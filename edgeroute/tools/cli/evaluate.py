@@ -9,16 +9,16 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
 from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.tools.cli import example_options_and_routers as shared
 from edgeroute.tools.cli.tables_and_options import (
+    REPORT,
     Amount,
     Count,
     File,
     Json,
     Policy,
+    check_output,
     console,
     pairs,
     print_notes,
@@ -103,14 +103,13 @@ def evaluate(
 
 
 def _may_write(report: Path) -> None:
-    """Check, before all inputs are answered, that the report's folder exists and that matplotlib is installed.
+    """Check, before all inputs are answered, that the report's folder exists, that no other file is lost, and of matplotlib.
 
     Raises:
         RuntimeMissing: the plotting library is not installed.
-        typer.BadParameter: its folder does not exist.
+        typer.BadParameter: its folder does not exist, or the file is no report.
     """
-    if not report.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
+    check_output(report, REPORT, "--report")
     if find_spec("matplotlib") is None:
         raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
 

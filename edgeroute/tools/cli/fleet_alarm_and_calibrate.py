@@ -13,7 +13,7 @@ from edgeroute.errors import BadInput
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import certify_audits, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options_and_routers import plain_router
-from edgeroute.tools.cli.tables_and_options import Json, Name, Policy, Share, of_share, print_notes
+from edgeroute.tools.cli.tables_and_options import CERTIFICATE, Json, Name, Policy, Share, check_output, of_share, print_notes
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
@@ -177,6 +177,7 @@ def calibrate(
         raise typer.BadParameter("they belong together", param_hint="--catalog, --name, --version and --keys")
     value, risk = proper_share(max_loss, "--max-loss"), 1 - proper_share(sure, "--sure")
     out = out or policy.with_name("certificate-fleet.json")
+    check_output(out, CERTIFICATE, "--out")
     tests = FleetAlarms(store)
     try:
         with plain_router(policy) as router:

@@ -13,7 +13,16 @@ from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.fleet_alarm_and_calibrate import alarm, calibrate
 from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, print_notes, seconds, table
+from edgeroute.tools.cli.tables_and_options import (
+    REPORT,
+    Json,
+    OptionalPolicy,
+    OptionalState,
+    check_output,
+    print_notes,
+    seconds,
+    table,
+)
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.digest_collection import Collected
@@ -94,8 +103,8 @@ def report(
     from edgeroute.tools.fleet import fleet_report
     from edgeroute.tools.fleet.digest_tables import is_store, open_store, reading
 
-    if html is not None and not html.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
+    if html is not None:
+        check_output(html, REPORT, "--html")
     with tempfile.TemporaryDirectory() as folder:
         store = Path(source)
         if not is_store(store):

@@ -16,7 +16,18 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy
 from edgeroute.tools.cli.command_runner import OK, TOO_FEW
-from edgeroute.tools.cli.tables_and_options import Amount, Json, Name, OptionalPolicy, Seconds, Share, print_notes, share
+from edgeroute.tools.cli.tables_and_options import (
+    CERTIFICATE,
+    Amount,
+    Json,
+    Name,
+    OptionalPolicy,
+    Seconds,
+    Share,
+    check_output,
+    print_notes,
+    share,
+)
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.logs.answer_pairs_and_samples import Price, Prices
@@ -185,6 +196,8 @@ def replay(
         typer.BadParameter: options do not fit together, there is neither a policy nor a log, or several traces.
     """
     _check_given(context, log, edge=bool(edge))
+    if certificate is not None:
+        check_output(certificate, CERTIFICATE, "--certificate")
     if log is not None:
         from edgeroute.tools.replay.logs import Read
         from edgeroute.tools.replay.savings_estimate import saving

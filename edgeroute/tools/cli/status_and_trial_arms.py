@@ -27,10 +27,12 @@ from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options_and_routers import read_only
 from edgeroute.tools.cli.outbox_egress_and_state_folder import opened_outbox, state_folder
 from edgeroute.tools.cli.tables_and_options import (
+    REPORT,
     File,
     Json,
     OptionalPolicy,
     OptionalState,
+    check_output,
     console,
     local_time,
     print_notes,
@@ -606,6 +608,8 @@ def arms(
     from edgeroute.tools.measure.fleet_trial_comparison import compare
     from edgeroute.tools.measure.report.report_pages_and_results import basis, document, fleets_page
 
+    if report is not None:
+        check_output(report, REPORT, "--report")
     trials: dict[tuple[str, str], list[Device]] = {}
     for path in devices:
         of_path = [*_read(path)]

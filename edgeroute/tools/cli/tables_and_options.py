@@ -173,6 +173,20 @@ def rings_of(text: str) -> tuple[float, ...]:
     return shares
 
 
+CERTIFICATE, SCORE, REPORT = b'"guarantee"', b'"features"', b"<!doctype html>"  # texts that each file of that kind has
+
+
+def check_output(path: Path, kind: bytes, option: str) -> None:
+    """Raise `typer.BadParameter` if a file to write has no folder, or exists and lacks the text of its kind: a policy, a model.
+
+    A device or a pipe is taken.
+    """
+    if not path.parent.is_dir() or path.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}, or {path} is one", param_hint=option)
+    if path.is_file() and kind not in path.read_bytes():
+        raise typer.BadParameter(f"{path} exists, and is another kind of file: choose another name", param_hint=option)
+
+
 Count = Annotated[int, typer.Option(min=1)]
 Whole = Annotated[int, typer.Option(min=0)]
 Amount = Annotated[float, typer.Option(min=0)]

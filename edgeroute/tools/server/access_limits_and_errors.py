@@ -481,6 +481,9 @@ OPEN = ("/v2/health/live", "/v2/health/ready")  # paths that need no token: they
 SIMPLE = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
 
 
+_HOST = re.compile(r"[a-z0-9_.-]+")
+
+
 class Guard:
     """ASGI middleware that refuses requests by host, origin and token.
 
@@ -500,7 +503,7 @@ class Guard:
         own_pages: True accepts requests whose `Origin` is this server's.
 
     Raises:
-        PolicyError: the token is empty, or one that a header cannot have.
+        PolicyError: the token is empty, or one that a header cannot have; or a host is no name.
     """
 
     def __init__(
@@ -517,6 +520,8 @@ class Guard:
         self.app, self._open, self._what, self._links = app, frozenset(without_token), what, frozenset(links)
         self._own_pages = own_pages
         self._hosts = {"localhost", *(name.lower().rstrip(".") for name in hosts)}
+        if odd := [name for name in self._hosts if not _HOST.fullmatch(name)]:
+            raise PolicyError(f"{clean(odd[0], 80)!r} is no host name: give it without scheme and port; addresses need none")
         self._token = None if token is None else checked_token(token).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
