@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.palette import STATES
 
 if TYPE_CHECKING:
@@ -173,17 +175,20 @@ def rings_of(text: str) -> tuple[float, ...]:
     return shares
 
 
-CERTIFICATE, SCORE, REPORT = b'"guarantee"', b'"features"', b"<!doctype html>"  # texts that each file of that kind has
+CERTIFICATE, SCORE, REPORT = '"guarantee"', '"features"', "<!doctype html>"  # texts that each file of that kind has
 
 
-def check_output(path: Path, kind: bytes, option: str) -> None:
+def check_output(path: Path, kind: str, option: str) -> None:
     """Raise `typer.BadParameter` if a file to write has no folder, or exists and lacks the text of its kind: a policy, a model.
 
     A device or a pipe is taken.
     """
     if not path.parent.is_dir() or path.is_dir():
         raise typer.BadParameter(f"there is no folder {path.parent}, or {path} is one", param_hint=option)
-    if path.is_file() and kind not in path.read_bytes():
+    known = False
+    with suppress(OSError, ValueError):
+        known = kind in read_text(path)
+    if path.is_file() and not known:
         raise typer.BadParameter(f"{path} exists, and is another kind of file: choose another name", param_hint=option)
 
 
