@@ -427,7 +427,7 @@ def test_what_is_half_async():
             pass
 
     for edge, says in (
-        (Half(), "the edge 'model': run is async def, run_one is not: make all of them async def, or none"),
+        (Half(), "the edge 'model': run async, run_one not: make all async or none"),
         (Closes(), "close is async def, and is called from threads: make it a plain def"),
     ):
         with pytest.raises(PolicyError, match=says):
@@ -474,7 +474,7 @@ def test_a_reload_refuses_one_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("edge", ["function", "object", "generator"])
 def test_a_router_of_threads_refuses_an_async_cloud(edge):
     """When it is made: each deferred request would fail otherwise."""
-    with pytest.raises(PolicyError, match=r"^the cloud is the function '\w+', and async: use AsyncRouter, which awaits it"):
+    with pytest.raises(PolicyError, match=r"^the cloud is the function '\w+', and async: use AsyncRouter"):
         Router(lambda _: ("edge", 0.1), EDGES[edge](), threshold=0.5)
 
 

@@ -131,7 +131,7 @@ def test_no_value_becomes_a_part_of_the_body(value):
         ("{input.}", "json", "after a dot comes a key"),
         ("{input!r}", "json", "there is no {input!r}"),
         ("{}", "json", "there is no {}"),
-        ("{input", "json", "a single '{': a placeholder is {input}, and a brace is written twice"),
+        ("{input", "json", "a single '{': a placeholder is {input}, a brace is written twice"),
         ("input} {input}", "json", "a single '}'"),
         ({"{input}": 1}, "json", "a key is text without placeholders"),
         ({1: "{input}"}, "json", "a key is text"),

@@ -115,7 +115,7 @@ def test_the_command(here, tmp_path):
         " so N % of its calls are saved",
         (
             " With N % confidence, on inputs drawn independently and like the N examples of N: at most N % of the inputs get another"
-            " answer than the cloud's, so at most that much of its accuracy is lost."
+            " answer than the cloud's, so at most that much accuracy is lost."
         ),
         "money: $N by the cloud alone, $N with the edge: N % saved (N % to N %)",
         (

@@ -337,7 +337,7 @@ def test_an_iterator_is_no_input(make, call, x):
     asked = []
     router = make(lambda x: asked.append(x) or ("edge", 0.1), lambda x: asked.append(x) or "cloud")
     for x_ in (x(), x()):
-        with pytest.raises(BadInput, match=r"can be read only once .*give what it yields"):
+        with pytest.raises(BadInput, match="can be read only once: give list"):
             router.wait(router.router.decide(x_)) if call == "decide" and isinstance(router, Tasks) else (
                 router.decide(x_) if call == "decide" else ask(router, call, x_)
             )

@@ -34,7 +34,7 @@ CHATML = (
 def test_a_template_that_would_end_the_process(tmp_path, template):
     """It ends one of its own, at load; the model is refused, with what to do."""
     path = tiny_gguf.write(tmp_path / "tiny.gguf", template=template)
-    with pytest.raises(ModelError, match=r"its chat template is broken or hostile: .* Give one that you trust, chat_template="):
+    with pytest.raises(ModelError, match=r"its chat template is broken or hostile: .* Give another, chat_template="):
         LlamaModel(path).load()
     model = LlamaModel(path, chat_template=tiny_gguf.TEMPLATE, max_tokens=3)
     assert model.run_one("hi")[0].value

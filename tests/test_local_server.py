@@ -115,7 +115,7 @@ def test_faults_of_a_real_server(real):
         made.run_one("word " * 2000)
     with pytest.raises(BadInput, match="grammar"):
         made.run_one({"messages": HI, "grammar": "root ::= ("})
-    with pytest.raises(ModelError, match="HTTP 404: there is no such model, or its API has another path"):
+    with pytest.raises(ModelError, match="HTTP 404: it has no such model, or the path of its address is wrong"):
         LocalServer(f"{real}/nowhere").run_one("hi")
 
 

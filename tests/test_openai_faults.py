@@ -224,7 +224,7 @@ def test_a_trickle_of_pieces_is_fine(ask):
     ("status", "error", "headers", "message"),
     [
         (401, {"message": "bad key sk-secret"}, [], "answered 401 (is api_key set, and current?)"),
-        (404, {"message": "no model m"}, [], "answered 404: it has no model 'm', or its API has another path than the url"),
+        (404, {"message": "no model m"}, [], "answered 404: it has no model 'm', or the path of its url is wrong"),
         (429, {"code": "rate_limit_exceeded"}, [("Retry-After", "7")], "answered 429: too many requests or tokens for this key, and says to wait 7 s"),
         (429, {"code": "insufficient_quota"}, [], "answered 429: the quota of this key is spent"),
         (400, {"code": "context_length_exceeded", "message": "sk-secret"}, [], "does not take it: the prompt is longer than the model's context"),
@@ -626,7 +626,7 @@ def deltas(*given, finish="stop"):
         (deltas({"content": "\n"}, {"content": "\n"}), ""),
         (
             deltas({"reasoning_content": "hm"}, finish="length"),
-            ": it had the most tokens that it may have before it said anything",
+            ": it reached its token limit before it said anything",
         ),
         (whole_reply(), ""),
         (whole_reply(content="\n\n", tool_calls=[]), ""),

@@ -228,7 +228,7 @@ def test_a_label_and_probabilities():
         assert Reader(kind="label+probabilities", labels=["a", "b", "c"]).read_answer(row).value == "c"
         assert Reader(kind="label+probabilities", labels=["0", "1", "2"]).read_answer(row).value == "2"
     for row in (p, 3, {"p": p}, {"label": 2}, (1, 2, 3), None):
-        with pytest.raises(ModelError, match="label and probabilities"):
+        with pytest.raises(ModelError, match=r"its kind is label\+probabilities"):
             Reader(kind="label+probabilities", name="m").read_answer(row)
         with pytest.raises(BadReply):
             ReplyReader(kind="label+probabilities").read_answer(row)

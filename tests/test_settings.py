@@ -665,7 +665,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         (cloud('url = "http://h:x/v2/models/m"'), "cloud.url: expected an address that begins with http:// or https://"),
         (BOTH + 'cert = ["a"]', 'cloud.cert: expected two paths, as in ["client.pem", "client.key"], found a list'),
         (BOTH + "headers = 3", 'cloud.headers: expected a table of header names and values, as in { "X-Tenant" = "shop-7" }'),
-        (BOTH + 'headers = { "A B" = "c" }', "cloud.headers: one of them is not an HTTP header: it takes letters, digits and - in the name, ASCII on one line in the value"),
+        (BOTH + 'headers = { "A B" = "c" }', "cloud.headers: one of them: a header's name takes letters, digits and -, its value ASCII on one line"),
         (BOTH + 'api_key = { environ = "A" }', 'cloud.api_key: expected { env = "NAME" }, with the name of an environment variable'),
         (BOTH + "api_key = { env = true }", 'cloud.api_key: expected { env = "NAME" }, with the name of an environment variable'),
         (BOTH + "headers = { X-A = { env = nan } }", 'cloud.headers: expected { env = "NAME" }, with the name of an environment variable'),
@@ -820,7 +820,7 @@ def test_a_secret_as_the_name_of_its_variable_is_not_shown(policy, tmp_path, mon
     with pytest.raises(PolicyError, match=r"^headers\.X-Key is to come from the environment variable NOT_SET, which is not set"):
         given.address.headers()
     monkeypatch.setenv("NOT_SET", "sk-1")
-    with pytest.raises(PolicyError, match=r"^api_key is to come from an environment variable") as e:
+    with pytest.raises(PolicyError, match=r"^api_key: env takes the name of an environment variable") as e:
         given.address.headers()
     assert "sekret" not in str(e.value)
 
@@ -846,7 +846,7 @@ ALIASES = "a: &a [x, x]\n" + "".join(
         (
             "p.toml",
             "mode = = 1",
-            'is not TOML: mode: Invalid value (at line 1, column 8); text is in straight quotes, as in "300ms"',
+            'is not TOML: mode: Invalid value (at line 1, column 8); text needs straight quotes: "300ms"',
         ),
         (
             "p.json",

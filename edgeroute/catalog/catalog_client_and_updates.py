@@ -109,9 +109,7 @@ class Catalog(Installed, ClosedByWith):
         if self._source is None:
             known = loads(self.store.folder / SOURCE)
             if not isinstance(known, dict) or not isinstance(known.get("source"), str):
-                raise PolicyError(
-                    f"{self.store.folder}: where is the catalog? Give it once: source=, or --from on the command line"
-                )
+                raise PolicyError(f"{self.store.folder}: no catalog is known: give it once, by source=, or by --from")
             self._source = source_of(known["source"], verify=known.get("verify", True), patience_s=self._patience_s)
         return self._source
 
@@ -125,9 +123,7 @@ class Catalog(Installed, ClosedByWith):
         try:
             return read_bytes(path, MOST_TEXT)
         except OSError as e:
-            raise PolicyError(
-                f"{path} cannot be read ({e.strerror}): whose signatures count? Give the publisher's root.json: root=, or --root"
-            ) from e
+            raise PolicyError(f"{path} cannot be read ({e.strerror}): give the publisher's root.json, by root= or --root") from e
 
     def pull(self, name: str, version: str | None = None, *, progress: Callable[[Progress], object] | None = None) -> Entry:
         """Download the list of models, and then a version if it is not here or damaged, and return its entry. Activates nothing.

@@ -218,9 +218,7 @@ def entries(text: bytes) -> tuple[Entry, ...]:
         raise CatalogError(f"the catalog is not JSON: {e}") from e
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("models"), list):
         version = data.get("format") if isinstance(data, dict) else None
-        raise CatalogError(
-            f"the catalog has the format {ascii(version)[:20]}, and this edgeroute reads {FORMAT}: update edgeroute"
-        )
+        raise CatalogError(f"the catalog has format {ascii(version)[:20]}, and this edgeroute reads {FORMAT}: update edgeroute")
     if len(data["models"]) > MOST_ENTRIES:
         raise CatalogError(f"the catalog has more than {MOST_ENTRIES:,} entries")
     listed = tuple(map(read_entry, data["models"]))

@@ -169,9 +169,7 @@ class Web:
         """Return the address to which a redirect leads. Raise CatalogError if its scheme, host or port is another."""
         to = urljoin(url, location)
         if urlsplit(to)[:2] != urlsplit(url)[:2]:
-            raise CatalogError(
-                f"{self.where} redirects to another server, {urlsplit(to).netloc or 'none'}: give that address if you trust it"
-            )
+            raise CatalogError(f"{self.where} redirects to {urlsplit(to).netloc or 'none'}: give that address if you trust it")
         return to
 
     def _piece(self, reply: httpx.Response, path: str, begin: int) -> Piece:

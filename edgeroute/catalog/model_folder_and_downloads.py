@@ -401,9 +401,7 @@ def _resume(source: Source, entry: Entry, file: FileEntry, part: Path, report: C
         return False
     if size > file.size or file_sha256(part) != file.sha256:
         _drop(part)
-        raise CatalogError(
-            f"{file.path} of {entry.name} {entry.version} is not what was signed: {source.where} sends another size or hash"
-        )
+        raise CatalogError(f"{file.path} of {entry.name} {entry.version}: {source.where} sends other bytes than were signed")
     report(file.size)
     return True
 

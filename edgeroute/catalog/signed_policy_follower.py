@@ -423,9 +423,7 @@ class Follower(ForkSafe):
         if str(version) in known.refused:
             return ""  # as its standing tells
         if not fits(mine[-1]["requires"], own_version()):
-            return (
-                f"{known.name}-{version} needs edgeroute {mine[-1]['requires']}: update it; the last good policy stays in force"
-            )
+            return f"{known.name}-{version} needs edgeroute {mine[-1]['requires']}: update it; the last good policy stays"
         good = (known.good, known.good_policy) if known.trial else (known.version, known.policy)
         attempts = known.attempts + 1 if known.tried == version else 1
         if attempts > MOST_STARTS:

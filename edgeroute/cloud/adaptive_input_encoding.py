@@ -319,18 +319,12 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
     if prepare is not None:
         if prepare.picture is not None:
             return prepare.picture, "HWC"
-        raise BadInput(
-            f'codec "{codec.name}" sends pictures, and the card\'s preprocess takes none, which "dtype": "uint8" and "layout": '
-            '"HWC" would say'
-        )
+        raise BadInput(f'codec "{codec.name}" sends pictures: preprocess in the card needs "dtype": "uint8", "layout": "HWC"')
     if spec.dtype == "object":
         return None, "HWC"
     fit = picture_for(spec, resize=True)
     if fit is None:
-        raise BadInput(
-            f'codec "{codec.name}" sends pictures, and the model takes {shape_text(spec.shape)}: give a card= that says '
-            "where the channels are, or leave the codec out"
-        )
+        raise BadInput(f'codec "{codec.name}" sends pictures: leave it out, or name {shape_text(spec.shape)}\'s axes in card=')
     return fit
 
 

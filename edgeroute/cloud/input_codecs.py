@@ -80,10 +80,7 @@ class PictureCodec:
         x = np.ascontiguousarray(x)
         channels = x.shape[2] if x.ndim == 3 else 0  # noqa: PLR2004 - height, width, channels
         if x.dtype != np.uint8 or x.ndim not in (2, 3) or channels not in MODES or 0 in x.shape:
-            raise BadInput(
-                f"{self.kind} takes pictures, uint8 [height, width] or [height, width, 1, 3 or 4], and not {shape_text(x.shape)} "
-                f"{x.dtype}: convert it, its scale is yours to say"
-            )
+            raise BadInput(f"{self.kind} takes uint8 [height, width(, 1, 3, 4)], not {shape_text(x.shape)} {x.dtype}: convert it")
         if self.kind == "jpeg" and channels == 4:  # noqa: PLR2004 - with transparency
             raise BadInput('jpeg has no transparency, and the picture has 4 channels: give it 3, or use codec "webp" or "png"')
         if self._fast:
@@ -221,10 +218,7 @@ class FlacCodec:
         """
         fits = x.dtype == np.int16 or x.dtype.kind == "f"
         if not fits or x.ndim not in (1, 2) or x.size == 0 or (x.ndim == 2 and x.shape[1] > 8):  # noqa: PLR2004 - the format's
-            raise BadInput(
-                'codec "flac" takes floats from -1 to 1 or int16, [samples] or [samples, up to 8 channels], and not '
-                f"{shape_text(x.shape)} {x.dtype}"
-            )
+            raise BadInput(f'codec "flac" takes float or int16 [samples(, 1 to 8 channels)], not {shape_text(x.shape)} {x.dtype}')
         if x.dtype.kind == "f":
             if not (np.abs(x) <= 1).all():  # false for NaN too
                 raise BadInput('codec "flac" takes floats from -1 to 1, and the input has others: scale it')

@@ -255,9 +255,7 @@ class Body:
         elif isinstance(parsed, dict) and parsed:
             self._template = {name: _field(name, part, kind) for name, part in parsed.items()}
         else:
-            raise PolicyError(
-                f'body: a {kind} body is a table of fields, as in {{ lang = "de", image = "{{input.jpeg}}" }}, or "{{input}}"'
-            )
+            raise PolicyError(f'body: a {kind} body is a table of fields, as in {{ image = "{{input.jpeg}}" }}, or "{{input}}"')
 
     def __call__(self, x: Any, edge: Mapping[str, Any] | None = None) -> tuple[str, bytes]:
         """Return (content type, body) for one input.
@@ -324,9 +322,7 @@ class Body:
         if isinstance(value, BYTES):
             if self.kind == "multipart":
                 return File(value, name, OCTETS)
-            raise BadInput(
-                f"{where} is {description_of(value)}, a form takes text: write |base64 after it, or body_type multipart"
-            )
+            raise BadInput(f"{where} is {description_of(value)}, a form takes text: write |base64 after it, or use multipart")
         return scalar(value, f"{where} is a field's value")
 
     def __repr__(self) -> str:
@@ -389,9 +385,7 @@ class _Parser:
             if match[0] in {"{{", "}}"}:
                 parts[-1] += match[0][0]
             elif match[1] is None:
-                raise PolicyError(
-                    f"{_at(place)}: a single {match[0]!r}: a placeholder is {{input}}, and a brace is written twice"
-                )
+                raise PolicyError(f"{_at(place)}: a single {match[0]!r}: a placeholder is {{input}}, a brace is written twice")
             else:
                 parts += [placeholder := _placeholder(match[1], place), ""]
                 self.placeholders, self.edges = self.placeholders + (not placeholder.edge), self.edges + placeholder.edge

@@ -85,9 +85,7 @@ def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address)
             more = f": it has {counts[0]} tokens, and {counts[1]} are the most" if known else ""
             return Refused(f"{where} does not take it: the prompt is longer than the model's context{more}", status=e.status)
         if e.status == NOT_FOUND:
-            return Refused(
-                f"{where} answered 404: it has no model {model!r}, or its API has another path than the url", status=e.status
-            )
+            return Refused(f"{where} answered 404: it has no model {model!r}, or the path of its url is wrong", status=e.status)
         asks_too_much = e.status < FAILED and _TOO_MUCH.search(str(error.get("message"))[:1000]) is not None
         if e.status == TOO_MANY and not asks_too_much:
             return _too_many(where, error, e)
@@ -167,10 +165,7 @@ MOST_SEEN, NOT_SHOWN = 32, re.compile(r"[^\w.:@-]")
 TOOLS = 1000  # tokens that a model's template may add for tools
 
 # `finish_reason` -> reason why an answer has no text.
-SILENT = {
-    "length": ": it had the most tokens that it may have before it said anything",
-    "content_filter": ": a content filter took it",
-}
+SILENT = {"length": ": it reached its token limit before it said anything", "content_filter": ": a content filter took it"}
 
 
 class OpenAIChat(OneByOne):

@@ -188,9 +188,7 @@ class Certificate(NamedTuple):
         if self.kind == "max_error":
             return f"at most {share} of the answers that the edge gives alone are wrong"
         if self.agreement:
-            return (
-                f"at most {share} of the inputs get another answer than the cloud's, so at most that much of its accuracy is lost"
-            )
+            return f"at most {share} of the inputs get another answer than the cloud's, so at most that much accuracy is lost"
         points = f"{self.value * 100:g} percentage point" + ("" if self.value == 0.01 else "s")  # noqa: PLR2004 - one
         return f"the accuracy of the cascade is at most {points} below that of the cloud alone"
 
@@ -470,9 +468,7 @@ def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificat
         most = f"{metric} loss <= {bound:g}" if metric else f"loss <= {_percent(bound)}"
         label = f"{most} of all edge models together, {_percent(1 - risk)} sure"
         return [target._replace(label=label) if target in by_loss else target for target in targets]
-    return [
-        target._replace(label=f"{target.label}, of this edge model alone") if target in by_loss else target for target in targets
-    ]
+    return [t._replace(label=f"{t.label}, of this edge model alone") if t in by_loss else t for t in targets]
 
 
 def _is_loss(target: Target, promise: BoundCertificate | None) -> bool:

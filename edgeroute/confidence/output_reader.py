@@ -388,10 +388,7 @@ class Reader:
         """
         parts = label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if several(row) else None
         if parts is None:
-            raise self.wrong(
-                f"{self.name} is to give a label and probabilities (kind = label+probabilities), and gives {form_of(row)}. "
-                "Name the output that is read (output), or write another kind"
-            )
+            raise self.wrong(f"{self.name} gives {form_of(row)}, and its kind is label+probabilities: set output or another kind")
         label, p = parts
         read = self._by_class(p, row) if isinstance(p, Mapping) else self._from_probabilities(as_array(p), row)
         return Prediction(self._names.named(plain(label)), read.confidence, row)

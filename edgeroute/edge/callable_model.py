@@ -71,9 +71,7 @@ class CallableModel:
         if takes_edge:
             self.run_escalated = self._run_escalated
             if is_async(function) or inspect.isgeneratorfunction(function):
-                raise PolicyError(
-                    f"takes_edge is for a plain function: make {getattr(function, '__name__', 'it')} a def that returns"
-                )
+                raise PolicyError(f"takes_edge: make {getattr(function, '__name__', 'it')} a plain def that returns its answer")
         self.function: Callable[..., Any] = (lambda x: function(x, None)) if takes_edge else function
         self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)

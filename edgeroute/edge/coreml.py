@@ -110,10 +110,7 @@ class CoreMLModel(ModelFile):
         spec = self._spec()
         self._read(spec.description)
         if SYSTEM != "Darwin":
-            raise RuntimeMissing(
-                f"Core ML runs on macOS alone, and this is {SYSTEM}: {self.path} can be looked at here, and not run. "
-                "Give this device the same model as .onnx or .tflite"
-            )
+            raise RuntimeMissing(f"Core ML runs on macOS alone, and this is {SYSTEM}: use {self.path} as .onnx or .tflite here")
         try:
             with tempfile.TemporaryDirectory() as folder, no_fork.lock:
                 model = tools.models.MLModel(str(self._copy(Path(folder))), compute_units=tools.ComputeUnit[self._units])
@@ -154,9 +151,7 @@ class CoreMLModel(ModelFile):
         """
         for what in ("functions", "state"):
             if len(getattr(description, what)):
-                raise ModelError(
-                    f"{self.path} has {what}, which edgeroute does not run: save a package of one function without state"
-                )
+                raise ModelError(f"{self.path} has {what}, which edgeroute does not run: save one function without state")
         if not len(description.output):
             raise ModelError(f"{self.path} is no Core ML model: it has no outputs")
         try:

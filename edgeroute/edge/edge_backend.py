@@ -68,9 +68,7 @@ TURN: ContextVar[Turn | None] = ContextVar("edgeroute_turn", default=None)
 
 
 # Message about a model with a state, with the code to write.
-IN_SESSION = (
-    "keeps a state from one input to the next, one for each stream: use a session, `with router.session() as s: s.infer(x)`"
-)
+IN_SESSION = "keeps a state from one input to the next: use a session, `with router.session() as s: s.infer(x)`"
 
 
 def current_turn(name: str) -> Turn:

@@ -228,10 +228,7 @@ def has_async_runs(model: EdgeModel) -> bool:
     async_by_name = {name: is_async(run) for name, run in runs.items() if run is not None}
     if len({*async_by_name.values()}) > 1:
         asynchronous, plain = ([name for name, is_one in async_by_name.items() if is_one is wanted] for wanted in (True, False))
-        raise PolicyError(
-            f"{model_text(model)}: {' and '.join(asynchronous)} {'is' if len(asynchronous) == 1 else 'are'} async def,"
-            f" {' and '.join(plain)} {'is' if len(plain) == 1 else 'are'} not: make all of them async def, or none"
-        )
+        raise PolicyError(f"{model_text(model)}: {', '.join(asynchronous)} async, {', '.join(plain)} not: make all async or none")
     for name in ("load", "close", "run_escalated", "run_feed"):
         if is_async(member(model, name)):
             raise PolicyError(f"{model_text(model)}: {name} is async def, and is called from threads: make it a plain def")
@@ -246,10 +243,7 @@ def check_model(model: EdgeModel) -> None:
     """
     name = getattr(model, "name", None)
     if not isinstance(name, str) or not name:
-        raise PolicyError(
-            f"{type(model).__name__} has a run but no name, so it is no edge model: pass a model file's path, a function f(x),"
-            " or an object with a name and run(inputs, cancel)"
-        )
+        raise PolicyError(f"{type(model).__name__} has a run but no name: give it one, or pass a model file's path or a function")
     for method in _METHODS:
         if not callable(member(model, method) or check_model):
             raise PolicyError(f"{name}: {method} is a {type(member(model, method)).__name__}, and no method")

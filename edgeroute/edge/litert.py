@@ -66,9 +66,7 @@ def load_delegate(module: Any, delegate: str, options: Mapping[str, Any]) -> Any
         return module.load_delegate(library, dict(options))
     except (ValueError, RuntimeError) as e:
         reason = " ".join(str(e).split()).removeprefix(f"Failed to load delegate from {library}").strip()
-        raise ModelError(
-            f"the delegate {library} does not start: {reason or 'it finds no device, or takes other options'}"
-        ) from e
+        raise ModelError(f"the delegate {library} does not start: {reason or 'no device is found, or an option is wrong'}") from e
 
 
 # Interpreters of one .tflite model: each serves one run at a time, and is pooled for the next.
@@ -306,9 +304,7 @@ class LiteRTModel(ModelFile):
         if description.largest > (memory := _memory()):
             raise ModelError(f"{self.path} has a tensor of {description.largest:,} bytes, and this device a memory of {memory:,}")
         if _EDGE_TPU in description.custom and not self.parallel:
-            raise ModelError(
-                f'{self.path} is compiled for the Edge TPU: give delegate="edgetpu", or the model that it was made from'
-            )
+            raise ModelError(f'{self.path} is compiled for the Edge TPU: give delegate="edgetpu", or the original model')
 
     def _signature(self, signatures: Sequence[Signature]) -> Signature | None:
         """Return the signature to run; None: the file names none.
@@ -450,10 +446,7 @@ class LiteRTModel(ModelFile):
         with worker.lock:
             here = worker.pid == os.getpid() or (self.threads == 1 and not self.parallel)
             if worker.step != step or not here:
-                raise ModelError(
-                    f"{self.name} went on with an abandoned run, as after a deadline, and its state cannot be put "
-                    "back: begin the stream anew by the session's reset()"
-                )
+                raise ModelError(f"{self.name}: an abandoned run may have changed its state: call the session's reset()")
             worker.step += 1
 
 
@@ -481,10 +474,7 @@ def _runtime(wanted: str | None) -> tuple[str, Any]:
         what = "neither LiteRT nor tflite-runtime is" if name is None else f"{_NAMES[name]} is not"
         raise RuntimeMissing(f"{what} installed: pip install 'edgeroute[{name or 'litert'}]'")
     if name == "tflite" and int(np.__version__.partition(".")[0]) > 1:
-        raise RuntimeMissing(
-            f"tflite-runtime runs with numpy 1 only, and numpy {np.__version__} is installed: pip install 'numpy<2', or LiteRT "
-            "in its place, pip install 'edgeroute[litert]'"
-        )
+        raise RuntimeMissing(f"tflite-runtime needs numpy 1, not {np.__version__}: pip install 'numpy<2', or 'edgeroute[litert]'")
     try:
         return name, import_late(f"{RUNTIMES[name]}.interpreter")
     except ImportError as e:

@@ -104,9 +104,7 @@ def try_template(path: Path, template: str, given: str | None) -> None:
     why = _trial(path, None)
     if why is None or (why == FAILED and _trial(path, "{{ messages[0].content }}") is not None):
         return  # in the latter case it is not the template: loading says what
-    raise ModelError(
-        f"{path}: its chat template is broken or hostile: {why}. Give one that you trust, chat_template=, or use another model"
-    )
+    raise ModelError(f"{path}: its chat template is broken or hostile: {why}. Give another, chat_template=, or another model")
 
 
 FAILED = "a process that tried it reported an error"

@@ -265,10 +265,7 @@ class LocalServer:
         except (LookupError, RecursionError, TypeError, ValueError):
             reported = {}
         error = reported if isinstance(reported, Mapping) else {"message": reported}
-        hint = {
-            MISSING: ": there is no such model, or its API has another path than the address",
-            LOADING: ": it may still be loading",
-        }
+        hint = {MISSING: ": it has no such model, or the path of its address is wrong", LOADING: ": it may still be loading"}
         more = f" (HTTP {status}{hint.get(status, '')})"
         return self._error({**error, "code": status}, request, is_request=is_request, more=more)
 

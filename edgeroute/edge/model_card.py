@@ -481,9 +481,7 @@ def _input(data: dict[str, Any], place: str) -> CardInput:
 def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, place: str) -> None:
     """Raise ValueError if a layout has another number of axes than the shape without its batch axis."""
     if len(layout) != len(shape) - (batch is not None):
-        raise ValueError(
-            f"{place}.layout: {layout} has {len(layout)} axes, and {list(shape)} without its batch axis another number"
-        )
+        raise ValueError(f"{place}.layout: {layout} has {len(layout)} axes, unlike {list(shape)} without its batch axis")
 
 
 def _state(data: dict[str, Any]) -> CardState:

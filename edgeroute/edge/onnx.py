@@ -457,10 +457,7 @@ class OnnxModel(ModelFile):
             for node in nodes:
                 known = not node.type.startswith("tensor(") or node.type in _DTYPES or node.type == "tensor(string)"
                 if not known and (kind == "input" or node.name in self._names):
-                    raise ModelError(
-                        f"{self.path}: its {kind} {node.name} is a {node.type}, which numpy does not have: export it with a cast "
-                        "to float32 in the graph"
-                    )
+                    raise ModelError(f"{self.path}: numpy has no {node.type} ({kind} {node.name}): add a cast to float32")
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Run one input, by a fast path if it is the model's only one; return as `run`. A stop request terminates it.

@@ -167,9 +167,7 @@ def _parse_one(given: Any, folder: Path | None) -> Provider:
     elif _is_pair(given) and isinstance(given[0], str):
         name, options = given[0], dict(given[1])
     else:
-        raise PolicyError(
-            f'a provider is a name, or a table with a name, as in {{ name = "cpu" }}, and options, not {given!r:.60}'
-        )
+        raise PolicyError(f'a provider is a name, or a table with a name, as in {{ name = "cpu" }}, not {given!r:.60}')
     if name in KINDS:
         return _parse_short(name, KINDS[name], options, folder)
     known = name in _FULL

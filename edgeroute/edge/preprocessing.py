@@ -119,9 +119,7 @@ class Picture(NamedTuple):
         except Exception as e:  # likewise
             raise self._unreadable(what) from e
         if deep:
-            raise BadInput(
-                f"{self.name}: a picture of more than 8 bits a channel ({deep}): convert it to 8 bits, as only you know its scale"
-            )
+            raise BadInput(f"{self.name}: a picture of more than 8 bits a channel ({deep}): convert it to 8 bits")
         return upright
 
     def _unreadable(self, what: str) -> BadInput:
@@ -347,9 +345,7 @@ class Preprocess:
             for x in inputs:
                 self._check_scale(x)
         if self._batch is None and len(inputs) > 1:
-            raise BadInput(
-                f"{self.gives.name}: it has no batch axis, and there are {len(inputs)} inputs: give them one at a time"
-            )
+            raise BadInput(f"{self.gives.name}: no batch axis for {len(inputs)} inputs: give them one at a time")
         out: Array = self._arrange(stack(inputs, self.accepts)).astype(self._dtype)
         if self.factor is not None:
             out *= self.factor
@@ -419,9 +415,7 @@ def _letters(layout: str | None, shape: Sequence[int], where: str) -> str:
     if not letters:
         raise ValueError(f'{where}: shape {shape_text(shape)} needs "layout": "HWC" or "layout": "CHW" beside it')
     if len(letters) != len(shape):
-        raise ValueError(
-            f"{where}: layout {letters} and shape {shape_text(shape)}, without its batch axis, differ in the number of axes"
-        )
+        raise ValueError(f"{where}: layout {letters} has not as many axes as {shape_text(shape)} without its batch axis")
     return letters
 
 
@@ -512,19 +506,13 @@ def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> P
     fits = accepts.dtype == "uint8" and layout in {"HW", "HWC"} and len(shape) == len(layout) and channels in (0, 1, 3, 4)
     if not fits:
         if fitted:
-            raise ValueError(
-                'preprocess: resize and crop need a picture: "dtype": "uint8" and "layout": "HW", or "HWC" of 1, 3 or 4 channels'
-            )
+            raise ValueError('preprocess: resize and crop need dtype "uint8" and layout "HW", or "HWC" of 1, 3 or 4 channels')
         return None
     to = resize if resize is None or isinstance(resize, int) else (int(resize[0]), int(resize[1]))
     cut = crop if crop is None else (int(crop), int(crop)) if not isinstance(crop, list) else (int(crop[0]), int(crop[1]))
     size = cut if cut is not None else to if isinstance(to, tuple) else None
     if size is not None and any(a not in (-1, b) for a, b in zip(shape[:2], size, strict=True)):
-        raise ValueError(
-            f"preprocess: shape {list(shape)} is what comes after {'crop' if cut else 'resize'}, which gives {list(size)}"
-        )
+        raise ValueError(f"preprocess: {'crop' if cut else 'resize'} gives {list(size)}, not the shape {list(shape)}")
     if fitted and size is None and shape[:2] != (-1, -1):
-        raise ValueError(
-            'preprocess: "resize" to one length keeps a picture\'s proportions: write [height, width], or "crop" as well'
-        )
+        raise ValueError('preprocess: "resize" to one length keeps proportions: write [height, width], or "crop" as well')
     return Picture(accepts.name, shape[0], shape[1], channels, to, cut, data.get("filter", "bilinear"))

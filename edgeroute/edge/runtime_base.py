@@ -240,9 +240,7 @@ class ModelFile(LoadsLate):
         self.inputs, self.outputs = self._plan.given, self._plan.outputs
         names = [spec.name for spec in self.outputs]
         if self.output and self.output not in names:
-            raise ModelError(
-                f"{self.path} has no output {self.output!r}, which the policy or the card names: it has {', '.join(names)}"
-            )
+            raise ModelError(f"{self.path} has no output {self.output!r}, named in policy or card: it has {', '.join(names)}")
         self._names = [self.output] if self.output else names
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:

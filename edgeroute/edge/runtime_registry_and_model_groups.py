@@ -121,10 +121,7 @@ def target_of(suffix: str) -> str:
         return target
     targets = _plugin_runtimes().get(suffix, ())
     if len(targets) > 1:
-        raise PolicyError(
-            f"{len(targets)} installed packages have a runtime for {suffix}, {' and '.join(targets)}: choose one by"
-            f' edgeroute.register("{suffix}", "{targets[0]}")'
-        )
+        raise PolicyError(f"{' and '.join(targets)} run {suffix}: choose by edgeroute.register({suffix!r}, {targets[0]!r})")
     if not targets:
         raise PolicyError(f"there is no runtime for {suffix}: {nearest(suffix, suffixes())}")
     return targets[0]

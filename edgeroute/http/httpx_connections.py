@@ -115,9 +115,7 @@ class Carrier(ForkSafe):
             return self.late(_DOING.get(name, "answer"))
         text = str(e)
         if "ProxyError" in kinds:  # status and the proxy's own words
-            error = Unreachable(
-                f"{origin}: " + (f"the proxy answered {text[:3]}" if text[:3].isdecimal() else "the proxy failed")
-            )
+            error = Unreachable(f"{origin}: the proxy " + (f"answered {text[:3]}" if text[:3].isdecimal() else "failed"))
             error.retriable = not text.startswith("4")
             return error
         if "ProtocolError" in kinds:  # its text may quote what came

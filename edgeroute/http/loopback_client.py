@@ -71,9 +71,7 @@ class Local:
         if host and not host.isascii():
             raise PolicyError("a local server's address has a name in ASCII, or a number")
         if not host or "@" in url or "?" in url or "#" in url or not url.isprintable():
-            raise PolicyError(
-                "a local server's address is http://127.0.0.1:PORT/v1 or unix:/PATH, without user, password and query"
-            )
+            raise PolicyError("a local server's address is http://127.0.0.1:PORT/v1 or unix:/PATH, without user or query")
         if parts.scheme.lower() != "http":
             raise PolicyError("a local server's address begins with http:// or unix: a server on another device is a [cloud]")
         self.host, self.port, self.base = str(host), port or 80, parts.path.rstrip("/") or BASE
@@ -100,10 +98,7 @@ class Local:
         """
         infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
         if away := [str(address[0]) for *_, address in infos if not is_loopback(str(address[0]))]:
-            raise error(
-                f"{self.origin} is at {away[0]}, which is not this device's loopback: nothing guards what an edge sends. "
-                "A server elsewhere is a [cloud]"
-            )
+            raise error(f"{self.origin} is at {away[0]}, not this device's loopback: give a server elsewhere as [cloud]")
         return [SocketAddress(family, address) for family, *_, address in infos]
 
 
@@ -120,9 +115,7 @@ class _LocalWire(Wire):
     def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:  # noqa: ARG002 - no connection is kept
         """Return the error of a connection: it broke off if it was opened, otherwise there is no server."""
         reason = clean(e, 100) or type(e).__name__
-        return CloudError(
-            f"{self._origin} broke off: {reason}" if opened else f"no server at {self._origin} ({reason}): is it started?"
-        )
+        return CloudError(f"{self._origin} broke off: {reason}" if opened else f"no server at {self._origin}: {reason}: start it")
 
 
 class _LocalSockets(BlockingSockets):

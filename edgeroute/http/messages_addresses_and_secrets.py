@@ -91,10 +91,7 @@ class Secret:
         value = os.environ.get(self._env)
         if not value:
             if not _NAME.fullmatch(self._env):  # it may be the secret itself
-                raise PolicyError(
-                    f"{what} is to come from an environment variable, and none has the name that env gives,"
-                    " which is not quoted as it does not look like one, such as CLOUD_KEY"
-                )
+                raise PolicyError(f"{what}: env takes the name of an environment variable that is set, such as CLOUD_KEY")
             raise PolicyError(f"{what} is to come from the environment variable {self._env}, which is not set")
         return value
 
@@ -155,9 +152,7 @@ def checked_pins(given: str | Collection[str] | None) -> frozenset[bytes]:
     hashes = set()
     for pin in pins:
         if not isinstance(pin, str) or not _PIN.fullmatch(pin):
-            raise PolicyError(
-                "pin takes sha256/ and the Base64 of the SHA-256 of the server's public key (44 characters), as curl's"
-            )
+            raise PolicyError("pin takes sha256/ and the Base64 of the SHA-256 of the server's public key, 44 characters")
         hashes.add(b64decode(pin.removeprefix("sha256/")))
     return frozenset(hashes)
 

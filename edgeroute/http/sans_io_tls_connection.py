@@ -51,9 +51,7 @@ def proxy_for(address: Address) -> Proxy | None:
     except ValueError:  # its message may quote part of a password
         raise PolicyError("the proxy's address in the environment cannot be read") from None
     if parts.scheme not in {"http", "https"} or not host:
-        raise PolicyError(
-            "the proxy's address in the environment is not an http:// or https:// one: for SOCKS give an httpx client (client=)"
-        )
+        raise PolicyError("the proxy's address in the environment is not http:// or https://: for SOCKS give an httpx client=")
     https = parts.scheme == "https"
     authorization = ""
     if parts.username is not None or parts.password is not None:

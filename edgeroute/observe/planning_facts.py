@@ -359,9 +359,7 @@ class Observer(ForkSafe):
         unknown = dict.fromkeys(rule.of for rule, on, _ in self._state if not on and value_of(rule, self.reading) is None)
         lines = [f"rule of {of}: {sys.platform} gives no reading of it here, so it never applies: {ADVICE}" for of in unknown]
         if any(backend.side == "cloud" for backend in backends) and not LINUX:
-            lines.append(
-                f"{sys.platform} does not report when the network is back: an unreachable endpoint is probed by time alone"
-            )
+            lines.append(f"{sys.platform} does not report when the network is back: unreachable endpoints are probed by time")
         return lines
 
     def no_hedge(self, backends: Sequence[Backend]) -> str:

@@ -12,9 +12,7 @@ from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
 try:
     import pydantic_settings as _  # noqa: F401
 except ImportError as e:
-    raise RuntimeMissing(
-        "policy files need pydantic-settings: pip install pydantic-settings. A policy given to Router(...) in Python does not"
-    ) from e
+    raise RuntimeMissing("policy files need it: pip install pydantic-settings; Router(...) in Python does not") from e
 
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
 from edgeroute.policy.policy_problems_and_contradictions import Problem, Wrong, given_by_program

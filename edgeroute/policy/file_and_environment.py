@@ -203,9 +203,7 @@ _PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")  # variables with the path 
 
 def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
     """Return the names of all environment variables; without `known` sections those with built-in runtimes only."""
-    keys = [
-        f"{section}__{key}".removeprefix("__") for section, section_keys in (known or sections()).items() for key in section_keys
-    ]
+    keys = [f"{section}__{key}".removeprefix("__") for section, names in (known or sections()).items() for key in names]
     return [f"{PREFIX}{key}".upper() for key in keys if key not in SECTIONS]
 
 
@@ -313,10 +311,7 @@ def _toml_words(message: str, text: str) -> str:
     if key[3]:
         several = f"; several of them are [[{key[3]}]]" if key[3] in LISTS else ""
         return f"the section [{key[3]}] is there twice{several}{place[0]}" if "twice" in message else message
-    hints = {
-        "Invalid value": 'text is in straight quotes, as in "300ms"',
-        "Expected '=' after": "a key and its value have = between",
-    }
+    hints = {"Invalid value": 'text needs straight quotes: "300ms"', "Expected '=' after": "a key and its value have = between"}
     hint = next((f"; {words}" for start, words in hints.items() if message.startswith(start)), "")
     return f"{key[1]}: {message[: place.start()]}{place[0]}{hint}"
 
@@ -329,9 +324,7 @@ def _json(text: str) -> Any:
     try:
         return parse_json(text, _once)
     except _Twice as e:
-        lines = [
-            number for number, line in enumerate(text.splitlines(), 1) for _ in re.findall(rf"{re.escape(e.quoted)}\s*:", line)
-        ]
+        lines = [n for n, line in enumerate(text.splitlines(), 1) for _ in re.findall(rf"{re.escape(e.quoted)}\s*:", line)]
         raise ValueError(f"is not JSON: {e}{f' (at line {lines[1]})' if len(lines) == 2 else ''}") from None  # noqa: PLR2004
     except ValueError as e:
         raise ValueError(f"is not JSON: {_place(e)}") from None

@@ -86,9 +86,7 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
             continue
         if score in SCORES and bounded(score) and not 0 <= number <= 1 + SLACK:
             percent = f": {number:g} % is {number / 100:g}" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
-            yield Problem(
-                ("threshold",), f"expected 0 to 1, where confidences by {score} are, found {quote_value(number)}{percent}"
-            )
+            yield Problem(("threshold",), f"expected 0 to 1, as confidences by {score}, found {quote_value(number)}{percent}")
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
         text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
         yield Problem(("threshold",), text)

@@ -73,10 +73,7 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
         if section == "edge":
             item = {"anyOf": [*item.get("anyOf", [item]), VARIANTS]}
         keys[section] = {"anyOf": [item, {"type": "array", "items": item}], "description": text}
-    keys["local"] = {
-        "type": "object",
-        "description": "Keys of the device itself, over those of a signed policy.",
-    }
+    keys["local"] = {"type": "object", "description": "Keys of the device itself, over those of a signed policy."}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **document,

@@ -189,10 +189,7 @@ def _headers(value: Any) -> dict[str, str | Secret]:
         raise message_error(f"{', '.join(map(_header, literal))}: {_LITERAL}")
     for name, v in value.items():
         if not _HEADER.fullmatch(name) or (isinstance(v, str) and not (v.isascii() and v.isprintable())):
-            raise message_error(
-                f"{_header(name)} is not an HTTP header: it takes letters, digits and - in the name,"
-                " ASCII on one line in the value"
-            )
+            raise message_error(f"{_header(name)}: a header's name takes letters, digits and -, its value ASCII on one line")
     return {name: v if isinstance(v, str) else _secret(v) for name, v in value.items()}
 
 

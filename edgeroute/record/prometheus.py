@@ -315,10 +315,7 @@ class _Collector(ForkSafe):
         """
         with self._lock:
             if any(other.router == member.router for other in self._open()):
-                raise PolicyError(
-                    f"there is a router {member.router!r} in this registry: name each, as in Prometheus(registry=..., router="
-                    "'camera')"
-                )
+                raise PolicyError(f"the registry has a router {member.router!r}: name each, as in Prometheus(router='camera')")
             self._members.add(member)
 
     def _open(self) -> list[Prometheus]:

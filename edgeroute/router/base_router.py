@@ -164,9 +164,7 @@ class BaseRouter(Generic[V]):
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Raise TypeError for `copy`, `deepcopy` and `pickle`: two routers would own the same threads, connections and files."""
-        raise TypeError(
-            f"a {type(self).__name__} is neither copied nor pickled: share it, or make one in each process, as with from_policy"
-        )
+        raise TypeError(f"a {type(self).__name__} is neither copied nor pickled: share it, or make one in each process")
 
     def reload(self) -> None:
         """Read the policy file again, and put it in force. Blocks.
@@ -360,10 +358,7 @@ def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
     """Close the policy file and engine of a router that was garbage collected unclosed; log a warning, once in a process."""
     if not _warned.is_set():
         _warned.set()
-        log.warning(
-            "a router was dropped without close(), and is closed now: use `with Router(...)`, or call close(); said once, each "
-            "further one is a ResourceWarning"
-        )
+        log.warning("a router was dropped without close(): use `with Router(...)`, or call close() (later ones: ResourceWarning)")
     _close(engine, file)
 
 

@@ -239,9 +239,7 @@ def checked_cloud(given: Any) -> Any:
 
         if "://" not in given and (given[:1] in {"/", ".", "~", "\\"} or given.lower().endswith(_MODEL_FILES)):
             file = given if bare(given).startswith("'") else "FILE"
-            raise PolicyError(
-                f"cloud= takes no model's file: {_LOCAL}; or run `edgeroute serve {file}`, and pass its model's URL"
-            )
+            raise PolicyError(f"cloud= takes no model file: {_LOCAL}; or run `edgeroute serve {file}`, and pass its URL")
         if "/v2/models/" not in given:
             raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
         return OpenInference(given)

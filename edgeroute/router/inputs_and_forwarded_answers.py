@@ -246,9 +246,7 @@ def check_send_edge(
     if any(isinstance(backend, InputScoredBackend) for _, backend in edges):
         raise PolicyError(f"{what}, and by a score of the input (score=) the cloud is asked before there is one: leave one out")
     if egress.redact is not None:
-        raise PolicyError(
-            f"{what}, and that is made of the input as it is before redact=, whose result alone may leave: leave one of them out"
-        )
+        raise PolicyError(f"{what}, made of the input before redact=, whose result alone may leave: leave one of them out")
     if hidden:
         raise PolicyError(f"{what}, and a hidden edge on trial would be compared with the cloud's answers to that: leave one out")
     return True

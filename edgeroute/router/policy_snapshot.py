@@ -164,9 +164,7 @@ def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | 
     """
     if given is None:
         if needed and count:
-            raise PolicyError(
-                "threshold= is missing: the confidence from which an edge answer stands; guess 0.85, then calibrate"
-            )
+            raise PolicyError("threshold= is missing: the confidence at which an edge answer stands; try 0.85, then calibrate")
         return [None] * count
     several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
     values = list(given) if several else [given] * count
@@ -332,9 +330,7 @@ def _of_edge_trial(
     clouds = tuple(candidate for candidate in snapshot.trials if candidate.side == "cloud")
     tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), routing.EDGE_TRIAL)
     if tried.clouds != snapshot.clouds:
-        raise PolicyError(
-            "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"
-        )
+        raise PolicyError("trial: its model has other labels than the edge, which read the cloud's: give the cloud its own")
     return tried
 
 
@@ -383,9 +379,7 @@ def _build_without_edge_trial(
     if arguments.uncalibrated == "error":
         _all_hold(targets, certificates)
         if any(candidate.share and candidate.shown and candidate.side == "cloud" for candidate in trials) and any(certificates):
-            raise PolicyError(
-                "trial: no certificate is for the endpoint on trial, and uncalibrated is 'error': try it with shown=False"
-            )
+            raise PolicyError("trial: its endpoint has no certificate, and uncalibrated is 'error': try it with shown=False")
     if promised:
         from edgeroute.confidence.certificate import effective_target, ladder_targets
 
@@ -507,9 +501,7 @@ class _Draft:
                 kind = FunctionBackend
             backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
             if getattr(backend, "alone_async", False) and not self._arguments.awaits:
-                raise PolicyError(
-                    f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
-                )
+                raise PolicyError(f"the cloud is {backend.where}, and async: use AsyncRouter, or make it a plain def")
             backend.guard = guard(backend)
             self._add(("cloud", name, given, score, labels), routing.Target(name, "cloud", trial=on_trial), backend)
 

@@ -49,10 +49,7 @@ def is_read_once(x: Any, around: tuple[int, ...] = ()) -> bool:
 
 def read_once_error(x: Any) -> BadInput:
     """Return the error for an input that can be read only once."""
-    return BadInput(
-        f"the input is or has an iterator, which can be read only once ({type(x).__name__}): the first target would use it up,"
-        " and the next would get nothing; give what it yields, as with list(x), or a file's content"
-    )
+    return BadInput(f"the input is or has a {type(x).__name__}, which can be read only once: give list(x), or a file's content")
 
 
 def checked_importance(value: Any) -> float:

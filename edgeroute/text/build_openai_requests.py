@@ -100,9 +100,7 @@ class Chat:
             return self._from_request(x)
         if isinstance(x, list | tuple):
             return {**self.options, "messages": self._with_system(_messages(x, self._texts_only))}, True
-        raise BadInput(
-            f'expected a prompt, which is text, messages [{{"role": ..., "content": ...}}], or a request, not {_kind(x)}'
-        )
+        raise BadInput(f'expected a prompt: text, messages [{{"role": ..., "content": ...}}], or a request, not {_kind(x)}')
 
     def _from_request(self, x: Mapping[Any, Any]) -> tuple[dict[str, Any], bool]:
         """Return the request for one that the caller wrote, with the settings as defaults.
@@ -198,9 +196,7 @@ def _check_text(x: str) -> None:
     try:
         x.encode()
     except UnicodeEncodeError as e:
-        raise BadInput(
-            f"the prompt has a lone surrogate at {e.start}, which is no character: decode it as it was encoded"
-        ) from None
+        raise BadInput(f"the prompt has a lone surrogate at {e.start}: decode it as it was encoded") from None
 
 
 def _check_json(x: Any) -> None:

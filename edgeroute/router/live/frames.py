@@ -174,10 +174,7 @@ def signature_of(frame: Any) -> Sequence[float]:
     """
     grid = np.asarray(frame)
     if grid.ndim not in {2, 3} or grid.dtype.kind not in "uifb":
-        raise BadInput(
-            "scenes are told apart by frames as arrays [rows, columns] or [rows, columns, channels]: give signature=, a function "
-            "of a frame that returns numbers, or scene=None"
-        )
+        raise BadInput("scenes need frames as arrays [rows, columns(, channels)]: give signature=, or scene=None")
     rows, columns = (np.linspace(0, size - 1, min(size, ACROSS)).astype(int) for size in grid.shape[:2])
     sampled = grid[rows[:, None], columns].astype(np.float32)
     if grid.dtype.kind == "f":

@@ -262,18 +262,13 @@ def _as_mono(chunk: Any) -> NDArray[Any]:
         chunk = np.frombuffer(chunk, "<i2")
     samples = np.asarray(chunk)
     if samples.ndim not in {1, 2} or samples.dtype.kind not in "if" or (samples.dtype.kind == "i" and samples.dtype != np.int16):
-        raise BadInput(
-            f"a chunk of audio is float32 from -1 to 1 or int16, [samples] or [samples, channels], not {samples.dtype} "
-            f"{list(samples.shape)}"
-        )
+        raise BadInput(f"audio is float32 (-1 to 1) or int16, [samples(, channels)], not {samples.dtype} {list(samples.shape)}")
     with np.errstate(over="ignore"):  # of float64 that float32 has not
         scaled = samples.astype(np.float32) / np.float32(32768 if samples.dtype.kind == "i" else 1)
     if samples.dtype.kind == "f":
         scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)  # no sample is infinite: it counts as silence
         if scaled.size and (peak := float(np.abs(scaled).max())) > LOUDEST:
-            raise BadInput(
-                f"a chunk of audio is float32 from -1 to 1, and has {peak:.6g}: divide it by 32768, or give it as int16"
-            )
+            raise BadInput(f"audio as float32 is from -1 to 1, and has {peak:.6g}: divide it by 32768, or give it as int16")
     mixed = scaled.mean(1) if scaled.ndim == 2 else scaled  # noqa: PLR2004 - with channels
     return np.asarray(mixed, np.float32)
 

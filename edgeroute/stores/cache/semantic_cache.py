@@ -134,9 +134,7 @@ class Semantic(ForkSafe):
             self._length = self._length or raw.size
             if raw.ndim != 1 or raw.size != self._length:
                 self._off = True
-                raise BadInput(
-                    f"embed gave {raw.shape} after [{self._length}]: the semantic cache needs one size, and is now off"
-                )
+                raise BadInput(f"embed gave {raw.shape} after [{self._length}]: the semantic cache needs one size, and is off")
             largest = float(np.abs(raw).max(initial=0.0))
             if not 0 < largest < np.inf:
                 return None
