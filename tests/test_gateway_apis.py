@@ -385,8 +385,18 @@ def test_a_private_turn_stays_on_each_road():
             other = client.post(
                 "/v1/responses", json={"model": "edgeroute", "input": "What is the capital of the country of France?"}
             )
+            keyed = client.post(
+                "/v1/responses", json={"model": "edgeroute", "input": "my blood group is AB negative, as few are"},
+                headers={**private, "x-edgeroute-conversation": "one"},
+            ).json()  # fmt: skip
+            follows = {"model": "edgeroute", "input": "and now?", "previous_response_id": keyed["id"]}
+            key = [{}, {"x-edgeroute-conversation": "one"}, {"x-edgeroute-conversation": "two"}]
+            *same, wrong = (client.post("/v1/responses", json=follows, headers=headers) for headers in key)
+            third = client.post("/v1/responses", json={**follows, "previous_response_id": same[0].json()["id"]})
         sent = b"".join(far.requests)
     assert [reply.json()["edgeroute"]["source"] for reply in (*replies, other)] == ["edge", "edge", "edge", "cloud"]
+    assert [reply.json()["edgeroute"]["source"] for reply in (*same, third)] == ["edge"] * 3
+    assert (wrong.status_code, "x-edgeroute-conversation" in wrong.json()["error"]["message"]) == (400, True)
     assert b"blood" not in sent
 
 

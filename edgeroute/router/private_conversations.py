@@ -329,13 +329,13 @@ SHARE: Final = 0.1  # share of the deadline for which an answer waits until its 
 WRITTEN_S: Final = 0.5  # maximum time for which an answer waits for that, seconds
 MUTE: Final = SCALARS | {str, np.ndarray}  # types of inputs that have no messages, or of which none is compared
 # Digest of the key given to `bind_within`; empty: none.
-_SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
+SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
 _MARK: Final = b"any"  # stored with each call that may not leave, so that it is known that there was one
 
 
 def bind_within(key: str) -> Token[bytes]:
     """Let calls of this task or thread that may not leave bind only calls with the same key, from now on; see `within`."""
-    return _SCOPE.set(_content().scope_digest(key))
+    return SCOPE.set(_content().scope_digest(key))
 
 
 def within(key: str) -> AbstractContextManager[None]:
@@ -343,7 +343,7 @@ def within(key: str) -> AbstractContextManager[None]:
 
     Calls without a key bind all.
     """
-    return set_within(_SCOPE, _content().scope_digest(key))
+    return set_within(SCOPE, _content().scope_digest(key))
 
 
 class PrivateConversations(Part):
@@ -378,7 +378,7 @@ class PrivateConversations(Part):
         conversation: Conversation | None = content.read_conversation(x)
         if conversation is None:
             return ""
-        scope, begun = _SCOPE.get(), None
+        scope, begun = SCOPE.get(), None
         if private:
             last = conversation.messages[-1] if conversation.messages else None
             begun = last.content if last is not None and last.role in content.ANSWER_ROLES else b""
@@ -422,7 +422,7 @@ class PrivateConversations(Part):
         if request.id in self.awaited:
             begun, prediction = self.awaited.pop(request.id, None), outcome.prediction
             if begun is not None and prediction is not None and isinstance(prediction.value, str):
-                scope = _SCOPE.get()
+                scope = SCOPE.get()
                 self._digests.add([_within(digest, scope) for digest in _content().answer_digests(prediction.value, begun)])
         elif type(request.inputs) not in MUTE and any(
             mark.kind == "start" and request.plan.legs[mark.leg].permit is not None for mark in outcome.log

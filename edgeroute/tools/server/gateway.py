@@ -28,6 +28,7 @@ from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, 
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
+from edgeroute.router.private_conversations import SCOPE
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.thread_pool_and_workers import failing
@@ -264,6 +265,9 @@ class Completions:
                 return
             request = await self.calls.parse(body, lambda text: self.dialect.read(openai.parse_json(text)))
             del body
+            if request.scope and SCOPE.get() not in {b"", request.scope}:
+                raise BadInput("x-edgeroute-conversation is another one than that of the response which this request continues")
+            SCOPE.set(request.scope or SCOPE.get())
             with self.calls.place(scope):
                 respond = self._stream if request.stream else self._whole
                 await unless_left(respond(request, wanted, send), receive)

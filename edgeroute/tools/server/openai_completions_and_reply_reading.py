@@ -258,6 +258,8 @@ class CompletionRequest(NamedTuple):
     """Keys on which the reply depends, as the client sent them."""
     messages: list[dict[str, Any]] | None = None
     """Messages that are stored with the answer, for a later request; None: none are."""
+    scope: bytes = b""
+    """Digest of the conversation's key of an earlier request that this one continues; empty: it had none."""
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

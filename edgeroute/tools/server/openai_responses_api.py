@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
+from edgeroute.router.private_conversations import SCOPE
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
 from edgeroute.tools.server.access_limits_and_errors import Fault
 from edgeroute.tools.server.openai_completions_and_reply_reading import (
@@ -53,30 +54,32 @@ MOST_STORED, MOST_STORED_BYTES = 1_000, 32 << 20
 class StoredResponses:
     """Messages of the responses that a later request may continue, in the memory of this process alone.
 
+    Each has the key of its request's conversation, of which a later request continues to be.
+
     It has no lock: the event loop alone writes to it; the parser thread, which reads large requests, calls `get`.
     """
 
     def __init__(self) -> None:
-        self._messages: OrderedDict[str, tuple[list[dict[str, Any]], int]] = OrderedDict()
+        self._messages: OrderedDict[str, tuple[list[dict[str, Any]], int, bytes]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, identity: Any) -> list[dict[str, Any]]:
-        """Return the stored messages of a response: the conversation up to it, itself included; not a copy.
+    def get(self, identity: Any) -> tuple[list[dict[str, Any]], bytes]:
+        """Return the stored messages of a response: the conversation up to it, itself included; not a copy. And its key's digest.
 
         Raises:
             BadInput: it is not stored here, or no longer.
         """
         if (stored := self._messages.get(identity) if isinstance(identity, str) else None) is None:
             raise BadInput("previous_response_id names no response that is stored here: send the conversation as input")
-        return stored[0]
+        return stored[0], stored[2]
 
     def put(self, identity: str, messages: list[dict[str, Any]]) -> None:
-        """Store the messages of a new response, whose identity is not stored yet. Call it on the event loop: it takes no lock.
+        """Store the messages of a new response, whose identity is not stored yet. Call it in the request's task: there is no lock.
 
         Then discards the oldest responses beyond 1,000 or 32 MiB of JSON, even this one if it alone has more.
         """
         size = len(json_dumps(messages, to_json_types))
-        self._messages[identity] = messages, size
+        self._messages[identity] = messages, size, SCOPE.get()
         self._bytes += size
         while len(self._messages) > MOST_STORED or self._bytes > MOST_STORED_BYTES:
             self._bytes -= self._messages.popitem(last=False)[1][1]
@@ -108,7 +111,8 @@ def read_request(
     instructions, items = body.get("instructions"), body.get("input")
     if not isinstance(instructions, str | None):
         raise BadInput("instructions is a text")
-    earlier = stored.get(body["previous_response_id"]) if body.get("previous_response_id") is not None else []
+    previous = body.get("previous_response_id")
+    earlier, scope = ([], b"") if previous is None else stored.get(previous)
     messages = [*earlier, *_chat_messages(items)]
     system = [{"role": "system", "content": instructions}] if instructions else []
     keys = {key: value for key, value in body.items() if key not in HANDLED}
@@ -123,7 +127,8 @@ def read_request(
     if not isinstance(included, list):
         raise BadInput("include is a list of names")
     logprobs = "message.output_text.logprobs" in included
-    return CompletionRequest(x, True, model, stream, True, logprobs, echo, None if body.get("store") is False else messages)
+    kept = None if body.get("store") is False else messages
+    return CompletionRequest(x, True, model, stream, True, logprobs, echo, kept, scope)
 
 
 def _chat_messages(items: Any) -> list[dict[str, Any]]:
