@@ -159,6 +159,26 @@ def test_one_client_does_not_take_the_cloud_from_others(asked, headers):
         assert httpx.post(url + CHATS, json=CHAT, timeout=LONG).json()["edgeroute"]["source"] == "cloud"
 
 
+@pytest.mark.parametrize(("status", "succeeds", "open_to_others"), [(403, True, True), (403, False, False), (401, True, False)])
+def test_a_refusal_of_a_content_is_none_of_all(status, succeeds, open_to_others):
+    """403 is a filter's, while the key serves others; 401, or 403 where nobody is served, is about the key, and for all."""
+
+    def answer(request):
+        refused = b'"seed":1' in request.replace(b" ", b"") or not succeeds
+        return http_reply(b"<html>Forbidden</html>", status=status) if refused else sse_reply(PARIS)
+
+    with CannedServer(answer) as far, serving(router(far, edge=None)) as url:
+
+        def ask(**more):
+            return httpx.post(url + CHATS, json={**CHAT, **more}, timeout=LONG)
+
+        ask()
+        for _ in range(FAULTS + 1):
+            ask(seed=1)
+        before = len(far.requests)
+        assert (ask().status_code, len(far.requests) - before) == ((200, 1) if open_to_others else (503, 0))
+
+
 def test_its_stream():
     """Pieces, usage, and why it ended, as the endpoint said."""
     with CannedServer(sse_reply(PARIS)) as far, serving(router(far)) as url:

@@ -248,13 +248,13 @@ class Guard(ForkSafe):
         if back:
             self.watcher.closed(self)
 
-    def failed(self) -> None:
-        """Record a fault, which may open the breaker.
+    def failed(self, status: int | None = None) -> None:
+        """Record a fault, with its HTTP status if it has one; it may open the breaker.
 
         If so, waiting requests are rejected at once, and the watcher is notified.
         """
         with self.lock:
-            opened = self.rules.failed(monotonic(), _jitter())
+            opened = self.rules.failed(monotonic(), _jitter(), status)
         if opened:
             self.turns.advance()  # those who wait are told at once
             self.watcher.opened(self)

@@ -295,8 +295,8 @@ class Owner(Protocol):
     def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
         """Record a success, with its latency and the bytes of its bodies."""
 
-    def failed(self) -> None:
-        """Record a fault."""
+    def failed(self, status: int | None = None) -> None:
+        """Record a fault, with its HTTP status if it has one."""
 
     def mark_late(self, exchange: Exchange) -> bool:
         """Mark an exchange as late. Return True if that is a fault."""
@@ -607,7 +607,7 @@ class Exchange:
         elif verdict == "late":
             self._overdue()
         elif verdict == "fault" and not self.late and (own is None or own.counts):
-            guard.failed()
+            guard.failed(None if own is None else own.status)
 
     def _settle_tokens(self, usd: float) -> None:
         """Replace the cost booked for the attempt's tokens by the actual one, in dollars, here and in the spending limits."""

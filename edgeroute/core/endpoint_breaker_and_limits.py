@@ -21,6 +21,8 @@ State = Literal["closed", "open", "half-open"]
 FAULTS: Final = 3  # number of consecutive faults that open the breaker
 FIRST_S, MOST_S = 5.0, 300.0  # initial and maximum opening time, seconds; it doubles each time
 WELL_S: Final = 60.0  # seconds for which an endpoint is known to be well after a success, unless it fails
+FORBIDDEN: Final = 403  # HTTP status of a request that is refused, for its content (as by a filter) or for its key
+ALLOWED_S: Final = 600.0  # seconds after a success in which `FORBIDDEN` is taken to be about the content
 HOLD_MOST_S: Final = 300.0  # upper limit of a hold that an endpoint requests, seconds
 PROBE_LOST_S: Final = 60.0  # seconds after which a probe without a result counts as lost
 
@@ -123,6 +125,10 @@ class Breaker:
         Known to be well: no fault since its last success, which is at most `WELL_S` seconds ago.
         """
         return INF if not self._faults and now < self._well_until else self.faults_left
+
+    def forbids_content(self, status: int | None, now: float) -> bool:
+        """Return True if a status is about its request's content: 403, while others with the same key succeed."""
+        return status == FORBIDDEN and now < self._well_until + ALLOWED_S - WELL_S
 
     @property
     def faults_left(self) -> int:
@@ -569,9 +575,14 @@ class Admission:
                 self.link.add(moved, took_s)
         return before != "closed"
 
-    def failed(self, now: float, jitter: float) -> bool:
-        """Record a fault: lower the adaptive limit, count it in the breaker. Return True if that opened the breaker."""
+    def failed(self, now: float, jitter: float, status: int | None = None) -> bool:
+        """Record a fault: lower the adaptive limit, count it in the breaker. Return True if that opened the breaker.
+
+        An HTTP status that is about its request's content is none.
+        """
         before = self.breaker.opened
+        if self.breaker.forbids_content(status, now):
+            return False
         if self.adapted is not None:
             self.adapted.failed(now)
         self.breaker.fault(now, jitter)

@@ -161,7 +161,7 @@ class Gate:
             return
         if verdict == "late" and not rules.too_late(took_s):
             return
-        rules.failed(time, self._random.random())
+        rules.failed(time, self._random.random(), failure.status)
         retries = self.port.retries if failure.retriable else 0
         while retries and rules.retry():
             retries -= 1

@@ -74,7 +74,7 @@ class StoredResponses:
         return stored[0], stored[2]
 
     def put(self, identity: str, messages: list[dict[str, Any]]) -> None:
-        """Store the messages of a new response, whose identity is not stored yet. Call it in the request's task: there is no lock.
+        """Store the messages of a response with a new identity, without a lock: call it in the request's task on the event loop.
 
         Then discards the oldest responses beyond 1,000 or 32 MiB of JSON, even this one if it alone has more.
         """
