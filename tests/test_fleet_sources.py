@@ -17,7 +17,10 @@ import pytest
 from both import LONG
 from commands import PYTHON, cli
 
+from edgeroute.errors import StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
+from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.fleet.digest_sources import Bucket, signed
 
 pytestmark = pytest.mark.matrix
 pytest.importorskip("duckdb")
@@ -81,6 +84,76 @@ def test_an_object_store_is_collected(bucket, tmp_path):
     assert json.loads(cli(*run, env=env)[1])["added"] == 1
     code, out, _ = cli("fleet", "report", "s3://fleet-test/plant", "--json", env=env)
     assert json.loads(out)["total"]["requests"] == sum(row[2] for d in digests for row in d.requests)
+
+
+LONG_AGO = "Mon, 02 Nov 2026 00:00:00 GMT"
+ODD = [
+    "//x",
+    "../x",
+    "./x",
+    "a\x00b",
+    "a\x01b",
+    "a\rb",
+    "L" * 1000,
+    "2026-11-02/",
+    "%2e%2e/x",
+    "\ufffe",
+    "\u202ex",
+    "a b+c&<>",
+]
+
+
+def test_keys_that_are_no_paths_are_refused_apart(bucket, tmp_path):
+    """As foreign and by name: whoever may write to a bucket does not stop the others' digests."""
+    env, client = bucket
+    client.create_bucket(Bucket="odd-keys")
+    digests = list(fleets.random_fleet(8, 2))
+    for key, data in [*((path_of(digest), encode(digest)) for digest in digests), *((f"digests/{key}", b"x") for key in ODD)]:
+        client.put_object(Bucket="odd-keys", Key=f"plant/{key}", Body=data)
+    code, out, _ = cli("fleet", "collect", "s3://odd-keys/plant", "--to", tmp_path / "store", "--json", env=env)
+    result = json.loads(out)
+    assert (code, result["added"], result["repeated"]) == (0, len(digests), 0)
+    assert {why: n for why, n in result["refused"].items() if n} == {"foreign": len(ODD)}
+    named = [json.loads(line)["name"] for line in (tmp_path / "store/refused.jsonl").read_text().splitlines()]
+    assert {"//x", "../x", "a\x00b", "L" * 200, "\u202ex"} <= {*named}
+
+
+def test_the_list_of_a_store_comes_in_pages_and_one_object_that_is_refused_stops_no_other(monkeypatch):
+    """Each page by a signed request; a store that refuses all is an error."""
+    pytest.importorskip("obstore")
+    page = "<ListBucketResult><Contents><Key>p/digests/{}</Key>{}</Contents>{}</ListBucketResult>"
+    more = "<LastModified>2026-11-02T00:00:00.000Z</LastModified><ETag>1</ETag><Size>1</Size>"
+
+    def reply(request):
+        """Two pages of keys, the first with one that is no path; of three objects one is forbidden."""
+        line = request.split(b"\r\n")[0].decode()
+        if "list-type=2" in line:
+            two = "continuation-token=" in line
+            end = "" if two else "<NextContinuationToken>a&amp;b=</NextContinuationToken>"
+            return http_reply(page.format("two" if two else "/one%20", more, f"<IsTruncated>false</IsTruncated>{end}").encode())
+        headers = [("ETag", "1"), ("Last-Modified", LONG_AGO), ("Content-Range", "bytes 0-3/4")]
+        return http_reply(b"data", status=403 if "/no" in line else 206, headers=headers)
+
+    with CannedServer(reply) as server:
+        for name, value in {"ENDPOINT_URL": server.url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "hidden"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        source = Bucket("s3://bucket/p")
+        assert [*source.names()] == ["/one ", "two"]
+        assert b"continuation-token=a%26b%3D&encoding-type=url" in server.requests[-1]
+        assert b": AWS4-HMAC-SHA256 Credential=key/" in server.requests[-1]
+        assert b"hidden" not in b"".join(server.requests)
+        assert source.read(["no", "yes", "a//b"]) == ["unread", b"data", "unread"]
+        with pytest.raises(StoreError, match="refuses every object"):
+            source.read(["no", "no2"])
+
+
+def test_a_request_is_signed_as_amazon_says(monkeypatch):
+    """By the example in its documentation of version 4, for a list of objects."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    monkeypatch.setattr("edgeroute.system.clock_json_and_fork_safety.now", lambda: 1369353600.0)
+    headers = dict(signed("/", "max-keys=2&prefix=J", "examplebucket.s3.amazonaws.com", "us-east-1"))
+    assert headers["authorization"].endswith("=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7")
 
 
 def test_an_object_store_that_is_away_is_an_error(bucket, tmp_path):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import errno
+import hmac
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from hashlib import sha256
+from html import unescape
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from edgeroute.errors import BadInput, StoreError
+from edgeroute.errors import BadInput, CloudError, StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import MOST_BYTES
+from edgeroute.http.connections import Connections
+from edgeroute.http.messages_addresses_and_secrets import Address, Call
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_bytes
@@ -21,6 +29,7 @@ FOLDER = "digests"
 NEED = "s3:// needs obstore: pip install 'edgeroute[fleet-s3]'"
 TIMEOUT_S = 20.0  # most seconds of a request to an object store
 AT_ONCE = 64  # most requests to an object store at a time, of each process
+MOST_LIST = 1 << 23  # most bytes of a page of S3's list: 1,000 keys, each of 1,024 bytes that are escaped
 TOO_LARGE, UNREAD = "too_large", "unread"
 
 
@@ -101,33 +110,74 @@ class Bucket:
     def names(self) -> Iterator[str]:
         """Yield the names of the objects below `digests/`, page by page over the network.
 
+        obstore lists no page with a key that is no path, such as `a//b`: from there on they come from S3's own list.
+
         Raises StoreError if the store does not answer or refuses, RuntimeMissing without obstore.
         """
-        obstore = import_needed("obstore", NEED)
+        obstore, name = import_needed("obstore", NEED), ""
         try:
             for page in obstore.list(self._store(), f"{FOLDER}/", chunk_size=1000):
-                yield from (str(entry["path"]).removeprefix(f"{FOLDER}/") for entry in page)
+                for entry in page:
+                    yield (name := str(entry["path"]).removeprefix(f"{FOLDER}/"))
+        except obstore.exceptions.InvalidPathError:
+            yield from self._list_keys(name)
         except obstore.exceptions.BaseError as e:
             raise StoreError(f"{self.where} cannot be listed: {type(e).__name__}") from None  # its text has the request
+
+    def _list_keys(self, after: str) -> Iterator[str]:
+        """Yield the names of all objects below `digests/` after this one, by requests of S3's list that are signed with AWS_*.
+
+        Raises StoreError if the store does not answer or refuses.
+        """
+        env = os.environ
+        region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+        to = urlsplit(_endpoint() or f"https://s3.{region}.amazonaws.com")
+        start = f"{self._prefix}/{FOLDER}/".lstrip("/")
+        query = {"encoding-type": "url", "list-type": "2", "prefix": start, "start-after": start + after}
+        connections = Connections(Address(f"{to.scheme}://{to.netloc}"))
+        try:
+            while True:
+                text = "&".join(f"{key}={quote(value, safe='-_.~')}" for key, value in sorted(query.items()))
+                path = f"{to.path.rstrip('/')}/{self._bucket}"
+                call = Call("GET", path, signed(path, text, to.netloc, region), query=text, max_reply=MOST_LIST)
+                reply = connections.send(call, monotonic() + TIMEOUT_S)
+                if reply.status != 200:  # noqa: PLR2004 - HTTP's
+                    raise StoreError(f"{self.where} cannot be listed: HTTP status {reply.status}")
+                page = reply.body.decode(errors="replace")
+                yield from (unquote(unescape(key))[len(start) :] for key in re.findall("<Key>([^<]*)</Key>", page))
+                if (more := re.search("<NextContinuationToken>([^<]+)<", page)) is None:
+                    return
+                query["continuation-token"] = unescape(more[1])
+        except CloudError as e:
+            raise StoreError(f"{self.where} cannot be listed: {type(e).__name__}") from None
+        finally:
+            connections.close()
 
     def read(self, names: Sequence[str]) -> list[bytes | str]:
         """Return each object's bytes, or the code of a refusal, with up to `AT_ONCE` requests at a time. Runs an event loop.
 
-        Reads no more of an object than a digest may have. A missing one is `unread`.
+        Reads no more of an object than a digest may have. One that is missing, or refused beside others, is `unread`.
 
         Raises:
-            StoreError: the store does not answer, or refuses.
+            StoreError: the store does not answer, or refuses all.
         """
         import asyncio
 
         obstore, store = import_needed("obstore", NEED), self._store()
+        refused = 0
 
         async def get(name: str, turns: asyncio.Semaphore) -> bytes | str:
             """Return an object's bytes, or the code of a refusal."""
+            nonlocal refused
             async with turns:
                 try:
                     data = bytes(await obstore.get_range_async(store, f"{FOLDER}/{name}", start=0, length=MOST_BYTES + 1))
-                except obstore.exceptions.NotFoundError:
+                except (FileNotFoundError, ValueError, obstore.exceptions.NotFoundError):  # a path is a ValueError
+                    return UNREAD
+                except obstore.exceptions.BaseError as e:
+                    if "status code: 4" not in str(e):  # the store itself fails
+                        raise
+                    refused += 1
                     return UNREAD
                 return data if len(data) <= MOST_BYTES else TOO_LARGE
 
@@ -137,20 +187,49 @@ class Bucket:
             return await asyncio.gather(*(get(name, turns) for name in names))
 
         try:
-            return asyncio.run(get_all())
+            found = asyncio.run(get_all())
         except obstore.exceptions.BaseError as e:
             raise StoreError(f"{self.where} cannot be read: {type(e).__name__}") from None
+        if refused and refused == len(names):
+            raise StoreError(f"{self.where} cannot be read: it refuses every object")
+        return found
 
     def _store(self) -> Any:
         """Return a store of obstore, over https unless the endpoint is this machine."""
         stores = import_needed("obstore.store", NEED)
-        host = urlsplit(os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or "").hostname or ""
+        host = urlsplit(_endpoint()).hostname or ""
         limit = timedelta(seconds=TIMEOUT_S)
         return stores.S3Store(
             self._bucket, prefix=self._prefix or None,
             client_options={"timeout": limit, "connect_timeout": limit, "allow_http": host == "localhost" or is_loopback(host)},
             retry_config={"max_retries": 3, "retry_timeout": limit},
         )  # fmt: skip
+
+
+def _endpoint() -> str:
+    """Return the address of the object store in AWS_ENDPOINT_URL or AWS_ENDPOINT; empty: Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+
+
+def signed(path: str, query: str, host: str, region: str) -> list[tuple[str, str]]:
+    """Return the headers of a GET request to S3, signed by version 4 of Amazon's signatures with the keys in AWS_*.
+
+    query: encoded, sorted by its names.
+    """
+    env, now = os.environ, datetime.fromtimestamp(process.now(), timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    headers = {"host": host, "x-amz-content-sha256": sha256(b"").hexdigest(), "x-amz-date": now}
+    if token := env.get("AWS_SESSION_TOKEN") or env.get("AWS_TOKEN"):
+        headers["x-amz-security-token"] = token
+    names, scope = ";".join(headers), f"{now[:8]}/{region}/s3/aws4_request"
+    lines = ["GET", quote(path, safe="/-_.~"), query, *(f"{name}:{value}" for name, value in headers.items()), "", names]
+    request = sha256("\n".join([*lines, headers["x-amz-content-sha256"]]).encode()).hexdigest()
+    key = f"AWS4{env.get('AWS_SECRET_ACCESS_KEY', '')}".encode()
+    for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{request}"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    user = f"{env.get('AWS_ACCESS_KEY_ID', '')}/{scope}"
+    del headers["host"]  # the connection sends it
+    by = f"AWS4-HMAC-SHA256 Credential={user}, SignedHeaders={names}, Signature={key.hex()}"
+    return [*headers.items(), ("authorization", by)]
 
 
 def source_of(text: str) -> Source:
