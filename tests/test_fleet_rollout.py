@@ -103,6 +103,34 @@ def test_one_device_that_lies_decides_nothing(of):
         assert decide(HALT, sums).did not in wrong
 
 
+LIES = {
+    "all report much": lambda now, past, ring: now * 1e6,
+    "nothing": lambda now, past, ring: now * 0,
+    "the rest reports much": lambda now, past, ring: now * np.where(ring, 1, 1e6),
+    "the ring reports nothing": lambda now, past, ring: now * np.where(ring, 0, 1e6),
+    "the ring reports much": lambda now, past, ring: now * np.where(ring, 1e6, 1),
+}
+PASTS = {"true": lambda past, ring: past, "much": lambda past, ring: past * 1e6, "both": lambda past, ring: past * 1e6 * ring}
+
+
+@pytest.mark.parametrize("past", PASTS)
+@pytest.mark.parametrize("lie", LIES)
+def test_five_percent_that_lie_hide_no_increase_and_do_not_make_one(lie, past):
+    """What costs 40 % more is rolled back, or halted, and what costs the same is not, whatever they say of then and now."""
+    rng = np.random.default_rng(17)
+    for cost, allowed in ((1.4, {"roll_back", "halt"}), (1.0, {"go_on", "wait"})):
+        found = []
+        for _ in range(10):
+            sums = simulated(rng, cost=cost)
+            liars = rng.random(len(sums.ring)) < 0.05
+            now, before = sums.amounts["cost"], sums.before["cost"]
+            now[liars] = LIES[lie](now.sum(1), before, sums.ring)[liars, None] / now.shape[1]
+            before[liars] = PASTS[past](before, sums.ring)[liars]
+            found.append(decide(HALT, sums, least_blocks=4).did)
+        assert sum(did in allowed for did in found) >= 9, found
+        assert cost == 1.0 or "go_on" not in found
+
+
 def test_an_alarm_halts_and_without_its_condition_does_not():
     rng = np.random.default_rng(5)
     sums = simulated(rng)
