@@ -217,6 +217,18 @@ def test_a_cloud_that_is_down(make):
     assert all(u.answer.source == "edge" for u in heard)
 
 
+def test_a_segment_that_is_left_to_the_outbox_is_final(make, tmp_path):
+    """Nothing more comes for it here: the next one's answers are not held up behind it, and the iteration ends."""
+    with CannedServer(DOWN) as server:
+        router = make(edge, encoded(server.url), offline="queue", state=tmp_path)
+        with live(router, "audio", words(3), **RECORDING) as audio:
+            heard = list(audio)
+    finals = [u for u in heard if u.final]
+    assert [u.index for u in finals] == [0, 1, 2]
+    assert all(not u.answer.final and u.answer.reason.endswith("; waiting") for u in finals)
+    assert audio.stats().in_flight == 0
+
+
 def test_final_answers_come_in_order_and_the_source_waits(make):
     """Two segments are with the cloud, the third waits; the second's reply comes first, and is told second."""
     gates = {0: threading.Event(), 1: threading.Event(), 2: threading.Event()}

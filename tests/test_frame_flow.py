@@ -33,7 +33,7 @@ class Call:
 
 
 def edge(value="edge", *, final=False, took_s=0.01, confidence=0.4):
-    return SimpleNamespace(value=value, source="edge", final=final, latency_s=took_s, confidence=confidence)
+    return SimpleNamespace(value=value, source="edge", final=final, degraded=False, latency_s=took_s, confidence=confidence)
 
 
 def cloud(value="cloud"):

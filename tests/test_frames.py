@@ -376,6 +376,34 @@ def test_a_cloud_that_is_down_costs_no_frame(make):
     assert stats.unrefined >= 2
 
 
+def test_a_frame_that_is_left_to_the_outbox_is_final(make, tmp_path):
+    """Nothing more comes for it here: it holds no place, and the iteration ends, also where a refinement is of use for ever."""
+    feed = Feed()
+    with CannedServer(DOWN) as server:
+        router = make(echo, PlainJson(server.url, retries=0), offline="queue", state=tmp_path)
+        with live(router, "frames", feed, stale=None, **ALL) as frames:
+            for frame in range(3):
+                feed.put(frame)
+                assert next(frames).provisional
+                update = next(frames)
+                assert (update.frame, update.final, update.answer.final, update.answer.degraded) == (frame, True, False, True)
+                assert update.answer.reason.endswith("; waiting")
+            feed.end()
+            assert list(frames) == []
+    stats = frames.stats()
+    assert (stats.answered, stats.unrefined, stats.outdated, stats.in_flight) == (3, 3, 0, 0)
+
+
+def test_a_scene_is_left_to_the_outbox_once(make, tmp_path):
+    """While the cloud is away, a camera that stands still fills no disk."""
+    with CannedServer(DOWN) as server:
+        router = make(unsure, PlainJson(server.url, retries=0), offline="queue", state=tmp_path)
+        with live(router, "frames", [picture(9) for _ in range(8)], drop="never", stale=None) as frames:
+            updates = list(frames)
+            assert router.stats().deferred == 1
+    assert {u.held for u in updates if u.frame_index} == {"scene"}
+
+
 def test_a_class_that_stays_is_not_sent(make):
     """Whatever the gate and the slots say."""
     with CannedServer(GOOD) as server:

@@ -19,7 +19,7 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.setting_units_and_ranges import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
-from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Mailbox
+from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Mailbox, is_last
 from edgeroute.router.offline_rules_and_late_replies import AGREES, CORRECTS
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.sanitised_logging import Failures
@@ -53,9 +53,9 @@ class FrameUpdate:
         age_s: seconds from then to this update.
         answer: answer to this frame, or with `reused_from` to an earlier frame of the scene.
         edge: the edge's answer to this frame; None: it gave none.
-        final: True if no more follows for this frame.
-        held: reason why the cloud is not called about this frame: "scene" (it was called about a similar one), or "in_flight" (it
-            is being called about as many as allowed); empty: it may be called.
+        final: True if no more follows for this frame. The outbox may have it: then `answer.final` is False.
+        held: reason why the cloud is not called about this frame: "scene" (it was called about a similar one, or the outbox has
+            one), or "in_flight" (it is being called about as many as allowed); empty: it may be called.
         reused_from: index of the frame whose refined answer this is; None: this frame's own.
         label: value for hysteresis: the answer's value, or the result of `label=`; None: not comparable, as numbers with a
             fraction and lists are not.
@@ -237,6 +237,7 @@ class FrameFlow:
         # Number of the newest frame that the cloud answered: in a known scene, and in any.
         self._refined_until = self._cloud_until = -1
         self._refined: _Refined | None = None
+        self._stored_at = -INF  # instant at which a frame of the scene was left to the outbox
         self._current: _PendingFrame | None = None
         self._flights: list[_PendingFrame] = []
         self._shown_label, self._edge_label = Display(), Display()
@@ -348,18 +349,20 @@ class FrameFlow:
 
     def _begin_scene(self, scene: Scene) -> None:
         """Begin a new scene, and discard the refined answer and labels of the one before."""
-        self._scene, self._refined = scene, None
+        self._scene, self._refined, self._stored_at = scene, None, -INF
         self._shown_label = self._edge_label = Display()
 
     def _settled(self, taken: Taken, now: float) -> bool:
-        """Return True if the frame's scene needs no call of the cloud: one answered within `refresh` seconds, or is under way.
+        """Return True if the frame's scene needs no call of the cloud.
+
+        The cloud has answered about it within `refresh` seconds, the outbox has got a frame of it, or a call is under way.
 
         False without scenes.
         """
         if self._settings.scene is None or taken.scene == UNKNOWN:
             return False
         fresh = self._settings.refresh or INF
-        if self._refined is not None and now - self._refined.at <= fresh:
+        if now - max(self._stored_at, -INF if self._refined is None else self._refined.at) <= fresh:
             return True
         return any(asked.taken.scene == self._scene.number for asked in self._flights)
 
@@ -389,12 +392,13 @@ class FrameFlow:
             return None
         if answer is None:
             return None
-        if answer.final:
+        if is_last(answer):
             self._flights.remove(asked)
+        self._note_stored(asked, answer, now)
         if why:
-            self._outdated += answer.final
+            self._outdated += is_last(answer)
             return None
-        self._unrefined += answer.final and answer.source == "edge"
+        self._unrefined += is_last(answer) and answer.source == "edge"
         if answer.source == "edge" and asked.taken.number < self._last:  # without the cloud, what is newer stands
             return None
         self._answered += asked.edge is None
@@ -424,13 +428,19 @@ class FrameFlow:
         now = max(now, asked.begun + answer.latency_s)  # it may have run just now, here
         self._answered += 1
         self._last = asked.taken.number
+        self._note_stored(asked, answer, now)
         if answer.source == "edge":
             asked.edge = answer
             self._pace.took(asked.begun, answer.latency_s)
             self._watch_label(asked, answer)
-        if not answer.final:
+        if not is_last(answer):
             self._flights.append(asked)
         return self._update(asked, answer, now)
+
+    def _note_stored(self, asked: _PendingFrame, answer: Answer, now: float) -> None:
+        """Note if the outbox has got a frame of this scene, so that it gets no others."""
+        if is_last(answer) and not answer.final and asked.taken.scene == self._scene.number:
+            self._stored_at = now
 
     def _watch_label(self, asked: _PendingFrame, answer: Answer) -> None:
         """Begin a new scene if the edge keeps giving another label than at the scene's beginning, although it looks the same.
@@ -482,7 +492,7 @@ class FrameFlow:
             age_s=max(0.0, now - taken.at),
             answer=answer,
             edge=asked.edge,
-            final=answer.final,
+            final=is_last(answer),
             held=asked.held,
             reused_from=reused,
             label=label,

@@ -235,6 +235,11 @@ class PolledCall:
         self._steps.close()
 
 
+def is_last(answer: Answer) -> bool:
+    """Return True if a call gives no answer after this one, which is final, or whose request is left to the outbox."""
+    return answer.final or answer.degraded
+
+
 def once(call: Callable[[], Answer]) -> Generator[Answer, None, None]:
     """Yield the answer of a call, which runs when it is polled."""
     yield call()

@@ -21,7 +21,7 @@ from edgeroute.core.setting_units_and_ranges import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
-from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Kind, Mailbox, equal, items
+from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Kind, Mailbox, equal, is_last, items
 from edgeroute.system.clock_json_and_fork_safety import call_contained, log
 from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.types import Answer
@@ -48,7 +48,8 @@ class Utterance:
         end_s: end of the segment.
         audio: samples of the segment, float32 [samples] from -1 to 1, with some of the audio just before and after it.
         answer: answer to the segment.
-        final: True if no more follows for the segment. False: the cloud is being called, and its answer may follow.
+        final: True if no more follows for the segment; the outbox may have it (`answer.final` is False). False: the cloud is
+            being called, and its answer may follow.
         changed: True if the answer differs from the one before to this segment, and so is to be spoken; True for the first
             answer.
         cut: True if the segment was cut for its length; the speech goes on in the next one.
@@ -460,7 +461,7 @@ class AudioFlow:
             return None
         self._current = None
         self._answered += 1
-        if not answer.final:
+        if not is_last(answer):
             asked.shown = answer
             self._flights.append(asked)
         return _utterance(asked.segment, answer, changed=True)
@@ -472,7 +473,7 @@ class AudioFlow:
             raise asked.ready
         assert asked.shown is not None, "there was a provisional one"
         changed = not equal(asked.shown.value, asked.ready.value)
-        if not asked.ready.final:  # of a larger edge: the cloud's may follow
+        if not is_last(asked.ready):  # of a larger edge: the cloud's may follow
             answer = asked.shown = asked.ready
             asked.ready = None
             self._flights.insert(0, asked)
@@ -491,4 +492,4 @@ def _poll(call: Call) -> Answer | BaseException | None:
 
 def _utterance(segment: Segment, answer: Answer, *, changed: bool) -> Utterance:
     """Return an answer as an `Utterance`."""
-    return Utterance(segment.number, segment.start_s, segment.end_s, segment.audio, answer, answer.final, changed, segment.cut)
+    return Utterance(segment.number, segment.start_s, segment.end_s, segment.audio, answer, is_last(answer), changed, segment.cut)
