@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lazily import Later
 
+from edgeroute import Router
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
 from edgeroute.tools.measure.deferral_curve import student_quantile
 from edgeroute.tools.measure.independence_and_overlap import correlations, dependence
@@ -98,6 +99,24 @@ def test_examples_are_known_again():
     score = rng.random(400)
     made = calibrate(score, np.ones(400), max_error=0.1)
     assert (overlap(made.examples, score), overlap(made.examples, rng.random(400))) == (1, 0)
+
+
+def test_coarse_confidences_of_other_examples_are_not_those_of_the_calibration():
+    """As a small tree has: different inputs have equal outputs. The same examples are known again all the same."""
+
+    def small(x):
+        return "edge", round(0.3 + 0.7 * x, 3)
+
+    def large(x):
+        return "edge" if x * 1e6 % 7 > 1 else "cloud"
+
+    inputs = np.random.default_rng(0).random(1800).tolist()
+    with Router(small, large, threshold=0.5) as router:
+        result = router.calibrate(inputs[:1000], max_loss=0.2)
+    assert overlap(result.certificate.examples, [small(x)[1] for x in inputs[1000:]]) > 0.3
+    with Router(small, large, threshold=result.certificate) as router:
+        assert router.evaluate(inputs[1000:]).evaluation.seen_before == 0
+        assert router.evaluate(inputs[:1000]).evaluation.seen_before == 1
 
 
 def example(n, seed, rank=1.0, graded=False):

@@ -19,7 +19,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import label_form, 
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
-from edgeroute.tools.measure.independence_and_overlap import overlap
+from edgeroute.tools.measure.independence_and_overlap import overlap_beyond_chance
 
 # Examples: answers of edge and cloud to the same inputs.
 
@@ -343,10 +343,11 @@ class Evaluation(NamedTuple):
     @property
     def seen_before(self) -> float:
         """Estimate of the share of examples that the certificate was calibrated on, 0..1: they are no evidence."""
-        if self.certificate is None:
+        made = self.certificate
+        if made is None:
             return 0.0
-        calibrated_on, outputs = self.certificate.examples, self.examples.outputs
-        return max(overlap(calibrated_on, self.examples.score), 0.0 if outputs is None else overlap(calibrated_on, outputs))
+        rows = [table for table in (self.examples.score, self.examples.outputs) if table is not None]
+        return max(overlap_beyond_chance(made.examples, table, made.n) for table in rows)
 
     @property
     def doubts(self) -> list[str]:

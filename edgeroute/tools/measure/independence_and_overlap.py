@@ -5,6 +5,7 @@ All findings are warnings or shares: examples that look dependent may be sorted 
 
 from __future__ import annotations
 
+from collections import Counter
 from hashlib import blake2b
 from math import sqrt
 
@@ -113,7 +114,7 @@ def sketch(rows: ArrayLike) -> str:
     Args:
         rows: [n] or [n, columns], numbers: scores or outputs.
     """
-    return "".join(sorted(_hashes(rows))[:SKETCH])
+    return "".join(sorted({*_hashes(rows)})[:SKETCH])
 
 
 def overlap(sketched: str, rows: ArrayLike) -> float:
@@ -129,10 +130,23 @@ def overlap(sketched: str, rows: ArrayLike) -> float:
     return len(near & hashes) / len(near) if near else 0.0
 
 
-def _hashes(rows: ArrayLike) -> set[str]:
-    """Return the hash of each distinct row, rounded to 6 digits, so that the order of a sum does not matter."""
+def overlap_beyond_chance(sketched: str, rows: ArrayLike, n: int) -> float:
+    """Estimate the share of these examples that were among the `n` of a sketch, 0..1, less what chance may explain.
+
+    Different inputs may have equal rows, as of a small tree: how often is bounded by the rows that another of these repeats.
+    """
+    counts = np.array([*Counter(_hashes(rows)).values()])
+    if not len(counts):
+        return 0.0
+    size = counts.sum()
+    chance = min(1.0, counts[counts > 1].sum() / size * max(1.0, n / size))
+    return 0.0 if chance == 1 else float(max(0.0, (overlap(sketched, rows) - chance) / (1 - chance)))
+
+
+def _hashes(rows: ArrayLike) -> list[str]:
+    """Return the hash of each row, rounded to 6 digits, so that the order of a sum does not matter."""
     table = np.asarray(rows, np.float64)
     if not table.size:
-        return set()
+        return []
     table = table.reshape(len(table), -1)
-    return {blake2b(",".join([f"{v:.6g}" for v in row]).encode(), digest_size=_HASH // 2).hexdigest() for row in table.tolist()}
+    return [blake2b(",".join([f"{v:.6g}" for v in row]).encode(), digest_size=_HASH // 2).hexdigest() for row in table.tolist()]
