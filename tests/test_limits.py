@@ -15,7 +15,7 @@ from time import monotonic
 import numpy as np
 import pytest
 import routes
-from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
+from both import GOOD, LONG, GatedServer, ask, header, makes, unsure, wait_for
 
 from edgeroute import AsyncRouter, Audit, Cache, Function, Limits, OpenAIChat, Options, Outbox, PlainJson, Reading, Router
 from edgeroute.cloud import shared_spending_and_record as earlier
@@ -24,7 +24,7 @@ from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.testing import CannedServer, FakeCloud
+from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 YEAR_S = 365 * 86_400
 
@@ -675,6 +675,21 @@ def test_written_ahead_in_advances(tmp_path):
     spending.close()
     store.close()
     assert on_disk(tmp_path / "state.db") == pytest.approx(10)
+
+
+def test_what_a_call_gives_back_does_not_stay_on_disk(tmp_path):
+    """A language model's call is booked for all tokens that it may have; what a crash leaves is by those that it had."""
+    usage = {"prompt_tokens": 1, "completion_tokens": 2}
+    message = {"role": "assistant", "content": "yes"}
+    reply = http_reply(
+        json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}).encode(),
+        headers=[("Content-Type", "application/json")],
+    )
+    with CannedServer(reply) as server:
+        cloud = OpenAIChat(server.url, model="m", max_tokens=500, usd_per_million_output_tokens=1e4)
+        with Router(cloud=cloud, state=tmp_path, limits=Limits(usd_per_day=6.4)) as router:
+            router.infer("?")
+            wait_for(lambda: 0.02 <= on_disk(tmp_path / "state.db") * 1.000001 <= 0.02 + 0.1)
 
 
 def test_many_at_once_share_a_write(tmp_path):

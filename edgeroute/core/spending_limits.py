@@ -265,15 +265,15 @@ class _Window:
         self.total = sum(self.loaded.values())
 
     def advance(self, amounts: dict[float, float], limit: float) -> None:
-        """Raise the current bucket's amount in `amounts`, in place: to that recorded before, or by an advance if it is used up.
+        """Raise the current bucket's amount in `amounts`, in place, by an advance, or by what is left of that recorded before.
 
         The advance is as much as `amounts` has, but at most 1 / `AHEAD` of the limit, and what is left of it. A no-op for an
         empty bucket without record.
         """
         more = max(0.0, min(limit / AHEAD, sum(amounts.values()), limit - self.total))
         before, booked = self.recorded.get(self.current, 0.0), amounts.get(self.current, 0.0)
-        if before or booked:
-            amounts[self.current] = before if before >= booked else booked + more
+        if before or booked:  # what a call had booked, and has given back, does not stay in the record
+            amounts[self.current] = min(before if before >= booked else INF, booked + more)
 
     def load(self, entries: list[tuple[float, float]]) -> bool:
         """Add amounts of other processes, each at its instant. Return True if any counts.

@@ -153,7 +153,7 @@ def carried(spending: Spending) -> dict:
 
 
 def test_a_record_is_written_ahead():
-    """With an advance under a limit, as much as was spent so far, up to a 64th of the limit and to the limit; never less than before."""
+    """With an advance under a limit, as much as was spent so far, up to a 64th of the limit and to the limit."""
     spending = Spending(Limits(usd_per_day=64.0, joules_per_hour=4.0))
     assert not spending.ahead()
     assert not any(spending.dump(advance=True).values())
@@ -173,8 +173,10 @@ def test_a_record_is_written_ahead():
     assert second["usd_per_day"][0][1] == 11.0
     assert spending.dump()["usd_per_day"][0][1] == 10.0
     spending.mark_recorded(second)
-    spending.settle(Cost(usd=10.0), Cost(), NOW)
-    assert spending.dump(advance=True)["usd_per_day"][0][1] == 11.0, "the record is relied on"
+    spending.settle(Cost(usd=10.0), Cost(usd=0.5), NOW)
+    assert not spending.ahead()
+    assert spending.dump(advance=True)["usd_per_day"][0][1] == 1.0, "what was given back is not in the record"
+    spending.settle(Cost(usd=0.5), Cost(), NOW)
     spending.add(Cost(usd=1.0), NOW + 2_000)
     assert spending.ahead(), "an advance is for its own bucket"
     assert spending.dump(advance=True)["usd_per_day"] == [[NOW + 2_000 - (NOW + 2_000) % 1440, 2.0]]
