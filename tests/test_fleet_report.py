@@ -100,6 +100,17 @@ def test_digests_are_collected_first(tmp_path):
     assert (code, err.count("\n")) == (1, 1)
 
 
+@pytest.mark.matrix
+def test_a_policy_has_the_name_under_which_most_report_it(tmp_path):
+    """Not that of the ring which left it for another on the last day: its digests have the new name for all of their hours."""
+    digests = [
+        d._replace(signed="shop-2" if number >= 14 and number % 7 < 2 else "shop-1")
+        for number, d in enumerate(fleets.random_fleet(7, 3))
+    ]
+    fleets.put(tmp_path, digests)
+    assert {part["name"] for part in run(tmp_path)[1]["parts"]["policy"]} == {"shop-1 aaaaaaaaaaaa", "shop-1 bbbbbbbbbbbb"}
+
+
 class _Tags(HTMLParser):
     """The names of the tags."""
 

@@ -159,7 +159,9 @@ def report(store: Any, budget: float | None = None, days: int | None = None) -> 
     _sum(store, since)
     total = _sums(store, "''", "by_device")[0]
     parts = {name: _sums(store, name, "by_device") for name in BY}
-    signed = dict(store.execute("SELECT policy, max(signed) FROM by_device GROUP BY policy").fetchall())
+    # Not the newest name: a day's digest has that of its end, also for the hours before the device took the new policy.
+    named = "SELECT policy, mode(signed) FILTER (requests > 0) FROM by_device GROUP BY policy"
+    signed = dict(store.execute(named).fetchall())
     parts["policy"] = [part._replace(name=" ".join(filter(None, (signed[part.name], part.name)))) for part in parts["policy"]]
     by_day = sorted(_sums(store, "day::VARCHAR", "by_day"))
     weeks = _weeks(store, by_day)
@@ -192,7 +194,7 @@ def _sum(store: Any, since: date) -> None:
     for table, key in (("by_device", "device, model, policy, site"), ("by_day", "day")):
         store.execute(
             f"""CREATE OR REPLACE TEMP TABLE {table} AS
-            SELECT {key}, max(signed) AS signed, {counts}, 0::HUGEINT AS audited, 0::HUGEINT AS differ
+            SELECT {key}, mode(signed) AS signed, {counts}, 0::HUGEINT AS audited, 0::HUGEINT AS differ
             FROM requests WHERE day >= $1 GROUP BY {key}
             UNION ALL SELECT {key}, '', {none}, {audits} FROM audits WHERE day >= $1 GROUP BY {key}""", [since]
         )  # fmt: skip
