@@ -429,6 +429,14 @@ def test_certificates_can_go_unchecked(ask, authority):
         assert_cloud(ask(PlainJson(server.url, verify=False)))
 
 
+def test_unchecked_certificates_are_shown_while_the_server_is_away():
+    """By `check`, beside where inputs may leave to."""
+    with Router(lambda _: ("edge", 0.1), PlainJson("https://127.0.0.1:9/x", verify=False), threshold=0.5) as router:
+        assert "to https://127.0.0.1:9/x (its certificate UNCHECKED: verify = false)" in str(router.check())
+    with Router(lambda _: ("edge", 0.1), PlainJson("https://127.0.0.1:9/x"), threshold=0.5) as router:
+        assert "UNCHECKED" not in str(router.check())
+
+
 def test_certificate_files_that_are_not_there(ask, tmp_path):
     """The reason says so; nothing is sent unchecked instead."""
     with CannedServer(GOOD) as server:

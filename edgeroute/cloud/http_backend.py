@@ -266,9 +266,8 @@ class HttpBackend(AbandonedRuns):
         self.client.run(self.endpoint.health(), until, exchange)
 
     def describe(self) -> str:
-        """Return a status line with the address, and a warning if the server is not authenticated."""
-        unchecked = self.endpoint.address.https and self.endpoint.address.verify is False
-        return f"{self.where} is ready" + (", its certificate UNCHECKED (verify = false)" if unchecked else "")
+        """Return the status line for `check`."""
+        return f"{self.where} is ready"
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - of the server's model, `served` of its endpoint tells
         """Return the fingerprint of the address and of the decoding."""

@@ -118,7 +118,7 @@ def _targets(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: st
         kind = "on trial, hidden" if snapshot.hidden else "on trial"
         lines.append(f"! {model.name}: {problem}" if problem else f"{model.name}, {kind}: {model.describe()}")
     lines += snapshot.views.describe(snapshot.targets)
-    places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
+    places = ", ".join(_place(r) for r in snapshot.backends if r.side == "cloud")
     if not places:
         lines.append("nothing can leave this device: there is no cloud")
     elif snapshot.policy.mode == "only_edge":
@@ -144,6 +144,13 @@ def _targets(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: st
         )
         lines.extend(f"its certificate says: {text}" for c in snapshot.certificates if c for text in c.certificate.doubts)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
+
+
+def _place(cloud: Any) -> str:
+    """Return where a cloud is, with a warning if its server is not authenticated, whether or not it is ready."""
+    address: Any = getattr(getattr(cloud, "endpoint", None), "address", None)
+    unchecked = getattr(address, "https", False) and address.verify is False
+    return f"{cloud.where}{' (its certificate UNCHECKED: verify = false)' if unchecked else ''}"
 
 
 def _unversioned(snapshot: Snapshot, i: int) -> bool:
