@@ -356,7 +356,7 @@ def _prompt(prompt: Any) -> str:
 
 def missing(model: str, names: Collection[str]) -> HTTPException:
     """Return the 404 error for an unknown model."""
-    return HTTPException(404, f"there is no model {clean(model, 80)!r} here, only {', '.join(names)}")
+    return HTTPException(404, f"there is no model {clean(model, 80)!r} here, only {', '.join(names)}: --name adds one")
 
 
 MOST_FLOAT = sys.float_info.max
