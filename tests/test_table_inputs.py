@@ -165,6 +165,17 @@ def test_the_commands_read_it(tmp_path, policy):
     assert f"{data}:122: this row has 2 cells" in out + err
 
 
+def test_a_column_that_is_no_input_is_named(tmp_path, policy):
+    """It may have the labels, under a name that is not a usual one."""
+    tiny.linear(tmp_path / "edge.onnx", card={"labels": ["a", "b", "c"], "data": {"columns": ["w", "x", "y2", "z"]}})
+    data = tmp_path / "x.csv"
+    data.write_text("id,w,x,y2,z,churn\n1,0.5,2,3,4,b\n2,0.1,2,3,4,c\n")
+    note = f"{data}: not an input of the model, and not used: id, churn; --label names a column of labels\n"
+    assert cli("infer", "-p", policy, data)[::2] == (0, note)
+    assert cli("infer", "-p", policy, data, "--label", "churn")[::2] == (0, "")
+    assert cli("infer", "-p", policy, data, "--label", "none")[::2] == (0, "")
+
+
 def test_a_data_class_on_the_command_line(tmp_path, policy):
     """What may not leave is not sent by `infer`, and `decide` says so."""
     np.save(tmp_path / "x.npy", np.zeros(4, np.float32))

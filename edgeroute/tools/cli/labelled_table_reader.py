@@ -88,6 +88,8 @@ def read_table(
     if fitted.names and not keys and named != [*map(str, range(len(named)))]:  # there is a header
         if missing := [name for name in fitted.names if name not in named]:
             raise BadInput(f"{path} has no column {missing[0]!r}, on which the model was fitted: it has {', '.join(named)}")
+        if label_name is None and label is None and (others := ", ".join(name for name in named if name not in fitted.names)):
+            note(f"{path}: not an input of the model, and not used: {others}; --label names a column of labels")
         named = [*fitted.names]
     if not named:
         raise BadInput(f"{path} has no column of inputs")
