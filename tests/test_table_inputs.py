@@ -354,11 +354,13 @@ def test_pandas(make):
     assert router.evaluate(full["a"], full["label"]).accuracy["edge"].found == 30
     assert make(lambda x: (x, 0.9), None).evaluate(full[["label"]], full["label"]).accuracy["edge"].found == 30
     for wrong, y, why in (
-        (full, None, r"no numbers \(label\)"),
+        (full, None, r"no numbers \(label\): .* by name X.to_dict\(.records.\)"),
         (full, "lable", "no column 'lable' of labels: its columns are a, b"),
     ):
         with pytest.raises(BadInput, match=why):
             router.evaluate(wrong, y)
+    by_name = make(lambda row: (row["label"], 0.9), None)
+    assert by_name.evaluate(full.to_dict("records"), full["label"]).accuracy["edge"].found == 30
     with pytest.raises(BadInput, match="not a DataFrame"):
         router.infer_many(frame)
 
@@ -373,7 +375,7 @@ def test_hugging_face(make):
     assert router.evaluate(vectors, "label").accuracy["edge"].found == 30
     assert router.evaluate(vectors.remove_columns("label"), LABELS).accuracy["edge"].found == 30
     for wrong, y, why in (
-        (data, None, r"no numbers \(label\)"),
+        (data, None, r"no numbers \(label\): .* by name \[\*X\]"),
         (datasets.DatasetDict(train=data), "label", r"X has the splits train: pass one, as X\['train'\]"),
         (data.to_iterable_dataset(), "label", "y must hold a label|X must hold the inputs"),
     ):
