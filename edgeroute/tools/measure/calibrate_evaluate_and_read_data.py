@@ -121,8 +121,8 @@ def _unpacked(X: Any, y: Any, fitted: Sequence[str] | None = None) -> tuple[Any,
             texts = ", ".join(str(name) for name, column in zip(names, table, strict=True) if column.dtype.kind not in "biuf")
             mappings = 'X.to_dict("records")' if is_frame else "[*X]"
             raise BadInput(
-                f"X has columns that are no numbers ({texts}): pass the column of inputs, name that of labels as y, or for a model "
-                f"that reads columns by name {mappings}"
+                f"X has columns that are no numbers ({texts}): pass the column of inputs, name that of labels as y, or for a "
+                f"model that reads columns by name {mappings}"
             )
         return np.column_stack(table), y
     if is_frame:
