@@ -768,12 +768,13 @@ def test_watch_reloads(policy, caplog):
 
     with caplog.at_level(logging.ERROR, "edgeroute"), Watched.from_policy(policy, watch=True) as router:
         new = policy.with_name("new.toml")  # put there whole: what is read as it is written may be half of it
-        new.write_text('threshold = 0.25\n[edge]\npath = "m.onnx"\n')
-        os.utime(new, (1, 1))
-        new.replace(policy)
-        assert changed.wait(30)
-        assert router.engine.snapshot.targets[0].threshold == 0.25
-        changed.clear()
+        for threshold in (0.25, 0.75):  # the second of the same size and time
+            new.write_text(f'threshold = {threshold}\n[edge]\npath = "m.onnx"\n')
+            os.utime(new, (1, 1))
+            new.replace(policy)
+            assert changed.wait(30)
+            assert router.engine.snapshot.targets[0].threshold == threshold
+            changed.clear()
         policy.write_text("nonsense")
         assert changed.wait(30)
         policy.unlink()

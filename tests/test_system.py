@@ -88,7 +88,7 @@ def test_a_value_whose_list_is_itself_becomes_text():
 
 
 def test_a_file_that_was_written_anew_has_another_stamp(tmp_path):
-    """By its time or its size; where there is none to be read there is no stamp."""
+    """Also with the time and the size of the one before; where there is none to be read there is no stamp."""
     path = tmp_path / "p"
     assert file_stamp(path) is None
     path.write_bytes(b"1")
@@ -96,8 +96,13 @@ def test_a_file_that_was_written_anew_has_another_stamp(tmp_path):
     assert first == file_stamp(path)
     os.utime(path, ns=(0, 0))
     second = file_stamp(path)
+    other = tmp_path / "other"
+    other.write_bytes(b"2")
+    os.utime(other, ns=(0, 0))
+    other.replace(path)
+    third = file_stamp(path)
     path.write_bytes(b"12")
-    assert len({first, second, file_stamp(path)}) == 3
+    assert len({first, second, third, file_stamp(path)}) == 4
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

@@ -25,7 +25,7 @@ from edgeroute.edge.llama_in_process_engines import ENGINES, SERVES_OTHERS, Engi
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError
-from edgeroute.system.clock_json_and_fork_safety import initially
+from edgeroute.system.clock_json_and_fork_safety import file_stamp, initially
 from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure
@@ -111,10 +111,10 @@ FAILED = "a process that tried it reported an error"
 
 
 @lru_cache(maxsize=64)
-def _run(path: Path, template: str | None, mtime_ns: int, size: int) -> str | None:  # noqa: ARG001 - they are the cache's key
+def _run(path: Path, template: str | None, stamp: object) -> str | None:  # noqa: ARG001 - it is part of the cache's key
     """Load the model in a child process with a small context, and have the template rendered; return why that failed, or None.
 
-    Ends the child. Cached, also by the file's time and size.
+    Ends the child. Cached, also by the file's stamp.
     """
     try:
         engine = IsolatedEngine("xllamacpp", LoadOptions(path, 64, 1, 1, 0, 32, template, verbose=False), WAIT_S, WAIT_S)
@@ -135,8 +135,7 @@ def _trial(path: Path, template: str | None) -> str | None:
         path: of the .gguf file.
         template: the template; None: the file's.
     """
-    stat = path.stat()
-    return _run(path.absolute(), template, stat.st_mtime_ns, stat.st_size)
+    return _run(path.absolute(), template, file_stamp(path))
 
 
 MOST_CONTEXT = 4096  # tokens of context, unless a number is given; a model may have been trained for more

@@ -546,8 +546,8 @@ short.maxstring = short.maxother = 60
 def file_stamp(path: Path) -> tuple[Any, ...] | None:
     """Return a value that differs after a file, or any file in a folder, has changed; None: it cannot be read.
 
-    Of a file: (modification time in ns, size in bytes). Of a folder: (path, stamp) of each file in it, at any depth; the stamp of
-    a file in it that cannot be read is None.
+    Of a file: (modification time in ns, size in bytes, time of change in ns), the last of which no program can set. Of a folder:
+    (path, stamp) of each file in it, at any depth; the stamp of a file in it that cannot be read is None.
     """
     try:
         if path.is_dir():
@@ -555,7 +555,7 @@ def file_stamp(path: Path) -> tuple[Any, ...] | None:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
 
 def files_in(folder: Path) -> Iterator[Path]:

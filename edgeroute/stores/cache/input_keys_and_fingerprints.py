@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from edgeroute.core.error_codes import UNIDENTIFIED
-from edgeroute.system.clock_json_and_fork_safety import file_sha256, files_in
+from edgeroute.system.clock_json_and_fork_safety import file_sha256, file_stamp, files_in
 
 _BYTES = np.dtype(np.uint8)
 _ARRAYS = frozenset({np.ndarray, np.memmap})  # other subclasses may hold more than their data, as a mask
@@ -146,8 +146,7 @@ def fingerprint(thing: object) -> str:
 
 def _file(path: Path) -> str:
     """Return the hash of a file's content. Raises OSError."""
-    stat = path.stat()
-    return _content(path, stat.st_mtime_ns, stat.st_size)
+    return _content(path, file_stamp(path))
 
 
 def _folder(folder: Path) -> str:
@@ -157,8 +156,8 @@ def _folder(folder: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - they are the cache's key
-    """Read a file and return the SHA-256 of its content, hex; cached by path, mtime and size."""
+def _content(path: Path, stamp: object) -> str:  # noqa: ARG001 - it is part of the cache's key
+    """Read a file and return the SHA-256 of its content, hex; cached by path and stamp. Raises OSError."""
     return file_sha256(path)
 
 
