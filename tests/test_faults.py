@@ -858,16 +858,17 @@ def test_a_canned_server_says_what_did_not_happen():
         server.wait_for(lambda: server.requests, timeout_s=0.01)
 
 
-# ------------------------------------------------------------------------------------------------------------- proxies
-def test_a_proxy_of_the_environment_is_used(ask, monkeypatch):
-    """HTTP_PROXY carries the calls, whole addresses and all, and NO_PROXY keeps them off it."""
-    with CannedServer(http_reply(b'{"value": "cloud"}')) as proxy:
+@pytest.mark.parametrize(
+    ("names", "direct"),
+    [("127.0.0.0/8, x", True), ("127.0.0.1:{port}", True), ("10.0.0.0/8,x/y", False), ("127.0.0.1:1", False)],
+)
+def test_what_no_proxy_exempts(ask, monkeypatch, names, direct):
+    """A network, or a host with its port, as the environment of a container names them."""
+    with CannedServer(GOOD) as proxy, CannedServer(GOOD) as server:
         monkeypatch.setenv("http_proxy", proxy.url)
-        assert_cloud(ask(PlainJson("http://far.invalid/classify")))
-        assert proxy.requests[0].startswith(b"POST http://far.invalid/classify HTTP/1.1\r\n")
-        monkeypatch.setenv("no_proxy", "far.invalid")
-        assert_stands(ask(PlainJson("http://far.invalid/classify", retries=0)), "cloud unreachable")
-        assert len(proxy.requests) == 1
+        monkeypatch.setenv("no_proxy", names.format(port=server.port))
+        assert_cloud(ask(PlainJson(server.url)))
+        assert [len(server.requests), len(proxy.requests)] == [direct, not direct]
 
 
 def test_a_probe_that_is_cancelled_is_silence_too(due):

@@ -10,6 +10,7 @@ import contextlib
 import ssl
 import urllib.request
 from collections.abc import Callable, Generator, Sequence
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -40,10 +41,9 @@ def proxy_for(address: Address) -> Proxy | None:
     Raises:
         PolicyError: the proxy's address cannot be parsed, or is of no HTTP proxy.
     """
-    if urllib.request.proxy_bypass(address.host):
-        return None
-    url = urllib.request.getproxies().get("https" if address.https else "http")
-    if not url:
+    proxies = urllib.request.getproxies()
+    url = proxies.get("https" if address.https else "http")
+    if not url or _is_exempt(address, proxies.get("no", "")):
         return None
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -60,6 +60,17 @@ def proxy_for(address: Address) -> Proxy | None:
         address.hidden.update({code, password, parts.password or ""})
         authorization = f"Basic {code}"
     return Proxy(host, port or (443 if https else 80), https, authorization)
+
+
+def _is_exempt(address: Address, names: str) -> bool:
+    """Return True if NO_PROXY, or the system, exempts an address: by its host, host and port, or network (10.0.0.0/8)."""
+    if urllib.request.proxy_bypass(address.host) or urllib.request.proxy_bypass(f"{address.host}:{address.port}"):
+        return True
+    for network in filter(lambda name: "/" in name, names.split(",")):
+        with contextlib.suppress(ValueError):  # one of them is no network, or the host is a name
+            if ip_address(address.host) in ip_network(network.strip(), strict=False):
+                return True
+    return False
 
 
 # Layers of a connection without I/O: the socket's own bytes, and TLS above them, which may be above another TLS.
