@@ -232,3 +232,10 @@ def test_an_exit_in_a_function_is_named(make):
     """`sys.exit` in a function of the cloud, in a thread: its type is said."""
     router = make(unsure, lambda x: sys.exit("enough"), deadline=20)
     assert routes.error(router.infer(1)) == "SystemExit"
+
+
+def test_ids_of_a_large_fleet_differ():
+    """Endpoints take them for idempotency keys. With 48 bits two of 10 million processes would share theirs every few days."""
+    first, other = (answered().id.partition("-")[0] for _ in range(2))
+    assert first != other
+    assert min(map(len, map(bytes.fromhex, (first, other)))) >= 10

@@ -221,7 +221,7 @@ class Engine(ForkSafe):
     compared: tuple[Method, ...]
     steps: Proceed
     arguments: PolicyArguments
-    name = per_process(lambda: os.urandom(6).hex())  # also a child's ids are its own: to an endpoint they are idempotency keys
+    name = per_process(lambda: os.urandom(10).hex())  # unique in a fleet, also in a child: endpoints take ids for keys
     refreshing, replacing = per_process(threading.RLock), per_process(threading.RLock)
 
     def __init__(self, state: Path | None) -> None:
