@@ -470,6 +470,16 @@ def test_what_the_ledger_does_not_take_is_not_paid():
     assert tuple(guard.spending.spent()) == pytest.approx((0, 0, 0, 0))
 
 
+def test_the_ledger_has_the_time_of_the_clock_as_it_is_now(monkeypatch):
+    """A device without a battery learns the time after its programs began: their own count of it would be wrong until they end."""
+    journal = Ledger()
+    guard, _ = guarded(journal=journal)
+    for now in (86_400.0, 2e9):
+        monkeypatch.setattr(exchanges, "time", lambda now=now: now)
+        ask(guard)
+    assert [line["at"] for line in journal.lines] == [86_400.0, 2e9]
+
+
 def test_a_visit_knows_what_it_has_cost():
     """All attempts, and not the one that was not made."""
     guard, _ = guarded(terms=Terms(usd_per_call=1.0, usd_per_mb=2.0), limits=Limits(mb_per_day=3.0))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from itertools import count
 from threading import get_ident
-from time import monotonic
+from time import monotonic, time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 from weakref import ref
@@ -435,8 +435,8 @@ class Exchange:
         if rejection is not None:
             self._refuse(rejection)
         if guard.journal is not None:
-            record = {
-                "at": round(process.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
+            record = {  # with the clock's own time, which may have been set since the process began
+                "at": round(time(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
                 "rule": self.rule, "request": self.identity,
             }  # fmt: skip
             try:
