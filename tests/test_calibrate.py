@@ -549,7 +549,7 @@ YES = np.ones(400)
         (
             (GOOD, YES),
             {"max_error": 0.1, "metric": "F1\x1b[31m"},
-            "metric must be a name on one line, such as F1, of at most 60 characters",
+            "metric must be a name on one line, at most 60 characters",
         ),
         ((GOOD, YES), {"max_error": 0.1, "metric": "x" * 61}, "metric must be a name"),
         ((GOOD, YES), {"max_error": 0.1, "metric": b"F1"}, "metric must be a name .*, not bytes"),

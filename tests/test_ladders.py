@@ -81,7 +81,7 @@ def test_a_later_edge_is_calibrated_on_what_reaches_it(home):
 def test_where_nothing_reaches_it(home):
     """It cannot be calibrated, and the message says why."""
     router = Router([str(home / "small.onnx"), lambda x: (0, 0.5)], is_right, threshold=[0.0, 0.0])
-    with router, pytest.raises(BadInput, match=r"none of the 20 inputs reaches .*: the edge models before it accept them all"):
+    with router, pytest.raises(BadInput, match=r"none of the 20 inputs reaches .*: edge models before it accept all"):
         router.calibrate(drawn(20, 0)[0], max_defer=0.5, edge=1)
 
 

@@ -112,7 +112,7 @@ def test_a_limit_beside_endpoints_without_a_price(make):
 @pytest.mark.parametrize(
     ("prices", "said"),
     [
-        ((0, 0), "Write its provider's beside its url, usd_per_million_input_tokens and usd_per_million_output_tokens, or"),
+        ((0, 0), "Write usd_per_million_input_tokens and usd_per_million_output_tokens beside its url, or"),
         ((1, 0), "usd_per_day does not count the tokens of cloud's answers: write usd_per_million_output_tokens too"),
         ((1, 2), None),
     ],

@@ -610,7 +610,7 @@ def test_what_cannot_be_served():
         (
             CallableModel(lambda x: x, name="f"),
             PolicyError,
-            r"f cannot be served: .* Declare them, .* as in CallableModel\(f, inputs=\[TensorSpec",
+            r"f declares no inputs: declare them, .* as in CallableModel\(f, inputs=\[TensorSpec",
         ),
         (
             CallableModel(lambda x: ("a", 0.9), name="f", inputs=spec),
@@ -620,7 +620,7 @@ def test_what_cannot_be_served():
         (
             CallableModel(lambda x: 1 / 0, name="f", inputs=spec),
             PolicyError,
-            "on zeros it raised ZeroDivisionError: division by zero. Declare its outputs",
+            "f raised ZeroDivisionError on zeros: division by zero. Declare its outputs",
         ),
     ):
         with pytest.raises(error, match=says):

@@ -143,7 +143,7 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
             raise _bad(spec, f"the input holds an integer that {spec.dtype} has not: {least} to {most}")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         if np.isfinite(before).all():
-            raise _bad(spec, f"the input has a number too large for {spec.dtype}: {np.finfo(x.dtype).max:g} at most")
+            raise _bad(spec, f"the input holds a number too large for {spec.dtype}: {np.finfo(x.dtype).max:g} at most")
         raise _bad(spec, "the input holds NaN or infinity")
     return x
 

@@ -288,9 +288,7 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
 
 def _untrusted(path: Path) -> PolicyError:
     """Return the error for a file with code, which was not run."""
-    return PolicyError(
-        f"{path} was not loaded, since loading may run code in it, as of a pickle: add --trust if you know who made it"
-    )
+    return PolicyError(f"{path} was not loaded, since loading a pickle may run code: add --trust if you know who made it")
 
 
 def _from_pickle(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
@@ -331,9 +329,7 @@ def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
     if isinstance(classes, list) and hasattr(classes[0], "dtype"):
         raise PolicyError(f"{path}: {name} has {len(classes)} answers to one input: convert its estimators one by one")
     if classes is not None and not proba:
-        raise PolicyError(
-            f"{path}: {name} has no predict_proba, and so no confidence: fit sklearn.calibration.CalibratedClassifierCV on it"
-        )
+        raise PolicyError(f"{path}: {name} has no predict_proba: fit sklearn.calibration.CalibratedClassifierCV on it")
     answer = model if proba else lambda x: (np.asarray(model.predict(_table(x)))[0], None)
     texts, columns = _vocabulary(model), None
     names: Any = getattr(model, "feature_names_in_", None)

@@ -101,9 +101,7 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
         if now != switch["after"]:
             replace_file(edited, read_text(policy))
         roll_back(policy, memory)
-    return Step(
-        "rolled_back", f"{_would(dry_run)}rolled back to the policy before the switch of {local_time(switch['at'])}: {why}"
-    )
+    return Step("rolled_back", f"{_would(dry_run)}rolled back to before the switch of {local_time(switch['at'])}: {why}")
 
 
 def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, sure: float | None, *, dry_run: bool) -> Step:
@@ -114,9 +112,7 @@ def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, 
     with plain_router(policy) as router:
         if router.engine.snapshot.hidden is None:
             since = f" since the switch of {local_time(memory.switch['at'])}" if memory.switch else ""
-            return Step(
-                "nothing", f"nothing to do: there is no hidden edge on [trial] in {policy}, and there was no alarm{since}"
-            )
+            return Step("nothing", f"nothing to do: {policy} has no hidden edge on [trial], and there was no alarm{since}")
         value, risk = _promise(router, max_loss, sure)
         step, certificate, digest = _judge(router, home, memory, value, risk, dry_run=dry_run)
     if certificate is None:

@@ -85,10 +85,7 @@ def at_opset(model: Any, least: int, path: Path) -> Any:
     try:
         return package().version_converter.convert_version(model, least)
     except Exception as e:  # onnx's errors derive from Exception alone
-        raise ModelError(
-            f"{path} has opset {version}, quantising per channel needs {least}, and the model cannot be converted: export it"
-            f" again with opset {least} or higher"
-        ) from e
+        raise ModelError(f"{path} has opset {version}, and quantising per channel needs {least}: export it with that") from e
 
 
 def name_nodes(model: Any) -> None:

@@ -74,15 +74,10 @@ class Int8:
         self._weights = graphs.constants_of(prepared)
         ends = graphs.last_layers(prepared)
         if not self._layers:
-            raise ModelError(
-                f"{path} has nothing to quantise: no {', '.join(graphs.LAYERS)} with weights, but {graphs.operators_of(prepared)}"
-            )
+            raise ModelError(f"{path} has no {', '.join(graphs.LAYERS)} with weights, but {graphs.operators_of(prepared)}")
         self._float = [] if last else [node.name for node in [*ends, *graphs.nodes_after(prepared, ends)]]
         if {node.name for node in self._layers} <= {*self._float}:
-            raise ModelError(
-                f"{path} has no layers but its last, which stays float, so that confidences do not tie: quantise it too with"
-                " --last"
-            )
+            raise ModelError(f"{path} has no layer but its last, which stays float, so that confidences differ: add --last")
         if not last:
             self.notes.append(f"the last layer stays float, so that confidences do not tie: {', '.join(n.name for n in ends)}")
         self._cache = folder / "ranges.json"

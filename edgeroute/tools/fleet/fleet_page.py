@@ -58,9 +58,7 @@ def cells(sums: Sums) -> list[str]:
 def rows(report: FleetReport, by: str) -> list[list[str]]:
     """Return the rows of a table by model, policy, site or week: of weeks the newest, of others those with the most requests."""
     parts = report.parts[by][-ROWS:] if by == "week" else report.parts[by][:ROWS]
-    return [
-        [f"week of {part.name}" if by == "week" else part.name.removesuffix(":") or UNNAMED[by], *cells(part)] for part in parts
-    ]
+    return [[f"week of {p.name}" if by == "week" else p.name.removesuffix(":") or UNNAMED[by], *cells(p)] for p in parts]
 
 
 def outlier_cells(device: Outlier) -> list[str]:

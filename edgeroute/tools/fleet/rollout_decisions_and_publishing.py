@@ -77,9 +77,7 @@ def parse_halt(text: str) -> tuple[Condition, ...]:
         if part == "alarm":
             conditions.append(Condition("alarm"))
         elif match is None or (match[2] and not match[4]):
-            raise BadInput(
-                f"--halt {part!r}: expected alarm, or one of {', '.join(AMOUNTS)} and a limit, as in degraded>2% or cost>+20%"
-            )
+            raise BadInput(f"--halt {part!r}: expected alarm, or one of {', '.join(AMOUNTS)} and a limit, as in degraded>2%")
         else:
             conditions.append(Condition(match[1], float(match[3]) / (100 if match[4] else 1), bool(match[2])))
     return tuple(conditions)
@@ -504,9 +502,7 @@ def publishable(path: Path) -> dict[str, Any]:
         except PolicyError as e:
             raise PolicyError(str(e).replace(str(copy), str(path))) from None
     for name in _literal_headers(data):
-        raise PolicyError(
-            f'{path}: headers.{name} would be published in clear: write {{ env = "ITS_NAME" }}, or move it to [local]'
-        )
+        raise PolicyError(f'{path}: headers.{name} would be published: write {{ env = "ITS_NAME" }}, or move it to [local]')
     return data
 
 

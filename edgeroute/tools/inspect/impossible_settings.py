@@ -122,11 +122,7 @@ def _limits(clouds: list[Any], limits: Limits, edge_j: float, inputs: list[Any])
             by_tokens = "tokens" in terms[-1] and any(
                 isinstance(getattr(cloud, "endpoint", None), OpenAIChat) for cloud in clouds
             )
-            wanted = (
-                f"its provider's beside its url, {terms[-2]} and {terms[-1]}"
-                if by_tokens
-                else f"one beside its url, such as {terms[0]}"
-            )
+            wanted = f"{terms[-2]} and {terms[-1]} beside its url" if by_tokens else f"one beside its url, such as {terms[0]}"
             yield f"{name} = {limit:g} never applies: no endpoint has a price. Write {wanted}, or leave {name} out"
     for cloud in clouds:
         cost = smallest_cost(cloud, inputs)

@@ -290,10 +290,7 @@ def calibration(
     if want.kind == "max_loss" and not calls.clouds:
         raise PolicyError("max_loss is measured against the cloud, and there is none: no cloud=, no [cloud] in the policy")
     if want.fit and calls.snapshot.sends_edge:
-        raise PolicyError(
-            f'score="{want.fit}" fits a score, and send_edge sends confidences by the score in use: fit it without send_edge, '
-            "and calibrate with both"
-        )
+        raise PolicyError(f'score="{want.fit}" cannot be fitted with send_edge: fit it without, then calibrate with both')
     ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and calls.clouds)
     if want.fit and y is None and not ask_cloud:
         raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")

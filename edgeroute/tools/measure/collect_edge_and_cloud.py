@@ -98,10 +98,7 @@ class DirectCalls:
             if score is None or score == own:
                 continue
             if member(backend.model, "score") is not None:
-                raise PolicyError(
-                    f"{backend.where} has its own score, which takes precedence over the router's: change it there, or leave out"
-                    " score="
-                )
+                raise PolicyError(f"{backend.where} has its own score, which takes precedence: change it, or leave out score=")
             specs[number] = (kind, name, arguments, score, *more)
             backends[number] = edge_backend(backend.name, backend.model, score)
         self.number = self.numbers[0]
@@ -182,9 +179,7 @@ class DirectCalls:
             return checked_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
         except MayNotLeave as e:
             why = str(e).removeprefix("no answer is possible: ").partition(", and mode ")[0]  # no mode of the user's
-            raise MayNotLeave(
-                f"every example is sent to the cloud, and {share} may not leave the device: {why}; leave them out"
-            ) from e
+            raise MayNotLeave(f"every example is sent to the cloud, and {share} may not be: {why}; leave them out") from e
 
     def ask(
         self, inputs: Sequence[Any], data_class: str | None, edge: Sequence[Prediction | None] | None = None
@@ -313,9 +308,7 @@ def collect(
                 check_possible("edge", ran, answer_names(reader, ran) or right, [], labelled=True)
         advance(1)
     if not runs:
-        raise BadInput(
-            f"none of the {len(inputs)} inputs reaches {calls.runner.where}: the edge models before it accept them all"
-        )
+        raise BadInput(f"none of the {len(inputs)} inputs reaches {calls.runner.where}: edge models before it accept all")
     reached = list(runs)
     cloud = _CloudAnswers(calls, inputs, {i: replies[-1] for i, replies in runs.items()}, classes, advance)
     if ask_cloud:

@@ -66,9 +66,7 @@ def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple
     """
     edge, cloud = np.asarray(edge_correct), np.asarray(cloud_correct)
     if n < 1 or edge.shape != (n,) or cloud.shape != (n,):
-        raise PolicyError(
-            f"{n} outputs or scores, answers {list(edge.shape)} and {list(cloud.shape)}: expected [n] of each, n >= 1"
-        )
+        raise PolicyError(f"{n} scores, answers {list(edge.shape)} and {list(cloud.shape)}: expected [n] of each, n >= 1")
     if all(answers.dtype.kind in "biuf" for answers in (edge, cloud)):
         edge, cloud = grades(edge), grades(cloud)
         if all(((answers >= 0) & (answers <= 1)).all() for answers in (edge, cloud)):

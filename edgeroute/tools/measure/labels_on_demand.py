@@ -102,10 +102,7 @@ class FunctionLabels(LabelsOnDemand):
     def __init__(self, function: Callable[[Any], Any], known: Mapping[int, Any], every: int = 1) -> None:
         super().__init__()
         if not callable(function):
-            raise PolicyError(
-                f"label= takes a function that returns the right answer to an input, not a {class_name(function)}: labels that "
-                "are known are passed as y"
-            )
+            raise PolicyError(f"label= takes a function of an input, not a {class_name(function)}: pass known labels as y")
         if is_async(function):
             raise PolicyError("label= takes a plain function, which runs in a thread: an asynchronous one is awaited by nobody")
         if wrong := [i for i in known if not isinstance(i, int | np.integer) or i < 0]:

@@ -84,9 +84,7 @@ def checked_metric(metric: str) -> str:
     """
     if not isinstance(metric, str) or not metric.isprintable() or metric != metric.strip() or len(metric) > LONGEST:
         shown = repr(metric) if isinstance(metric, str) else type(metric).__name__
-        raise PolicyError(
-            f"metric must be a name on one line, such as F1, of at most {LONGEST} characters, not {clean(shown, LONGEST)}"
-        )
+        raise PolicyError(f"metric must be a name on one line, at most {LONGEST} characters, not {clean(shown, LONGEST)}")
     return metric
 
 

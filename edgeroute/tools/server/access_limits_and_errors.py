@@ -542,19 +542,13 @@ class Guard:
         what = self._what
         for name, value in scope["headers"]:
             if name in headers and name in {b"host", b"authorization", b"x-api-key", b"content-length"}:
-                return Fault(
-                    400, f"the header {clean(name.decode('latin-1'), 40)} is there twice: send it once", "bad_request", CLOSE
-                )
+                return Fault(400, f"send the header {clean(name.decode('latin-1'), 40)} once", "bad_request", CLOSE)
             headers[name] = value
         if {b"content-length", b"transfer-encoding"} <= headers.keys():
             return Fault(400, "Content-Length and Transfer-Encoding contradict each other: send one", "bad_request", CLOSE)
         host = headers.get(b"host", b"").decode("latin-1")
         if not is_named(host, self._hosts):
-            return Fault(
-                421,
-                f"the Host {clean(host, 80)!r} is no name of this {what}: edgeroute {what} --allow-host NAME allows one",
-                "unknown_host", CLOSE,
-            )  # fmt: skip
+            return Fault(421, f"this {what} has no Host {clean(host, 80)!r}: add --allow-host NAME", "unknown_host", CLOSE)
         own = self._own_pages and of_own_page(headers)
         if of_a_page(headers) and not own and not (scope["path"] in self._links and is_opened(headers)):
             return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)

@@ -135,9 +135,7 @@ def _part(block: Mapping[str, Any]) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": f"data:{source.get('media_type')};base64,{source.get('data')}"}}
         if source.get("type") == "url":
             return {"type": "image_url", "image_url": {"url": source.get("url")}}
-    raise BadInput(
-        f"a block of type {clean(str(block.get('type')), 40)!r} is not supported: send text, image, tool_use, tool_result"
-    )
+    raise BadInput(f"a block of type {clean(str(block.get('type')), 40)!r}: send text, image, tool_use, tool_result")
 
 
 def _tool_result(block: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -55,10 +55,7 @@ def lifespan(
         PolicyError: `router` is neither.
     """
     if not (isinstance(router, str | Path) or callable(router)):
-        raise PolicyError(
-            f"lifespan() takes the path of a policy file or a function, as lifespan(lambda: AsyncRouter(...)), "
-            f"not {type(router).__name__}: each start makes a router"
-        )
+        raise PolicyError(f"lifespan() takes a policy's path, or lifespan(lambda: AsyncRouter(...)), not {type(router).__name__}")
 
     @asynccontextmanager
     async def opened(app: Any) -> AsyncGenerator[dict[str, Any], None]:

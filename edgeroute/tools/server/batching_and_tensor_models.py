@@ -283,10 +283,7 @@ def tensor_model(model: EdgeModel) -> TensorModel:
     if load is not None:
         load()
     if not member(model, "inputs"):
-        raise PolicyError(
-            f"{model.name} cannot be served: it declares no inputs. Declare them, with the batch axis first, as in "
-            f"CallableModel(f, {SPECS}), or as an attribute of its class"
-        )
+        raise PolicyError(f"{model.name} declares no inputs: declare them, batch axis first, as in CallableModel(f, {SPECS})")
     return TensorModel(model)
 
 
@@ -372,10 +369,7 @@ class TensorModel:
         if not isinstance(results, np.ndarray) and any(
             not isinstance(row, np.ndarray | np.generic | int | float | list) for row in results
         ):
-            raise ModelError(
-                f"{self.name} returns {type(results[0]).__name__}s, and only tensors can be served: let it return an array, such"
-                " as a probability for each class"
-            )
+            raise ModelError(f"{self.name} returns {type(results[0]).__name__}s, and only tensors can be served: return an array")
         outputs = member(self.model, "outputs")
         array = np.asarray(results)
         return {outputs[0].name if outputs else "output": array}
@@ -393,10 +387,7 @@ class TensorModel:
         except EdgerouteError:
             raise
         except Exception as e:
-            raise PolicyError(
-                f"{self.name} cannot be served: it declares no outputs, and on zeros it raised {type(e).__name__}: {e}."
-                " Declare its outputs, as its inputs"
-            ) from e
+            raise PolicyError(f"{self.name} raised {type(e).__name__} on zeros: {e}. Declare its outputs, as its inputs") from e
         named = outputs if isinstance(outputs, Mapping) else {"output": np.asarray(outputs)}
         return tuple(TensorSpec(name, array.dtype.name, (-1, *array.shape[1:])) for name, array in named.items())
 

@@ -128,9 +128,7 @@ class Decoder:
             raise BadInput(f"{spec.name}: {media[:80]!r} does not say what is compressed: write it as in {example!r}")
         shape = _small(tuple(map(int, match[2].split("x"))) if match[2] else (), spec)
         if DTYPES.get(match[1]) != spec.dtype or not self._fits(shape):
-            raise BadInput(
-                f"{spec.name}: the model takes {shape_text(self._row)} {spec.dtype}, not {match[1]} {shape_text(shape)}"
-            )
+            raise BadInput(f"{spec.name}: expected {shape_text(self._row)} {spec.dtype}, got {match[1]} {shape_text(shape)}")
         dtype = np.dtype(spec.dtype)
         if (size := prod(shape) * dtype.itemsize) > MOST_BYTES:
             raise BadInput(f"{spec.name}: a row of {size} bytes is too large: at most {MOST_BYTES}")

@@ -186,10 +186,7 @@ def client_keys(
         if key not in allow:
             if (declared := keys.get(key)) is None:
                 name = clean(key, 40)
-                raise BadInput(
-                    f"{name!r} is no key that clients of this gateway may send: leave it out, "
-                    f'or open it in the policy, by [gateway] allow = ["{name}"]'
-                )
+                raise BadInput(f'{name!r} is no open key: leave it out, or set [gateway] allow = ["{name}"] in the policy')
             if not declared.has(value):
                 raise BadInput(f'{key} takes {declared.text}; [gateway] allow = ["{key}"] in the policy lifts that')
         passed[key] = value

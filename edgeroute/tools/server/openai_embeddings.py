@@ -67,10 +67,7 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
         raise BadInput("encoding_format is float or base64")
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadInput(
-            "input is a text or a list of texts; token numbers are not supported, since each model has its own: "
-            "send texts (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
-        )
+        raise BadInput("input takes texts, not token numbers (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)")
     if not 0 < len(texts) <= MOST_TEXTS or not all(texts):
         raise BadInput(f"input has 1 to {MOST_TEXTS} texts, none of them empty")
     x = {"input": texts, **client_keys(body, HANDLED, allow, KEYS)}
@@ -117,6 +114,4 @@ def _vectors(value: Any, count: int) -> Any:
         vectors = np.ascontiguousarray(value, "<f4")
         if vectors.ndim == 2 and len(vectors) == count and vectors.size and np.isfinite(vectors).all():  # noqa: PLR2004 - rows and numbers
             return vectors
-    raise ModelError(
-        f"the model gave a {type(value).__name__} that is not {count} vectors of one size: a function returns (vectors, None)"
-    )
+    raise ModelError(f"the model gave a {type(value).__name__}, not {count} vectors of one size: return (vectors, None)")

@@ -159,9 +159,7 @@ def _chat_messages(items: Any) -> list[dict[str, Any]]:
         elif kind == "reasoning":
             thought = _reasoning_text(item)
         else:
-            raise BadInput(
-                f"an item of type {clean(str(kind), 40)!r} is not supported: send messages, calls of functions, outputs"
-            )
+            raise BadInput(f"an item of type {clean(str(kind), 40)!r}: send messages, calls of functions, outputs")
         if thought and messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("reasoning_content", thought)
             thought = ""
@@ -205,9 +203,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "file", "file": {key: part[key] for key in ("filename", "file_data") if part.get(key)}}
     if kind == "input_audio" and part.get("input_audio"):
         return {"type": "input_audio", "input_audio": part["input_audio"]}
-    raise BadInput(
-        f"a part of type {clean(str(kind), 40)!r} is not supported here: send texts, images and files within the request"
-    )
+    raise BadInput(f"a part of type {clean(str(kind), 40)!r}: send texts, images and files within the request")
 
 
 def _tools(tools: Any) -> Any:
