@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,7 @@ from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision, pro
 
 X = np.zeros(4, np.float32)
 SURE = np.array([9, 0, 0, 0], np.float32)
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -429,6 +431,38 @@ def test_the_disk_is_full(fleet, monkeypatch):
         monkeypatch.setattr(module, "replace_durably", real)
         until(router, 0.6)
         wait_for(lambda: "by order" in router.status().signed)
+
+
+def test_an_emergency_counts_on_a_disk_without_room(fleet):
+    """Not a byte can be written, also not of the catalog's metadata: the order is in force, and stays so after other reloads."""
+    resource = pytest.importorskip("resource")
+    fleet.publish(0.4)
+    device = fleet.device()
+    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, (%d, {resource.RLIM_INFINITY}))\n"
+    program = (
+        "import resource, sys\nfrom both import wait_for\nfrom edgeroute import Router\n"
+        "def ordered():\n"
+        "    return (router.engine.spending.limits.calls_per_minute == 0, 'by order' in router.status().signed)\n"
+        "with Router.from_policy(sys.argv[1], watch=True) as router:\n"
+        "    wait_for(lambda: router.status().signed.startswith('shop-1'))\n"
+        f"    {limit % 0}    print(ordered(), flush=True)\n"
+        "    wait_for(lambda: ordered()[0])\n    router.reload()\n    print(ordered(), flush=True)\n"
+        f"    sys.stdin.readline()\n    {limit % resource.RLIM_INFINITY}"
+        "    wait_for(lambda: ordered() == (False, False))\n    print(ordered(), flush=True)\n"
+    )
+    command = [sys.executable, "-c", program, str(device)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
+        try:
+            assert process.stdout.readline() == "(False, False)\n"
+            fleet.publish(only_edge=True)
+            assert process.stdout.readline() == "(True, True)\n"
+            assert not standing(fleet.home / "device").only_edge  # it is not stored
+            fleet.publish(only_edge=False)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "(False, False)\n"
+        finally:
+            process.kill()
 
 
 def test_a_damaged_state_is_read_anew(fleet):

@@ -273,17 +273,22 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
 
     Raises CatalogError, too, if the catalog has no list.
     """
-    text = download_targets(source, folder, root, {INDEX: b""}).get(INDEX)
+    texts, unstored = download_targets(source, folder, root, {INDEX: b""})
+    if unstored is not None:
+        raise StoreError(f"{folder}: the catalog's metadata cannot be stored: {unstored.strerror or unstored}") from unstored
+    text = texts.get(INDEX)
     if text is None:
         raise CatalogError(f"{source.where}: its metadata does not list {INDEX}")
     return text
 
 
-def download_targets(source: Source, folder: Path, root: bytes, known: Mapping[str, bytes]) -> dict[str, bytes]:
+def download_targets(
+    source: Source, folder: Path, root: bytes, known: Mapping[str, bytes]
+) -> tuple[dict[str, bytes], OSError | None]:
     """Download signed files, and return name -> bytes, verified by TUF: signatures, expiry, rising versions, length and hash.
 
-    TUF's metadata is stored in `folder`. A file that the catalog does not list is left out. Silences tuf's log below errors. Does
-    not close the source.
+    TUF's metadata is stored in `folder`; the error beside the files says why some of it could not be, as on a full disk. A file
+    that the catalog does not list is left out. Silences tuf's log below errors. Does not close the source.
 
     Args:
         source: the catalog.
@@ -295,14 +300,15 @@ def download_targets(source: Source, folder: Path, root: bytes, known: Mapping[s
         CatalogAway: the catalog cannot be reached.
         CatalogError: the catalog cannot be trusted, or a file has more than `MOST_INDEX` bytes.
         RuntimeMissing: tuf is not installed.
-        StoreError: the metadata cannot be stored.
+        StoreError: the metadata cannot be read.
     """
     client = import_needed("tuf.ngclient", "a catalog needs python-tuf: pip install 'edgeroute[catalog]'")
     problems = import_late("tuf.api.exceptions")
     logging.getLogger("tuf").setLevel(logging.ERROR)  # what fails is raised
     texts = dict[str, bytes]()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
         fetcher = _fetcher(client, problems)(source)
         updater = _updater(client)(str(folder), f"{HERE}{METADATA}/", fetcher=fetcher, bootstrap=root)
         updater.refresh()
@@ -324,8 +330,8 @@ def download_targets(source: Source, folder: Path, root: bytes, known: Mapping[s
     except problems.RepositoryError as e:
         raise CatalogError(f"{source.where} is not trusted: {_why(e, problems)}") from e
     except OSError as e:
-        raise StoreError(f"{folder}: the catalog's metadata cannot be stored: {e.strerror or e}") from e
-    return texts
+        raise StoreError(f"{folder}: the catalog's metadata cannot be read: {e.strerror or e}") from e
+    return texts, updater.unstored
 
 
 def _target(fetcher: Any, name: str, target: Any) -> bytes:
@@ -348,9 +354,28 @@ def _why(error: Exception, problems: Any) -> str:
 
 
 def _updater(client: Any) -> Any:
-    """Return TUF's Updater without its link to the newest root metadata: FAT, as on SD cards, has no links."""
+    """Return TUF's Updater, which goes on from memory where the disk is full, in `unstored` the first error.
+
+    It makes no link to the newest root metadata: FAT, as on SD cards, has no links.
+    """
 
     class Updater(client.Updater):  # type: ignore[misc]  # imported late
+        unstored: OSError | None = None
+
+        def _persist_metadata(self, *given: Any) -> None:
+            """Store metadata, or note the error."""
+            try:
+                super()._persist_metadata(*given)
+            except OSError as e:
+                self.unstored = self.unstored or e
+
+        def _persist_root(self, *given: Any) -> None:
+            """Store root metadata, or note the error."""
+            try:
+                super()._persist_root(*given)
+            except OSError as e:
+                self.unstored = self.unstored or e
+
         def _update_root_symlink(self) -> None:
             """Create no link: nobody reads it, since the root is passed each time, and later ones are in root_history."""
 
@@ -376,5 +401,14 @@ def _fetcher(client: Any, problems: Any) -> Callable[[Source], Any]:
                 raise problems.DownloadHTTPError(str(e), 404) from e
             except CatalogError as e:
                 raise problems.DownloadError(str(e)) from e
+
+        def download_bytes(self, url: str, max_length: int) -> bytes:
+            """Return a file's bytes, without the temporary file of TUF's own, for which a full disk has no room."""
+            data = bytearray()
+            for block in self.fetch(url):
+                data += block
+                if len(data) > max_length:
+                    raise problems.DownloadLengthMismatchError(f"{url} has more than {max_length} bytes")
+            return bytes(data)
 
     return Fetcher

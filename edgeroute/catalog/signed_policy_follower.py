@@ -80,15 +80,17 @@ class Standing(NamedTuple):
 
 # Standing to read in place of the stored one, while it is tried.
 _tried: ContextVar[Standing | None] = ContextVar("tried", default=None)
+# State folder -> standing with an emergency order that could not be stored: it counts in this process.
+_unstored: dict[Path, Standing] = {}
 
 
 def standing(state: Path) -> Standing:
     """Return the device's `Standing` (which signed policy is in force) from its file, or within `_switch` the one being tried.
 
-    An empty one if there is none, or if it is damaged, which is logged.
+    An emergency that could not be stored counts. An empty one if there is none, or if it is damaged, which is logged.
     """
-    if (tried := _tried.get()) is not None:
-        return tried
+    if (unstored := _tried.get() or _unstored.get(state)) is not None:
+        return unstored
     path = state / "fleet" / "policy.json"
     try:
         return Standing(**read_json(path))
@@ -388,24 +390,27 @@ class Follower(ForkSafe):
         targets = {f"policies/{name}{kind}.json": self._home / f"{name}{kind}.json" for kind in ("", ".budget")}
         source = source_of(fleet.catalog if "://" in fleet.catalog else self._folder / fleet.catalog)
         with translate_os_errors(self._home):
-            ring = self._ring()
             last = {target: read_bytes(path) if path.exists() else b"" for target, path in targets.items()}
             try:
-                texts = download_targets(source, self._home / "metadata", read_bytes(self._folder / fleet.root), last)
+                texts, unstored = download_targets(source, self._home / "metadata", read_bytes(self._folder / fleet.root), last)
             finally:
                 source.close()
-            for target, path in targets.items():
-                if texts.get(target, b"") != last[target]:
-                    replace_durably(path, texts.get(target, b""))
-        if (text := texts.get(f"policies/{name}.json")) is None:
-            raise CatalogError(f"{source.where} has no policy {name}")
-        data = parse_json(text)
+        data = parse_json(texts.get(f"policies/{name}.json", b"null"))
         known = standing(self._state)
         if known.name != name:
             known = Standing(name)
         order = isinstance(data, dict) and data.get("only_edge") is True
-        if order != known.only_edge:  # before all else, whatever the rest of the file is
+        if data is not None and (order != known.only_edge or self._state in _unstored):  # before all else, the disk too
             known = self._switch(known._replace(only_edge=order))
+        with translate_os_errors(self._home):
+            if unstored is not None:
+                raise unstored
+            ring = self._ring()
+            for target, path in targets.items():
+                if texts.get(target, b"") != last[target]:
+                    replace_durably(path, texts.get(target, b""))
+        if data is None:
+            raise CatalogError(f"{source.where} has no policy {name}")
         return self._follow(known, ring, data)
 
     def _follow(self, known: Standing, ring: str, data: Any) -> str:
@@ -493,7 +498,8 @@ class Follower(ForkSafe):
         """Put a standing in force by a reload, and store it then: a `kill -9` between leaves the stored one. Return it.
 
         Raises:
-            EdgerouteError: it cannot be used or stored; the one before is in force, but an emergency order counts even unstored.
+            EdgerouteError: it cannot be used or stored; the one before is in force, but an emergency order counts even unstored,
+                in this process.
         """
         with self._replacing:  # a reload by others between the two would read the stored one
             with set_within(_tried, new):
@@ -501,8 +507,9 @@ class Follower(ForkSafe):
             try:
                 self._save(new)
             except EdgerouteError:
-                if not new.only_edge:  # an emergency counts unstored, too
-                    self._reload()  # the one before, which is still the stored one
+                if new.only_edge:
+                    _unstored[self._state] = standing(self._state)._replace(only_edge=True)
+                self._reload()  # the one before, which is still the stored one but for an emergency
                 raise
         return new
 
@@ -510,6 +517,7 @@ class Follower(ForkSafe):
         """Store a standing atomically, and note its stamp, so that it is not taken for another process's. Raises StoreError."""
         with translate_os_errors(self._home):
             replace_durably(self._path, json.dumps(new._asdict()).encode())
+        _unstored.pop(self._state, None)
         self._seen = file_stamp(self._path)
 
     def _ring(self) -> str:
