@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from edgeroute.confidence import calibrate
 from edgeroute.errors import CatalogAway
 from edgeroute.router import policy_reload as reload
 from edgeroute.router.policy_snapshot import build
-from edgeroute.tools.catalog_keys_and_publishing import keygen, rotate, sign
+from edgeroute.tools.catalog_keys_and_publishing import keygen, publish, rotate, sign
 
 X = np.array([1, 0, 0, 0], np.float32)
 """What FIRST calls a, and SECOND c."""
@@ -219,6 +220,49 @@ def test_new_keys_are_followed(device, publisher):
     publisher.publish("1.2")
     assert device.pull("doors").version == "1.2"
     assert Catalog(publisher.home / "other", publisher.catalog, root=publisher.root).refresh()
+
+
+def test_publishers_at_once(publisher):
+    """None is lost, in whatever order they come: each signs what those before have signed."""
+    publisher.publish("1.0")
+    names = [f"door{i}" for i in range(4)]
+    with ThreadPoolExecutor(len(names)) as threads:
+        assert len([*threads.map(lambda name: publisher.publish("1.0", name=name), names)]) == len(names)
+    assert {item.name for item in publisher.device().refresh()} == {"doors", *names}
+
+
+def test_keys_that_do_not_fit_on_the_disk(tmp_path):
+    """Nothing is left of them, so that the next try makes both."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        with pytest.raises(StoreError, match="the keys cannot be written: File too large"):
+            keygen(tmp_path / "keys")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [*(tmp_path / "keys").iterdir()] == []
+    assert [path.name for path in keygen(tmp_path / "keys")] == ["root.pem", "models.pem"]
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx", ".mlpackage"])
+def test_the_card_of_each_format(publisher, tmp_path, suffix):
+    """`NAME.SUFFIX.json` goes with its model, and not `NAME.json`, which is another format's."""
+    model = tmp_path / f"m{suffix}"
+    model.write_bytes(b"model")
+    for name, of in ((f"m{suffix}.json", model.name), ("m.json", "m.other")):
+        (tmp_path / name).write_text(json.dumps({"file": of, "labels": LABELS}))
+    entry = publish(publisher.catalog, "m", "1", [model], keys=publisher.keys)
+    assert {file.path for file in entry.files} == {model.name, f"{model.name}.json"}
+
+
+def test_files_of_others_in_the_store(device):
+    """They are no models, and the status shows those that are."""
+    store = device.store.folder
+    (store / "we ird.active").write_text("{}")
+    (store / ".active").mkdir()
+    (store / "versions" / "Not One").mkdir()
+    assert [status.name for status in device.status()] == ["doors"]
 
 
 def test_keys_are_for_the_publisher_alone(publisher):

@@ -27,9 +27,14 @@ def checked_name(name: object) -> str:
     Raises:
         CatalogError: it is not.
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         raise CatalogError(f"{_quote(name)} is not a model's name: use up to 64 small letters, digits, - and _")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Return True for a valid model name, as of `checked_name`."""
+    return bool(NAME.fullmatch(name)) and not _RESERVED.fullmatch(name)
 
 
 def checked_version(version: object) -> str:

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from edgeroute.catalog.catalog_entry import Entry, FileEntry, checked_name, checked_version, read_entry, version_order
+from edgeroute.catalog.catalog_entry import Entry, FileEntry, checked_name, checked_version, is_name, read_entry, version_order
 from edgeroute.catalog.catalog_source_and_verification import Source
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE
@@ -133,9 +133,10 @@ class Store:
         return []
 
     def names(self) -> list[str]:
-        """Return the models that have a folder of versions or an active version here, sorted."""
+        """Return the models that have a folder of versions or an active version here, sorted; without files of other programs."""
         names = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}")}
-        return sorted(names | {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()})
+        names |= {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()}
+        return sorted(filter(is_name, names))
 
     def pointer(self, name: str) -> Pointer | None:
         """Return which version is active; None: none. Raises as `pointer`."""

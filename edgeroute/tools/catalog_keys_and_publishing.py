@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from edgeroute.catalog.catalog_client_and_updates import NAMED
 from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
 from edgeroute.catalog.catalog_source_and_verification import INDEX, METADATA, TARGETS
 from edgeroute.catalog.model_folder_and_downloads import FILES, replace_durably
-from edgeroute.edge.model_card import sha256_of
+from edgeroute.edge.model_card import card_path, sha256_of
 from edgeroute.edge.runtime_registry_and_model_groups import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, StoreError
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import files_in
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import read_bytes
@@ -45,16 +47,43 @@ def keygen(folder: Path) -> tuple[Path, Path]:
     """
     signer = _signing().CryptoSigner
     paths = folder / ROOT_KEY, folder / MODELS_KEY
+    made = list[Path]()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                made.append(path)
                 file.write(signer.generate_ed25519().private_bytes)
-    except FileExistsError as e:
-        raise StoreError(f"{e.filename} exists already: a new key would lock out the devices that trust it") from e
     except OSError as e:
+        for path in made:
+            path.unlink()  # else the next run would take half of it for keys
+        if isinstance(e, FileExistsError):
+            raise StoreError(f"{e.filename} exists already: a new key would lock out the devices that trust it") from e
         raise StoreError(f"{folder}: the keys cannot be written: {e.strerror}") from e
     return paths
+
+
+@contextmanager
+def publishing(catalog: Path) -> Iterator[None]:
+    """Hold the lock of a catalog's publishers within the block, waiting up to 10 s. Creates the catalog's folder.
+
+    Without it, of two that sign at once one would be lost.
+
+    Raises:
+        StoreError: another process has it, or the folder cannot be written.
+    """
+    lock = ProcessLock(catalog / "publish.lock")
+    try:
+        catalog.mkdir(parents=True, exist_ok=True)
+        taken = lock.take(10.0)
+    except OSError as e:
+        raise StoreError(f"{catalog} cannot be written: {e.strerror}") from e
+    if not taken:
+        raise StoreError(f"{lock.path}: another process publishes: try again later")
+    try:
+        yield
+    finally:
+        lock.leave()
 
 
 def publish(
@@ -98,10 +127,7 @@ def publish(
         raise ModelMissing(f"there is no model at {next((path for path in files if not path.exists()), 'none')}")
     if suffix_of(files[0]) is None:
         raise BadInput(f"{files[0]} has no runtime: a model's file ends in {', '.join(suffixes())}")
-    known = _listed(catalog)
-    if any((entry.name, entry.version.casefold()) == (name, version.casefold()) for entry in known):
-        raise BadInput(f"{catalog} has {name} {version} already, and devices may have it: give it another version")
-    card = files[0].with_suffix(".json")
+    card = card_path(files[0])
     given = [*files, *([card] if card.is_file() and card not in files else [])]
     sources = {path: source for item in given for path, source in _paths_in_version(item)}
     more: dict[str, str] = {}
@@ -114,16 +140,20 @@ def publish(
         "name": name, "version": version, "model": files[0].name, "files": listed, "requires": requires, "notes": notes, **more,
     })  # fmt: skip
     signers = _signers(keys)
-    try:
-        to = catalog / FILES / name / version
-        if to.exists():  # a run that was interrupted: nothing lists it
-            shutil.rmtree(to)
-        for path, source in sources.items():
-            (to / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, to / path)
-        _sign(catalog, {INDEX: catalog_json((*known, entry))}, signers, days)
-    except OSError as e:
-        raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
+    with publishing(catalog):
+        known = _listed(catalog)
+        if any((other.name, other.version.casefold()) == (name, version.casefold()) for other in known):
+            raise BadInput(f"{catalog} has {name} {version} already, and devices may have it: give it another version")
+        try:
+            to = catalog / FILES / name / version
+            if to.exists():  # a run that was interrupted: nothing lists it
+                shutil.rmtree(to)
+            for path, source in sources.items():
+                (to / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, to / path)
+            _sign(catalog, {INDEX: catalog_json((*known, entry))}, signers, days)
+        except OSError as e:
+            raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
     return entry
 
 
@@ -176,17 +206,18 @@ def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Seque
         StoreError: the catalog cannot be written.
         RuntimeMissing: the libraries that sign are not installed.
     """
-    known = _listed(catalog)
     if not (catalog / METADATA / "timestamp.json").exists():
         raise CatalogError(f"{catalog} is no catalog: edgeroute models publish makes one")
-    unknown = {*withdraw} - {(entry.name, entry.version) for entry in known}
-    if unknown:
-        raise BadInput(f"{catalog} has no {' '.join(min(unknown))}")
-    remaining = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
-    try:
-        _sign(catalog, {INDEX: catalog_json(remaining)}, _signers(keys), days)
-    except OSError as e:
-        raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
+    with publishing(catalog):
+        known = _listed(catalog)
+        unknown = {*withdraw} - {(entry.name, entry.version) for entry in known}
+        if unknown:
+            raise BadInput(f"{catalog} has no {' '.join(min(unknown))}")
+        remaining = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
+        try:
+            _sign(catalog, {INDEX: catalog_json(remaining)}, _signers(keys), days)
+        except OSError as e:
+            raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
     return remaining
 
 
@@ -313,17 +344,17 @@ def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
         PolicyError: a key is missing.
         StoreError: the catalog cannot be written.
     """
-    root = _newest(catalog / METADATA, "root")
-    if root is None:
+    if _newest(catalog / METADATA, "root") is None:
         raise CatalogError(f"{catalog} is no catalog: edgeroute models publish makes one")
     old, signers = _signers(keys), _signers(new)
     if "root" not in old:
         raise PolicyError(f"{keys / ROOT_KEY} is missing: it signs the new keys")
-    try:
-        _write_root(catalog / METADATA, signers, root.signed.version + 1, [old["root"]])
-        _sign(catalog, {}, signers, LISTS_DAYS)
-    except OSError as e:
-        raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
+    with publishing(catalog):
+        try:
+            _write_root(catalog / METADATA, signers, _newest(catalog / METADATA, "root").signed.version + 1, [old["root"]])
+            _sign(catalog, {}, signers, LISTS_DAYS)
+        except OSError as e:
+            raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
 
 
 def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:

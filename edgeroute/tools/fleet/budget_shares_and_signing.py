@@ -18,8 +18,7 @@ from edgeroute.catalog.catalog_entry import checked_name
 from edgeroute.catalog.signed_policy_follower import BUDGETS, FORMAT, WINDOW
 from edgeroute.errors import BadInput
 from edgeroute.system.untrusted_files import parse_json
-from edgeroute.tools.catalog_keys_and_publishing import LISTS_DAYS, sign_files, signed_file
-from edgeroute.tools.fleet.rollout_decisions_and_publishing import publishing
+from edgeroute.tools.catalog_keys_and_publishing import LISTS_DAYS, publishing, sign_files, signed_file
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -112,7 +111,7 @@ def renew(
         raise BadInput(f"a budget is an amount of {' or '.join(BUDGETS)}")
     through = today - timedelta(days=1)
     first = through - timedelta(days=WINDOW - 1)
-    with publishing(keys):
+    with publishing(catalog):
         last = parse_json(signed_file(catalog, target(name)) or b"{}")
         margins, limits = dict(last.get("margins", {})), {}
         for key, total in totals.items():

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import date, datetime, timezone
 from math import exp, log, pi, sqrt
 from pathlib import Path
@@ -23,13 +22,12 @@ import numpy as np
 
 from edgeroute.catalog.catalog_entry import checked_name
 from edgeroute.catalog.signed_policy_follower import FORMAT, in_ring, position, read_policies
-from edgeroute.errors import BadInput, CatalogError, PolicyError, StoreError
+from edgeroute.errors import BadInput, CatalogError, PolicyError
 from edgeroute.policy import load
 from edgeroute.policy.file_and_environment import read_policy
-from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import now, replace_file
 from edgeroute.system.untrusted_files import parse_json
-from edgeroute.tools.catalog_keys_and_publishing import LISTS_DAYS, sign_files, signed_file
+from edgeroute.tools.catalog_keys_and_publishing import LISTS_DAYS, publishing, sign_files, signed_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -373,18 +371,6 @@ def _student(z: float, devices: float) -> float:
 # Publication: the versions of a policy in the catalog, changed by one process at a time.
 
 
-@contextmanager
-def publishing(keys: Path) -> Iterator[None]:
-    """Hold the lock of a publisher within the block, waiting up to 10 s. Raises StoreError if another process has it."""
-    lock = ProcessLock(keys / "publish.lock")
-    if not lock.take(10.0):
-        raise StoreError(f"{keys / 'publish.lock'}: another process publishes: try again later")
-    try:
-        yield
-    finally:
-        lock.leave()
-
-
 def target(name: str) -> str:
     """Return the path of a policy among a catalog's signed files. Raises CatalogError for an invalid name."""
     return f"policies/{checked_name(name)}.json"
@@ -443,7 +429,7 @@ def publish(
     if sorted({*rings}) != [*rings] or not rings or not rings[0] > 0 or rings[-1] != 1:
         raise BadInput("--rings: expected rising shares that end with 100%, as in 1%,10%,100%")
     text = None if policy is None else publishable(policy)
-    with publishing(keys):
+    with publishing(catalog):
         data = {"name": name, "salt": "", "only_edge": False, "freeze": False, "versions": []}
         if signed_file(catalog, target(name)) is not None:
             data = published(catalog, name)
@@ -528,7 +514,7 @@ def promote(
         BadInput: there is no candidate, no version before, or another version was published meanwhile.
         CatalogError, PolicyError, StoreError: the catalog or a key cannot be read or written.
     """
-    with publishing(keys):
+    with publishing(catalog):
         data = published(catalog, name)
         versions = data["versions"]
         if not versions or (decision.did in {"go_on", "halt"} and versions[-1]["share"] == 1):
