@@ -21,6 +21,7 @@ import tiny
 import typer
 from both import LONG
 from commands import PYTHON, ROOT, cli
+from onnx import TensorProto, helper
 
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.app import app
@@ -351,6 +352,20 @@ def test_names_with_colons(tmp_path):
     assert (code, "x:a:b.npy: model:v:" in out, "none:a:b.npy" in err) == (FAILED, True, True), out + err
     code, out, err = run("infer", "-p", "policy.toml", "x:a:b.npy", "none:a:b.npy", "--json", cwd=tmp_path)
     assert json.loads(err)["input"] == "none:a:b.npy"
+
+
+@pytest.mark.parametrize(("x", "value"), [([-1.0, 1.0], [None, 0.0]), ([0.0, 1.0], [None, 0.0]), ([1.0, 1.0], [0.0, 0.0])])
+def test_values_that_json_has_not(tmp_path, x, value):
+    """NaN and infinities are null, and the other inputs are answered."""
+    node = helper.make_node("Log", ["x"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")]
+    tiny.save(tmp_path / "edge.onnx", [node], ends[:1], ends[1:])
+    (tmp_path / "edge.json").write_text('{"output": {"kind": "value"}}')
+    (tmp_path / "policy.toml").write_text('mode = "only_edge"\n[edge]\npath = "edge.onnx"\n')
+    np.savez(tmp_path / "x.npz", X=np.float32([x, [1, 1]]))
+    code, out, err = run("infer", "-p", "policy.toml", "x.npz", "--json", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert [json.loads(line, parse_constant=float)["value"] for line in out.splitlines()] == [value, [0.0, 0.0]]
 
 
 LONG_NAME = "x" * 300

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -215,16 +216,25 @@ def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterat
 
 
 def _plain(item: Item, answer: Answer) -> dict[str, Any]:
-    """Return an answer as JSON data, without its outputs; a confidence of NaN is None."""
-    value, confidence = answer.value, answer.confidence
+    """Return an answer as JSON data, without its outputs."""
     return {
         "id": answer.id,
         "input": item.name,
-        "value": value.tolist() if hasattr(value, "tolist") else value,
+        "value": _numbers_of_json(answer.value),
         "source": answer.source,
-        "confidence": None if confidence is None or confidence != confidence else float(confidence),  # noqa: PLR0124 - NaN is not JSON
+        "confidence": _numbers_of_json(answer.confidence),
         "degraded": answer.degraded,
         "reason": answer.reason,
         "malformed": answer.malformed,
         "latency_s": round(answer.latency_s, 6),
     }
+
+
+def _numbers_of_json(value: Any) -> Any:
+    """Return a value with arrays as lists, and NaN and infinities, which JSON has not, as None, at any depth."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return {key: _numbers_of_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers_of_json(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
