@@ -55,6 +55,24 @@ def test_it_ends_at_a_signal(policy, sig):
         httpx.get(url, timeout=LONG)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_terminal_that_hangs_up(policy, handler):
+    """It ends as at SIGTERM; under nohup it stays."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with started("gateway", "--policy", policy) as (process, url), httpx.Client(base_url=url, timeout=WAIT) as client:
+            assert client.get("/v1/models").status_code == 200
+            process.send_signal(signal.SIGHUP)
+            if handler is signal.SIG_IGN:
+                assert client.get("/v1/models").status_code == 200
+                process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=WAIT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
 def test_keys_that_the_policy_opens(policy):
     """By `[gateway] allow`; others stay closed."""
     policy.write_text(policy.read_text() + '[gateway]\nallow = ["top_k"]\n')

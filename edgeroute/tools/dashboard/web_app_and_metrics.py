@@ -60,7 +60,7 @@ def serve(
     on_ready: Callable[[str], object] | None = None,
     stops: Callable[[Callable[[], object]], object] | None = None,
 ) -> int:
-    """Serve the page until SIGTERM or SIGINT and return that signal's number; 0 in a thread, which receives none. Blocks.
+    """Serve the page until SIGTERM, SIGINT or SIGHUP and return that signal's number; 0 in a thread, which receives none. Blocks.
 
     Args:
         monitor: monitor to show; started here, and closed at the end.

@@ -518,7 +518,7 @@ def gateway(
     instruments: Sequence[Instrument] = (),
     **limits: Any,
 ) -> int:
-    """Serve a router until SIGTERM or SIGINT; then finish requests in progress for at most 5 s, and close the router.
+    """Serve a router until SIGTERM, SIGINT or SIGHUP; then finish requests in progress for at most 5 s, and close the router.
 
     Returns the number of that signal; 0 in a thread, which receives no signals. Notifies a service manager, such as systemd, when
     it is ready, alive and stopping. Reloads a policy file that changes.

@@ -529,7 +529,7 @@ def serve(
     on_ready: Callable[[str], object] | None = None,
     **options: Any,
 ) -> int:
-    """Serve models until SIGTERM or SIGINT; then finish requests in progress for at most 5 s. Blocks.
+    """Serve models until SIGTERM, SIGINT or SIGHUP; then finish requests in progress for at most 5 s. Blocks.
 
     Returns the number of that signal; 0 in a thread, which receives no signals. Notifies a service manager, such as systemd, when
     it is ready, alive while its models answer, and stopping.

@@ -251,7 +251,7 @@ def run(
     on_ready: Callable[[str], object] | None,
     stops: Callable[[Callable[[], object]], object] | None = None,
 ) -> int:
-    """Listen, and run an application until SIGTERM or SIGINT; then finish requests in progress for at most 5 s. Blocks.
+    """Listen, and run an application until SIGTERM, SIGINT or SIGHUP; then finish requests in progress for at most 5 s. Blocks.
 
     Returns that signal's number; 0 in a thread, which receives no signals, after `stops`, and if the application cannot start,
     which is logged. A forked child closes its copy of the socket.
@@ -338,6 +338,10 @@ class _Server(uvicorn.Server):
             if self._on_ready is not None:
                 self._on_ready(self._url)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Return True to end, ten times a second: also after a signal that uvicorn does not listen to, a terminal's hang-up."""
+        return bool(self._heard) or await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Cancel the task of `beat`, notify the service manager of the stop and close its socket, then shut down as uvicorn."""
         if self._watch is not None:
@@ -386,7 +390,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect the numbers of SIGINT and SIGTERM in a list during the `with` block; restore the handlers after it.
+    """Collect the numbers of SIGINT, SIGTERM and SIGHUP in a list during the `with` block; restore the handlers after it.
 
     Catches signals before uvicorn listens to them, and those that uvicorn raises again at its end, which would end more. Outside
     the main thread the list stays empty.
@@ -395,7 +399,10 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield heard
         return
-    handlers = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    names = ["SIGINT", "SIGTERM"]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup has it ignored
+        names.append("SIGHUP")
+    handlers = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in map(signal.Signals.__getitem__, names)}
     try:
         yield heard
     finally:
