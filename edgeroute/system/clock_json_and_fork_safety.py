@@ -513,12 +513,12 @@ def replace_file(path: Path, text: str) -> None:
         new = target.with_name(target.name + ".new")
         try:
             new.write_text(text, encoding="utf-8")
-            if target.exists():
-                new.chmod(target.stat().st_mode & 0o777)
-            new.replace(target)
         except OSError:
             new.unlink(missing_ok=True)
             raise
+        if target.exists():
+            new.chmod(target.stat().st_mode & 0o777)
+        new.replace(target)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
 
