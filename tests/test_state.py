@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgeroute import AsyncRouter, Audit, OpenInference, PlainJson, PolicyError, Router
-from edgeroute.router import engine, offline_queue, private_conversations
+from edgeroute.router import base_router, engine, offline_queue, private_conversations
 from edgeroute.stores import sqlite_file_and_key_values as state
 from edgeroute.stores.outbox import sqlite_queue
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
@@ -288,17 +288,18 @@ def test_no_value_stops_a_router(tmp_path, caplog, kind, value):
 
 
 def test_files_that_are_locked_for_good(tmp_path, caplog, monkeypatch):
-    """Hold up neither the status, which tells what can be read, nor the end, at which is said what could not be written."""
+    """Hold up neither start nor status, which tells what can be read, nor the end, at which is said what is not written."""
     for place in (state, sqlite_queue):
         monkeypatch.setattr(place, "Database", partial(Database, busy_s=1e6))
     monkeypatch.setattr(private_conversations, "BUSY_S", 1e6)
-    for place, name in ((engine, "LOCKED_S"), (offline_queue, "CLOSE_S")):
+    for place, name in ((base_router, "LOCKED_S"), (engine, "LOCKED_S"), (offline_queue, "CLOSE_S")):
         monkeypatch.setattr(place, name, 0.01, raising=False)
 
     def make():
         return Router(
-            lambda _: ("edge", 0.1), PlainJson("http://127.0.0.1:9"), threshold=0.5, state=tmp_path, offline="queue", deadline=0.5
-        )
+            lambda _: ("edge", 0.1), PlainJson("http://127.0.0.1:9"), threshold=0.5, state=tmp_path, offline="queue", deadline=0.5,
+            audit=Audit(share=0.5),
+        )  # fmt: skip
 
     def use(router, text):
         router.infer(text)
@@ -313,15 +314,15 @@ def test_files_that_are_locked_for_good(tmp_path, caplog, monkeypatch):
             holder = sqlite3.connect(tmp_path / name, isolation_level=None)
             holders.callback(holder.close)
             holder.execute("BEGIN EXCLUSIVE")
-        router = make()
-        use(router, "two")
 
-        def end():
+        def run():
+            router = make()
+            use(router, "two")
             results.append(router.status().outbox["waiting"])
             router.close()
             results.append("closed")
 
-        thread = threading.Thread(target=end, daemon=True)
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         thread.join(LONG)
     assert results == [1, "closed"]

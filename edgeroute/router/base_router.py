@@ -23,7 +23,7 @@ from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.io_steps_and_stages import Steps
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
-from edgeroute.system.clock_json_and_fork_safety import list_weakset, log
+from edgeroute.system.clock_json_and_fork_safety import limited_waits, list_weakset, log
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.types import V
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 Late = TypeVar("Late", bound=Callable[..., object])
 W = TypeVar("W")
 Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]  # executes steps in the background; returns False if the router cannot
+
+LOCKED_S = 1.0  # maximum seconds that a start waits for files that others have locked, and a moment for each
 
 
 class BaseRouter(Generic[V]):
@@ -111,11 +113,12 @@ class BaseRouter(Generic[V]):
         """
         if (certificate := getattr(threshold, "certificate", None)) is not None:
             threshold, score = certificate, threshold.score if score == "msp" else score  # type: ignore[union-attr]  # a result has both
-        self.engine = assemble(
-            self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
-            deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
-            trial=trial, state=state, trace=trace, **checked_options(options)._asdict(),
-        )  # fmt: skip
+        with limited_waits(LOCKED_S):
+            self.engine = assemble(
+                self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
+                deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
+                trial=trial, state=state, trace=trace, **checked_options(options)._asdict(),
+            )  # fmt: skip
 
     def _spawner(self) -> Spawn:
         """Return the function that executes steps in the background."""

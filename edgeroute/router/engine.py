@@ -46,7 +46,7 @@ from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
-from edgeroute.system.clock_json_and_fork_safety import WAIT_UNTIL, ForkSafe, per_process, set_within
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, limited_waits, per_process
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.sanitised_logging import call_quietly
 from edgeroute.system.thread_pool_and_workers import ThreadPool
@@ -170,7 +170,7 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mappi
 
 AGES_S = 60.0  # minimum seconds between checks of certificates' age
 CLOSED = "this router is closed"
-LOCKED_S = 3.0  # maximum seconds that closing waits for files that other processes have locked, and a moment for each
+LOCKED_S = 3.0  # maximum seconds that closing waits for files that others have locked, and a moment for each
 NO_RULES = Rules()  # egress rules by which everything may leave
 PLAIN = (None, None, None, "")  # key of the plan for calls that override nothing
 MOST_PLANS = 1000  # limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time
@@ -538,7 +538,7 @@ class Engine(ForkSafe):
         steps += [pool.close for pool in (self.edge_threads, self.cloud_threads, self.local_threads)]
         steps += [backend.close for backend in backends_by_spec(self.snapshot).values()]
         steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
-        with set_within(WAIT_UNTIL, monotonic() + LOCKED_S):
+        with limited_waits(LOCKED_S):
             for close in steps:
                 call_quietly(close, "closing a router")
 

@@ -403,14 +403,19 @@ def set_within(variable: ContextVar[T], value: T) -> Iterator[None]:
         variable.reset(token)
 
 
-# Instant (monotonic) until which this thread waits for files that others have locked; set while a router closes.
-WAIT_UNTIL: ContextVar[float] = ContextVar("edgeroute_wait_until", default=inf)
+# Instant (monotonic) until which this thread waits for files that others have locked.
+_WAIT_UNTIL: ContextVar[float] = ContextVar("edgeroute_wait_until", default=inf)
 LEAST_S = 0.25  # minimum time that is waited for each file after that instant, seconds
 
 
+def limited_waits(most_s: float) -> contextlib.AbstractContextManager[None]:
+    """Let this thread wait for locked files up to `most_s` seconds in all within the block, and a moment for each after that."""
+    return set_within(_WAIT_UNTIL, time.monotonic() + most_s)
+
+
 def wait_s(most_s: float) -> float:
-    """Return how long this thread may wait for a file that others have locked, seconds: `most_s`, or less by `WAIT_UNTIL`."""
-    return min(most_s, max(LEAST_S, WAIT_UNTIL.get() - time.monotonic()))
+    """Return how long this thread may wait for a file that others have locked: `most_s` seconds, or less in `limited_waits`."""
+    return min(most_s, max(LEAST_S, _WAIT_UNTIL.get() - time.monotonic()))
 
 
 def is_task_cancelled(error: BaseException) -> bool:
