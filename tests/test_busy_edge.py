@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from time import monotonic
+
 import pytest
 from both import Tasks, Threads
 
-from edgeroute import PolicyError
+from edgeroute import Function, PolicyError, Unreachable
 from edgeroute.errors import Busy
 
 
@@ -55,6 +58,36 @@ def test_it_is_asked_where_nobody_else_answers(make):
         with pytest.raises(Busy):
             router.infer(1)
         assert router.infer(1).value == "edge"
+
+
+class Waits:
+    """A model that may be busy, and is told until when a run waits for its turn."""
+
+    name, version = "waits", "1"
+
+    def __init__(self):
+        self.told = []
+
+    def run(self, inputs, cancel=None):
+        """As of any model."""
+        self.told.append(cancel.turn_by)
+        return [("edge", 0.1) for _ in inputs]
+
+
+def test_no_time_is_left_to_a_cloud_that_may_not_be_called(make):
+    """Half of it to one that may; with an open breaker all of it is the edge's, so that calls at the same time get their turns."""
+
+    def away(_):
+        raise Unreachable("the link is down")
+
+    model = Waits()
+    with make(model, Function(away), threshold=0.5) as router:
+        begun = monotonic()
+        while router.guard.state == "closed":
+            assert router.infer(1, deadline=60.0).degraded
+        assert all(begun + 30 <= instant <= monotonic() + 30 for instant in model.told)
+        assert router.infer(1, deadline=60.0).degraded
+        assert model.told[-1] == math.inf
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "1", 100_000])

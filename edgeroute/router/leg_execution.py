@@ -495,9 +495,13 @@ class LegExecutor:
         return task.stop
 
     def _turn_by(self, leg: int) -> float:
-        """Return the monotonic instant until which a busy edge is waited for: half of the time left before a cloud, else inf."""
+        """Return the monotonic instant until which a busy edge is waited for: half of the time left before a cloud, else inf.
+
+        A cloud that may not be called now, as its breaker is open, gets no time.
+        """
         legs, now = self.plan.legs, monotonic()
-        clouds = self.until < INF and legs[leg].permit is None and any(other.permit is not None for other in legs[leg + 1 :])
+        later: Any = [self.backends[other.target] for other in legs[leg + 1 :] if other.permit is not None]
+        clouds = self.until < INF and legs[leg].permit is None and not all(cloud.guard.why() for cloud in later)
         return now + max(0.0, self.until - now) / 2 if clouds else INF
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
