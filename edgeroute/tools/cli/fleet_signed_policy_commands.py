@@ -200,6 +200,8 @@ def _print(data: dict[str, Any], as_json: bool, **more: Any) -> None:
         print(json.dumps({"name": data["name"], **orders, "versions": versions, **more}))
         return
     texts = [f"{more['did']}: {more['text']}"] if more else []
-    texts += [f"{data['name']}-{v['version']} for a share of {v['share']:.3g}{', halted' * v['halted']}" for v in versions]
+    texts += [
+        f"{data['name']}-{v['version']} for {100 * v['share']:.3g} % of the devices{', halted' * v['halted']}" for v in versions
+    ]
     texts += [text for key, text in (("only_edge", "nothing leaves any device"), ("freeze", "frozen")) if orders[key]]
     print(printable("; ".join(texts)))
