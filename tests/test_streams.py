@@ -7,7 +7,7 @@ import pytest
 import routes
 from both import flat
 
-from edgeroute import AsyncRouter, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
+from edgeroute import AsyncRouter, Cache, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.dashboard.request_window_and_replays import row_of
 from edgeroute.tools.replay import Setup, collect, replay
@@ -50,6 +50,26 @@ def test_the_edge_speaks(listen):
     pieces, answer = listen(1, edge=edge, cloud=cloud)
     assert pieces == ["it", " is", " small"]
     assert (answer.value, answer.source, answer.confidence, answer.degraded) == ("it is small", "edge", 0.9, False)
+
+
+@pytest.mark.parametrize("said", ["large", ("large", 0.8), {"label": "large", "score": 0.8}, ("none of them", 0.9)])
+def test_a_coroutine_function_answers_in_one_piece(said):
+    """It is read as `infer` reads it: value, confidence, and a label that is one of those known."""
+
+    async def whole(_):
+        return said
+
+    async def main():
+        options = {"threshold": 0.5, "cache": Cache()}
+        async with AsyncRouter(lambda _: ("small", 0.1), Function(whole, labels=["small", "large"]), **options) as router:
+            async with router.stream("a") as stream:
+                pieces = [piece async for piece in stream]
+            return pieces, stream.answer, await router.infer("a"), await router.infer("b")
+
+    pieces, *answers = asyncio.run(main())
+    wanted = ("small", 0.1, True) if "none of them" in said else ("large", None if said == "large" else 0.8, False)
+    assert pieces == [wanted[0]]
+    assert [(answer.value, answer.confidence, answer.degraded) for answer in answers] == [wanted] * 3
 
 
 def test_the_cloud_speaks(listen):

@@ -366,6 +366,10 @@ class FunctionBackend(AbandonedRuns):
 
         They have no confidence. A coroutine function's answer is one piece. Raises BadReply, or what the function raises.
         """
+        if not self._speaks:
+            (prediction,) = await self._run_async([x], until, exchange)
+            show(prediction.value)
+            return prediction
         pieces: list[Any] = []
         async for piece in self._pieces_async(x, until, exchange):
             pieces.append(piece)
