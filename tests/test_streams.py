@@ -123,11 +123,21 @@ def test_what_yields_answers_whole_too():
         assert router.infer(-1).value == "it is large"
 
 
-def test_an_asynchronous_generator_is_a_cloud():
+class Speaks:
+    """A cloud with a state, say."""
+
+    async def __call__(self, x):
+        """The pieces."""
+        async for piece in async_cloud(x):
+            yield piece
+
+
+@pytest.mark.parametrize("function", [async_cloud, Speaks()])
+def test_an_asynchronous_generator_is_a_cloud(function):
     """On asyncio, in pieces and whole; a router of threads refuses it."""
 
     async def main():
-        async with AsyncRouter(edge, async_cloud, threshold=0.5) as router:
+        async with AsyncRouter(edge, function, threshold=0.5) as router:
             async with router.stream(-1) as stream:
                 pieces = [piece async for piece in stream]
             return pieces, stream.answer, await router.infer(-1)
@@ -136,7 +146,7 @@ def test_an_asynchronous_generator_is_a_cloud():
     assert pieces == ["it", " is", " async"]
     assert answer.value == whole.value == "it is async"
     with pytest.raises(PolicyError, match="use AsyncRouter"):
-        Router(edge, async_cloud, threshold=0.5)
+        Router(edge, function, threshold=0.5)
 
 
 def test_an_asynchronous_cloud_that_fails():

@@ -293,7 +293,7 @@ class FunctionBackend(AbandonedRuns):
         health = given.health
         self.health = None if health is None else lambda until, exchange: health()  # noqa: ARG005 - it has neither time limit nor bytes
         call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
-        self._speaks = inspect.isasyncgenfunction(self.function)
+        self._speaks = inspect.isasyncgenfunction(self.function) or inspect.isasyncgenfunction(call)
         self.alone_async = self._speaks or inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
         self.run_async = self._run_async if self.alone_async else None
 
