@@ -26,9 +26,9 @@ from edgeroute.tools.cli.demo_measurements_and_report import (
     Images,
     Report,
     Run,
+    caveats,
     choose,
     gain_text,
-    notes,
     numbers,
     page,
     points,
@@ -213,17 +213,17 @@ def test_words(report):
         "95.0 % of the images never left the device: 4.5 KB sent instead of 90.0 KB, a median of 0.20 ms instead of 3.00 ms, and "
         "an accuracy of 95.00 %, where the cloud alone has 100.00 % and the edge alone 90.00 %."
     )
-    said = "\n".join(notes(report))
+    said = "\n".join(caveats(report))
     assert "chosen on 5,000 validation images, not on these" in said
     assert "uncalibrated" in said
     assert "degraded" not in said
     assert "batches" not in said
-    said = "\n".join(notes(report._replace(singly=10, rtt=0.08, cascade=report.cascade._replace(degraded=3))))
+    said = "\n".join(caveats(report._replace(singly=10, rtt=0.08, cascade=report.cascade._replace(degraded=3))))
     assert "10 single requests" in said
     assert "the other 90 went in batches of 64" in said
     assert "80 ms added to each round trip" in said
     assert "3 answers of the cascade are degraded" in said
-    assert "none came within 0.5 point" in "\n".join(notes(report._replace(choice=Choice(0.5, 0.2, 0.9, False))))
+    assert "none came within 0.5 point" in "\n".join(caveats(report._replace(choice=Choice(0.5, 0.2, 0.9, False))))
     assert [size(n) for n in (0, 1_500, 2_000_000)] == ["0.0 KB", "1.5 KB", "2.0 MB"]
 
 

@@ -20,7 +20,7 @@ from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox.delivery_and_callbacks import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for
-from edgeroute.tools.cli.simulate import notes, show
+from edgeroute.tools.cli.simulate import outage_notes, show
 from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import longest_s, needed, simulate, spreads_s
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import (
     ANSWERED,
@@ -351,7 +351,7 @@ def test_what_is_said_of_outboxes_and_of_quiet_devices():
         (SILENT, rows, [False, True, False]),
         (busy, worse, [False, False, False]),
     ):
-        text = "\n".join(notes(scenario, told))
+        text = "\n".join(outage_notes(scenario, told))
         assert [part in text for part in (spread, seldom, whole)] == expected
         assert ("a random part of 90 s" in text) == expected[0]
 
@@ -382,5 +382,5 @@ def test_a_few_devices_are_told_that_the_cloud_of_the_simulation_is_slower_than_
     """1.5 times the load of a hundred quiet devices is a request in 4 s, longer than they wait."""
     rows = [{**EDGEROUTE._asdict(), "cloud_back_s": 0.0, "capacity_needed": 1.5, "lost": 0}]
     few = Scenario(devices=100)
-    assert "takes 4 s for a request, and devices wait for 2 s" in "\n".join(notes(few, rows))
-    assert "larger --capacity" not in "\n".join(notes(few._replace(margin=300.0), rows))
+    assert "takes 4 s for a request, and devices wait for 2 s" in "\n".join(outage_notes(few, rows))
+    assert "larger --capacity" not in "\n".join(outage_notes(few._replace(margin=300.0), rows))

@@ -18,7 +18,7 @@ from lazily import Later, needs
 
 from edgeroute import AsyncRouter, BadInput, Egress, NoAnswer, Piece, PolicyError, Prediction, Prefix
 from edgeroute.errors import Unfit
-from edgeroute.tools.server.access_limits_and_errors import fault_of
+from edgeroute.tools.server.access_limits_and_errors import http_fault
 from edgeroute.tools.server.gateway import app
 from edgeroute.tools.server.openai_completions_and_reply_reading import Completion
 
@@ -534,7 +534,7 @@ def test_log_probabilities_of_a_text():
 @pytest.mark.parametrize("error", [Unfit("too long"), NoAnswer("none", {"edge": Unfit("too long")})])
 def test_an_input_that_no_model_takes(error):
     """Is the client's to change: 400."""
-    assert fault_of(error).status == 400
+    assert http_fault(error).status == 400
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 10**400}, {"deadline": 10**400}])

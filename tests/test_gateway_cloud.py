@@ -12,7 +12,7 @@ from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAI
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Breaker
 from edgeroute.router.private_conversations import WHY
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.tools.server.access_limits_and_errors import fault_of
+from edgeroute.tools.server.access_limits_and_errors import http_fault
 
 PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
 CHATS = "/v1/chat/completions"
@@ -223,7 +223,7 @@ def test_a_wait_that_is_known(status, headers, limits, least):
     for _ in range(FAULTS):
         breaker.fault(0.0, 1.0)
     assert breaker.why(1.6).wait_s == pytest.approx(3.4)
-    assert fault_of(NoAnswer("none", {"far": Held("it is open", wait_s=3.4)})).headers == {"Retry-After": "4"}
+    assert http_fault(NoAnswer("none", {"far": Held("it is open", wait_s=3.4)})).headers == {"Retry-After": "4"}
 
 
 def test_a_cut_within_the_answer():

@@ -285,7 +285,7 @@ def encode_inputs(
     try:
         if codec.pictures:
             fit = _pictures(codec, spec, prepare)
-            arrays = [_picture(fit, x) for x in rows]
+            arrays = [_as_sent_picture(fit, x) for x in rows]
         else:
             steps = isinstance(codec.floor if isinstance(codec, Ladder) else codec, Uint8Codec)
             wanted = spec._replace(dtype="float32") if steps and spec.dtype == "uint8" else spec
@@ -328,8 +328,8 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
     return fit
 
 
-def _picture(fit: tuple[Picture | None, str], x: Any) -> Array:
-    """Return an input as a picture, uint8 [height, width(, channels)], resized to what the model reads. Files are decoded.
+def _as_sent_picture(fit: tuple[Picture | None, str], x: Any) -> Array:
+    """Return an input as the picture that is encoded, uint8 [height, width(, channels)], of the model's size; decode files.
 
     Arrays in CHW layout are transposed, and axes of size 1 for batch or grey are dropped. Raise BadInput if it is no picture, or
     has other channels.

@@ -22,7 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.learned_score_features import PER_CLASS, Array, Foreign, feature_names, of_logits, of_row, text_features
+from edgeroute.confidence.learned_score_features import (
+    PER_CLASS,
+    Array,
+    Foreign,
+    feature_names,
+    features_of_logits,
+    of_row,
+    text_features,
+)
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED, WordWeights
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing
@@ -278,7 +286,7 @@ class Learned:
         with np.errstate(invalid="ignore"):
             if not self._fitted:
                 return msp(logits)
-            features = of_logits(logits, self._foreign)
+            features = features_of_logits(logits, self._foreign)
             harm, win = expit(with_constant(features) @ self._weights.T).T
             better: Array = win - harm
             return 0.5 + 0.5 * better if self._blend is None else self._blend.score_many(features[:, 0], better)

@@ -55,7 +55,7 @@ class Foreign(NamedTuple):
 
 
 def feature_names(classes: int, foreign: bool) -> list[str]:
-    """Return the column names of `of_logits`; without classes, those of `text_features`."""
+    """Return the column names of `features_of_logits`; without classes, those of `text_features`."""
     if not classes:
         return list(TEXT)
     each = range(classes if classes <= PER_CLASS else 0)
@@ -69,8 +69,12 @@ def centre(logits: Array) -> tuple[Array, Array]:
     return z, z - z.mean(1, keepdims=True)
 
 
-def of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
-    """Return the features of logits [n, C], [n, features]; a row with NaN, or with inf, has NaN."""
+def features_of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
+    """Return a row of features, [n, features], for each row of logits [n, C]; NaN for a row with NaN or infinity.
+
+    Up to `PER_CLASS` classes have a probability and a mark of the highest each. `foreign` adds two columns: the energy, and a
+    distance from known inputs.
+    """
     with np.errstate(invalid="ignore"):
         z, u = centre(logits)
         rows, classes = np.arange(len(z)), z.shape[1]

@@ -159,7 +159,7 @@ class CoreMLModel(ModelFile):
             outputs = [_output(feature) for feature in description.output]
         except ValueError as e:
             raise ModelError(f"{self.path}: {e}") from e
-        if any(entry.convert is _picture for entry in inputs):
+        if any(entry.convert is _pillow_image for entry in inputs):
             load_pillow()
         self._describe([entry.spec for entry in inputs], outputs)
         self._flexible = {entry.spec.name: entry for entry in inputs if -1 in entry.spec.shape}
@@ -278,7 +278,7 @@ def _input(feature: Any) -> _Input:
         else:
             listed = [(1, size.height, size.width, *channels) for size in image.enumeratedSizes.sizes]
         shape = _shape([1, image.height, image.width, *channels], ranges, listed)
-        return _Input(TensorSpec(name, dtype, shape), ranges, listed, _picture)
+        return _Input(TensorSpec(name, dtype, shape), ranges, listed, _pillow_image)
     raise ValueError(f"its input {name} is a {kind}: edgeroute runs models that take arrays, pictures and numbers")
 
 
@@ -327,7 +327,7 @@ def _shape(usual: list[int], ranges: list[tuple[int, int]], listed: list[tuple[i
     return tuple(n if n > 0 else -1 for n in usual)
 
 
-def _picture(tensor: Array) -> Any:
+def _pillow_image(tensor: Array) -> Any:
     """Return the Pillow image of an array [1, height, width] or [1, height, width, 3], as `predict` takes it."""
     return import_late("PIL.Image").fromarray(tensor[0])
 

@@ -488,12 +488,12 @@ def preprocess_of(gives: TensorSpec, layout: str | None, batch: int | None, data
     layouts = Layouts(data.get("layout"), layout)
     return Preprocess(
         accepts, gives, float(data.get("scale", 1)), data.get("mean", 0), data.get("std", 1),
-        layouts=layouts, batch=batch, picture=_picture(accepts, layouts.given, data),
+        layouts=layouts, batch=batch, picture=_picture_settings(accepts, layouts.given, data),
     )  # fmt: skip
 
 
-def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> Picture | None:
-    """Return the settings for the caller's pictures, which may be decoded, resized or cropped; None: the input is no picture.
+def _picture_settings(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> Picture | None:
+    """Return how the caller's pictures are decoded, resized and cropped, by the card's `preprocess`; None: it takes none.
 
     Raises:
         ValueError: resize or crop does not fit the shape.

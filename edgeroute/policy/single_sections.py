@@ -204,10 +204,11 @@ class Fleet(Section):
 _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts, a number such as 12.5"}
 
 
-def _level(value: Any, info: ValidationInfo) -> float | None:
-    """Parse a level of a rule in the unit of the rule's quantity: as `share` does, or degrees or watts, a number and no text.
+def _parse_rule_level(value: Any, info: ValidationInfo) -> float | None:
+    """Return a rule's level as a number: of a share, text or number is parsed; of degrees or watts, it must be a number.
 
-    0 for a rule without levels, and if its quantity is invalid, which is a problem of its own. Raises PydanticCustomError.
+    Returns 0 for a rule without levels, and for one whose quantity `of` is invalid, which is reported on its own. Raises
+    PydanticCustomError for any other value.
     """
     of = info.data.get("of")
     if of is None or of == "throttled":  # what is wrong there, is said there
@@ -220,7 +221,9 @@ def _level(value: Any, info: ValidationInfo) -> float | None:
 
 
 Level = Annotated[
-    float | None, PlainValidator(_level), WithJsonSchema({"anyOf": [text("percentage", SHARE, "20%"), {"type": "number"}]})
+    float | None,
+    PlainValidator(_parse_rule_level),
+    WithJsonSchema({"anyOf": [text("percentage", SHARE, "20%"), {"type": "number"}]}),
 ]
 
 

@@ -136,11 +136,11 @@ def check_types(given: Mapping[str, Any]) -> None:
         several = given.get(side)
         for target in several if isinstance(several, list | tuple) else [several]:
             for model in each(target):
-                _check_target(side, model)
+                _check_not_estimator(side, model)
     trials = given.get("trial")
     for trial in trials if isinstance(trials, list | tuple) and not hasattr(trials, "shown") else [trials]:
         for side in ("edge", "cloud"):
-            _check_target(side, getattr(trial, side, None))
+            _check_not_estimator(side, getattr(trial, side, None))
     for name, (fits, words) in FITS.items():
         value = given.get(name)
         if value is not None and not fits(value):
@@ -192,10 +192,11 @@ def _in_seconds(name: str, value: Any) -> str:
     return f": write {name}={float(match[1]) * UNITS.get(match[2], 1):.12g}" + (' ("2s" is for policy files)' if match[2] else "")
 
 
-def _check_target(side: str, value: Any) -> None:
-    """Raise PolicyError, with code that works, for an estimator (as scikit-learn's) that cannot be called with one input.
+def _check_not_estimator(side: str, value: Any) -> None:
+    """Raise PolicyError, with code to write instead, for an estimator, its method, or a class that is passed as a model.
 
-    Also for its method, and for a class in place of an object. An edge with `predict_proba`, and anything callable, passes.
+    An estimator, as scikit-learn's, takes a table and not one input. One with `predict_proba` passes as an edge; other callables
+    pass.
     """
     model = getattr(value, "__self__", value)
     estimator = next((name for name in ("predict_proba", "predict") if hasattr(model, name)), None)

@@ -400,7 +400,7 @@ class Conversation(History):
         return Stream(self._pieces(messages, self._router.stream(messages, **options)))
 
     def _pieces(self, messages: list[dict[str, Any]], stream: Stream) -> Generator[Any, None, Answer]:
-        """Yield a stream's pieces; at its end add the turn and the answer to the messages, and return the answer.
+        """Yield each piece as `Shown`; at the end add turn and answer to this conversation, and return the answer.
 
         Left early, nothing is added, and the call is cancelled.
         """
@@ -428,7 +428,7 @@ class AsyncConversation(History):
         return AsyncStream(self._pieces(messages, self._router.stream(messages, **options)))
 
     async def _pieces(self, messages: list[dict[str, Any]], stream: AsyncStream) -> AsyncGenerator[Any, None]:
-        """Yield a stream's pieces; at its end add the turn and the answer to the messages, and yield the answer as `Last`.
+        """Yield each piece as `Shown`; at the end add turn and answer to this conversation, and yield the answer as `Last`.
 
         Left early, nothing is added, and the call is cancelled.
         """

@@ -265,7 +265,7 @@ class Worker(ForkSafe):
         with self._changed:
             self._begun = self._wanted = True
             if self._thread is None and not self.closed:
-                self._thread = thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                self._thread = thread = threading.Thread(target=self._run_turns, name=self.name, daemon=True)
                 if not _begin(thread):  # set before: its start may be interrupted
                     self._thread = None
                     self._report("there is no thread for it")
@@ -290,10 +290,11 @@ class Worker(ForkSafe):
         if thread is not None and thread is not threading.current_thread():
             thread.join(wait_s)
 
-    def _run(self) -> None:
-        """Call `turn` after `first_s`, after each pause that it returns, and at a nudge; log errors and retry after `retry_s`.
+    def _run_turns(self) -> None:
+        """Call `turn` repeatedly in this thread, until `close`, or until it returns None and nobody calls `start` or `nudge`.
 
-        Ends if the worker is closed, or if a turn returned None and neither `start` nor `nudge` was called since.
+        Waits `first_s` before the first turn, then as long as the last turn returned, or `retry_s` after one that raised,
+        which is logged. A nudge ends the wait.
         """
         pause: float | None = self._first_s
         while True:

@@ -150,7 +150,7 @@ class Callbacks(ForkSafe):
         if name not in self._called:
             late = self._outbox.late(name)
             if late is not None:
-                self._run(f, late)
+                self._run_callback(f, late)
             self._called.add(name)
         self._outbox.settle(name)
         self._called.discard(name)
@@ -162,13 +162,13 @@ class Callbacks(ForkSafe):
         """
         tx = Tx(connection)
         try:
-            self._run(f, late, tx)
+            self._run_callback(f, late, tx)
         finally:
             tx.end()
         if not connection.in_transaction:
             raise StoreError("an error in the callback has rolled back its transaction")
 
-    def _run(self, f: Callable[..., object], *args: object) -> None:
+    def _run_callback(self, f: Callable[..., object], *args: object) -> None:
         """Call the callback; raise _CallbackError from any exception of it, also a BaseException.
 
         A returned coroutine is closed, and counts as one.
@@ -229,9 +229,9 @@ class LockedWorker(Worker):
         """
         return min(self.poll_s, self._step()) if self.lock.take() else self.poll_s
 
-    def _run(self) -> None:
+    def _run_turns(self) -> None:
         """Take turns until closed; then wait until not busy, however long, and release the lock."""
-        super()._run()
+        super()._run_turns()
         with self._changed:
             self._changed.wait_for(lambda: not self._busy())
         self.lock.leave()

@@ -251,7 +251,7 @@ def gain_text(report: Report) -> str:
     )
 
 
-def notes(report: Report) -> list[str]:
+def caveats(report: Report) -> list[str]:
     """Return caveats about the numbers, one line each: images, choice of the threshold, batches, network, degraded answers."""
     choice = report.choice
     if choice.reached:
@@ -324,7 +324,7 @@ def page(report: Report) -> str:
     """
     label = "Accuracy over the share of images deferred"
     curve = html.figure(element(drawing(report), "curve"), label, f"{label}.")
-    body = "\n".join([html.table(HEAD, rows(report), "Edge, cloud and cascade"), curve, html.listed(notes(report))])
+    body = "\n".join([html.table(HEAD, rows(report), "Edge, cloud and cascade"), curve, html.listed(caveats(report))])
     title = f"edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed"
     return document(Page(title, gain_text(report), body))
 
@@ -339,7 +339,7 @@ def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
         print(json.dumps(numbers(report)))
     else:
         table(HEAD, rows(report), ("",))
-        for text in (gain_text(report), "", *(f"- {note}" for note in notes(report))):
+        for text in (gain_text(report), "", *(f"- {note}" for note in caveats(report))):
             console.print(text, markup=False)
     if folder is not None:
         try:

@@ -96,7 +96,7 @@ def ray(
     exported = write(
         models, out, names=name or (), max_batch=max_batch, wait_s=wait, queue=queue, replicas=_range(replicas),
         models_per_replica=kept,
-        splits=dict(map(_split, split or ())), force=force,
+        splits=dict(map(_parse_split, split or ())), force=force,
     )  # fmt: skip
     _report(exported, out, as_json)
 
@@ -151,7 +151,7 @@ def _range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _split(text: str) -> tuple[str, dict[str, float]]:
+def _parse_split(text: str) -> tuple[str, dict[str, float]]:
     """Parse `NAME=MODEL:SHARE,MODEL:SHARE` to the name and model -> share, 0..1; raise `typer.BadParameter` for all else."""
     name, _, arms = text.partition("=")
     pairs = [pair.rpartition(":") for pair in arms.split(",")]

@@ -136,7 +136,7 @@ def _print(result: FleetReport) -> None:
     from edgeroute.tools.measure.report.numbers_in_words import count_text
 
     print(f"{result.first} to {result.last}, {count_text(result.total.devices, 'device')}")
-    print_notes(page.notes(result))
+    print_notes(page.gaps_in_data(result))
     for by in page.TITLES:
         rows = page.rows(result, by)
         if by == "model":

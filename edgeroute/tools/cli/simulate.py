@@ -404,12 +404,12 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
             for use in state["rules"]
         ]
         table(("rule", "in force", "switches", "at once"), rules, ("rule",))
-    for line in notes(scenario, rows):
+    for line in outage_notes(scenario, rows):
         out.print(line)
 
 
-def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
-    """Return the lines below the tables of a simulated outage.
+def outage_notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the sentences below the tables of a simulated outage; draws and changes nothing.
 
     They say what the columns mean, what the scenario cannot show, how soon the cloud was back with `rows[0]`, edgeroute as it is,
     with which of the other clients it took more than twice the outage, and how many requests of all clients had no answer.

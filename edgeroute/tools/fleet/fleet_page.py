@@ -95,8 +95,8 @@ def money_in_words(forecast: Forecast) -> tuple[str, str]:
     return headline, f"{spent}; {expected}.{of}"
 
 
-def notes(report: FleetReport) -> list[str]:
-    """Return what a reader has to know of the figures, one line each."""
+def gaps_in_data(report: FleetReport) -> list[str]:
+    """Return a sentence for each kind of data that the figures lack: late or missing devices, and refused files."""
     lines = []
     if report.incomplete:
         lines.append(f"Not all devices have sent {', '.join(report.incomplete)} yet: sums of these days will grow.")
@@ -123,7 +123,7 @@ def page(report: FleetReport) -> str:
     tables = [html.section(TITLES[by], html.table(("", *HEAD), rows(report, by), TITLES[by]), _rest(report, by)) for by in TITLES]
     body = [
         headline if forecast.budget is not None else html.paragraph(long) if long else "",
-        *map(html.paragraph, notes(report)),
+        *map(html.paragraph, gaps_in_data(report)),
         tiles,
     ]
     try:

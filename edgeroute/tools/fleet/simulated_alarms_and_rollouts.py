@@ -282,8 +282,11 @@ def simulate(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None
 # The alarm: its time after a change, against one device's own test, and false alarms in years without a change.
 
 
-def _level(rng: np.random.Generator, expected: Floats, rate: Floats, periods: int) -> tuple[float, float]:
-    """Draw a reference of so many periods of at most `SAMPLE` devices; return its usual rate and the highest usual ratio."""
+def _draw_reference(rng: np.random.Generator, expected: Floats, rate: Floats, periods: int) -> tuple[float, float]:
+    """Draw the audits of `periods` periods without a fault; return their rate of differences and their highest usual ratio.
+
+    Of the devices, at most `SAMPLE` are drawn; `rng` advances.
+    """
     expected, rate = expected[:SAMPLE], rate[:SAMPLE]
     differ = rng.poisson(np.broadcast_to(expected * rate, (periods, len(rate)))).astype(float)
     audited = differ + rng.poisson(np.broadcast_to(expected * (1 - rate), differ.shape))
@@ -304,7 +307,7 @@ def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, li
         rng = np.random.Generator(np.random.SFC64([fleet.seed, devices, hours, run]))
         world = Devices(fleet._replace(devices=devices, drift=1.0, liars=0.0, seed=fleet.seed + run))
         expected = world.a_day * (1 - fleet.defer) * AUDITED * hours / 24
-        usual, level = _level(rng, expected, world.rate, max(REFERENCE, 168 // hours))
+        usual, level = _draw_reference(rng, expected, world.rate, max(REFERENCE, 168 // hours))
         test = PooledDrift(level, liars=liars)
         rate = np.minimum(1, DRIFT * world.rate)
         for period in range(1, most + 1):

@@ -90,7 +90,7 @@ def check(engine: Engine, timeout: float) -> Check:
     result = _targets(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
     lines = [*observer.rule_lines(), *observer.budget_lines(), *observer.lacking_lines(snapshot.backends)]
-    lines += impossible_settings.notes(snapshot, spending.limits)
+    lines += impossible_settings.settings_to_confirm(snapshot, spending.limits)
     lines += [line for part in engine.fixed for line in part.check_lines()]
     lines += [f"! {line}" for line in impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
     return Check(result.ok and not any(line.startswith("!") for line in lines), (*result.lines, *lines))

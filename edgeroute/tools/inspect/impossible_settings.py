@@ -68,8 +68,8 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
             yield from _thresholds(judged)
 
 
-def notes(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
-    """Yield a line for each setting that is right only under a condition that nobody but the user knows.
+def settings_to_confirm(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
+    """Yield a line for each setting that is right only if something holds that the user alone can confirm.
 
     These are limits where some endpoints have a price and others none, and inputs that are colour pictures of floats whose
     scale no card states.

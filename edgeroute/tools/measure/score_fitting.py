@@ -28,7 +28,7 @@ from edgeroute.confidence.learned_score_features import (
     Foreign,
     centre,
     feature_names,
-    of_logits,
+    features_of_logits,
     text_features,
 )
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED
@@ -139,7 +139,7 @@ class _Examples(NamedTuple):
         if self.logits is None:
             return self.table, None
         foreign = fit_foreign(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - more right than wrong
-        return of_logits(self.logits, foreign), foreign
+        return features_of_logits(self.logits, foreign), foreign
 
 
 def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, base: str | None, ood: bool) -> _Examples:
@@ -159,7 +159,7 @@ def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayL
         raise PolicyError("ood= works with logits, and this is a table of features: leave it out")
     words = None
     if HASHED in (features if isinstance(features, Mapping) else features[0]):
-        features, words = _split(features)
+        features, words = _separate_words(features)
     names, widths, table = table_of(features, base)
     if words is not None and words.n != len(table):
         raise PolicyError(f"{HASHED!r} has {words.n} prompts, and the other features {len(table)}")
@@ -169,8 +169,8 @@ def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayL
     return _usable(_Examples(0, None, table, edge, gain, columns=(names, widths), base=base, words=words), table)
 
 
-def _split(features: Any) -> tuple[Any, gain_from_prompts.Words]:
-    """Return a table without its hashed words, and these; raise `PolicyError` if an example has none."""
+def _separate_words(features: Any) -> tuple[Any, gain_from_prompts.Words]:
+    """Return the features without the column of hashed words, and those words; raise PolicyError if an example has none."""
     if isinstance(features, Mapping):
         return {name: values for name, values in features.items() if name != HASHED}, gain_from_prompts.words_of(features[HASHED])
     words = gain_from_prompts.words_of([example.get(HASHED) for example in features])
@@ -186,7 +186,7 @@ def _logit_examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: A
     if z.ndim != 2 or z.shape[1] < 2:  # noqa: PLR2004 - two axes, two classes
         raise PolicyError(f"logits {list(z.shape)}: expected [n, classes], and at least two classes")
     edge, gain = outcomes(edge_correct, cloud_correct, len(z))
-    table = of_logits(z)
+    table = features_of_logits(z)
     return _usable(_Examples(z.shape[1], z if ood else None, table, edge, gain), table)
 
 

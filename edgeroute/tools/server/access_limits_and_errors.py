@@ -1,6 +1,6 @@
 """Limits of bodies and calls of the gateway, the dashboard and `serve`; access by host, origin and token; headers; error replies.
 
-`Bodies` and `Calls` hold the limits, `Guard` refuses strangers and web pages, `fault_of` turns an exception into a `Fault`, and
+`Bodies` and `Calls` hold the limits, `Guard` refuses strangers and web pages, `http_fault` turns an exception into a `Fault`, and
 `parse_options` reads the headers `x-edgeroute-*` of a request as `Options` of its call.
 """
 
@@ -179,8 +179,8 @@ class Fault(NamedTuple):
         return reply(form(), self.status, self.headers)
 
 
-def fault_of(error: BaseException) -> Fault:
-    """Translate an exception to its `Fault`, with the exception's message; an unexpected one becomes a 500 without details.
+def http_fault(error: BaseException) -> Fault:
+    """Return the HTTP status, message, code and headers that answer an exception; an unexpected one is a 500 without details.
 
     400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error or a
     closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If no leg (one call of a model or
@@ -232,7 +232,7 @@ _OPENED = {"/v1/embeddings": "[gateway] embeddings in the policy names its model
 
 async def _http(request: Request, error: HTTPException) -> Response:
     """Reply to Starlette's HTTP errors in the form of the path's API, with clear messages for wrong methods and unknown paths."""
-    path, fault = request.url.path, fault_of(error)
+    path, fault = request.url.path, http_fault(error)
     if error.status_code == 405:  # noqa: PLR2004 - HTTP's own number
         allowed = (error.headers or {}).get("Allow", "others")
         fault = fault._replace(message=f"{clean(path, 100)} does not take {request.method}, only {allowed}")
@@ -244,7 +244,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 async def _other(request: Request, error: Exception) -> Response:
     """Reply to any other exception."""
-    return fault_of(error).reply(request.url.path)
+    return http_fault(error).reply(request.url.path)
 
 
 HANDLERS: dict[Any, Any] = {HTTPException: _http, EdgerouteError: _other, Exception: _other}  # exception -> its handler

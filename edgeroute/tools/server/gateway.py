@@ -312,7 +312,7 @@ class Completions:
                 raise
             if not isinstance(e, EdgerouteError):
                 log.exception("a stream failed")
-            await send(_part(completion.error(access.fault_of(e))))
+            await send(_part(completion.error(access.http_fault(e))))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -467,7 +467,7 @@ def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[
         BadInput: its size does not fit its shape or the body, a BOOL is not 0 or 1, or a text is no UTF-8.
     """
     if spec.dtype == TEXT:
-        return _text_array(_split(_part(body, offset, size, spec), prod(shape), spec), spec).reshape(shape)
+        return _text_array(_read_sized_parts(_part(body, offset, size, spec), prod(shape), spec), spec).reshape(shape)
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     count = prod(shape)
     if type(size) is not int or size != count * dtype.itemsize:
@@ -519,14 +519,14 @@ def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any],
         except ValueError:
             raise BadInput(f"{spec.name}: data holds what is no base64") from None
     else:
-        return Files(_split(raw, sizes[0], spec), media)
+        return Files(_read_sized_parts(raw, sizes[0], spec), media)
     if len(files) != sizes[0]:
         raise BadInput(f"{spec.name}: another number of files came than its shape says, {sizes[0]}")
     return Files(files, media)
 
 
-def _split(raw: memoryview, count: int, spec: TensorSpec) -> list[bytes]:
-    """Return copies of so many files, or texts, each with its length before it; raise `BadInput` for another number."""
+def _read_sized_parts(raw: memoryview, count: int, spec: TensorSpec) -> list[bytes]:
+    """Return copies of `count` files or texts, each preceded by its length in four bytes; raise BadInput for more or fewer."""
     parts, offset = list[bytes](), 0
     while offset < len(raw) and len(parts) <= count:
         size = int.from_bytes(raw[offset : offset + 4], "little")

@@ -215,7 +215,7 @@ def _worse(result: Class) -> float:
     return -result.deferral if right is None else right
 
 
-def notes(evaluation: Evaluation) -> str:
+def definitions(evaluation: Evaluation) -> str:
     """Return the section with definitions and caveats of the numbers."""
     asked = evaluation.examples.cloud is not None
     sentences = [

@@ -164,7 +164,7 @@ def evaluation_page(evaluation: Evaluation, *, drawn: bool = True) -> Page:
     else:
         parts += [sections.cost(evaluation), sections.undrawn()]
     arms = in_operation(evaluation.arms) if evaluation.arms else ""
-    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.notes(evaluation)])
+    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.definitions(evaluation)])
 
 
 def fleets_page(fleets: Sequence[tuple[FleetTrial, str]]) -> Page:
@@ -190,7 +190,7 @@ def calibration_page(evaluation: Evaluation, why: str, notes: Iterable[str], *, 
     parts.append(
         side_by_side(sections.accuracy_over_deferral(evaluation), sections.scores(evaluation)) if drawn else sections.undrawn()
     )
-    return _page("calibration", evaluation, [*parts, sections.classes(evaluation), sections.notes(evaluation)])
+    return _page("calibration", evaluation, [*parts, sections.classes(evaluation), sections.definitions(evaluation)])
 
 
 def _page(what: str, evaluation: Evaluation, parts: Iterable[str]) -> Page:

@@ -321,7 +321,7 @@ class SimulatedFleet:
         who, times = rows[:, WHO].astype(np.int64), rows[:, AT]
         allowed = self._devices.allows(who, times)
         self._starting.append(rows[allowed])
-        self._handle_failed(rows[~allowed], held=True)
+        self._end_without_cloud(rows[~allowed], held=True)
 
     def _end(self, rows: Floats) -> None:
         """Handle ended attempts at their devices, in order of time: learn loads, hold for a Retry-After, close or open breakers.
@@ -362,7 +362,7 @@ class SimulatedFleet:
         if not self._client.whole:
             retries[:, UNTIL] = retries[:, AT] + scenario.timeout_s
         self._begins.put(retries, retries[:, AT])
-        self._handle_failed(rows[~allowed], held=False)
+        self._end_without_cloud(rows[~allowed], held=False)
 
     def _learn(self, who: Ints, rows: Floats) -> None:
         """Count refused and late attempts, and update what devices know of the cloud's load, and their limits of calls."""
@@ -397,8 +397,8 @@ class SimulatedFleet:
             self._failed[sent] = 0
             self._since[sent[self._boxed[sent] + self._flying[sent] == 0]] = np.inf
 
-    def _handle_failed(self, rows: Floats, *, held: bool) -> None:
-        """Handle calls that end without an answer: the edge answers, degraded, and failed deliveries are queued again.
+    def _end_without_cloud(self, rows: Floats, *, held: bool) -> None:
+        """Answer requests whose calls failed on the edge, degraded, and put failed deliveries of outboxes back into their queues.
 
         held: True for calls that a breaker stopped, which pause the outbox; other failures back off, longer each time.
         """
