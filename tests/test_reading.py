@@ -1110,7 +1110,8 @@ def test_a_scale_that_differs_or_is_damaged_is_none(tmp_path):
     """Two readers of an input with other scales, a scale for each channel, and any damage of the file leave elements as they are."""
     node, value = helper.make_node, helper.make_tensor_value_info
     nodes = [
-        node("DequantizeLinear", ["x", "a"], ["f"]), node("DequantizeLinear", ["x", "b"], ["g"]), node("Add", ["f", "g"], ["s"]),
+        node("DequantizeLinear", ["x", "a"], ["f"]), node("DequantizeLinear", ["x", "b"], ["g"]), node("Add", ["f", "g"], ["t"]),
+        node("Abs", ["t"], ["s"]),  # between them, as ONNX Runtime 1.23 fuses an addition that is quantised at once, and takes one scale then
         node("QuantizeLinear", ["s", "c", "z"], ["y"], axis=1),
     ]  # fmt: skip
     given, made = ([value(name, TensorProto.UINT8, ["n", 4])] for name in "xy")
