@@ -21,7 +21,7 @@ from commands import PYTHON, cli
 from lazily import needs
 
 from edgeroute.confidence import Certificate
-from edgeroute.errors import StoreError
+from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.label_questions_and_answers import Asked, AskedLabels, answers_file, parts_of
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.tools.measure.labels_on_demand import Question
@@ -320,6 +320,15 @@ def test_the_page_needs_its_token(capsys):
         assert got(address, "/reply?number=1&reply=1", token)[0] == 400  # another tab
         assert got(address, "/reply?number=2&reply=2", token)[0] == 200
         assert again.result(LONG) == "2"
+
+
+def test_another_file_of_one_line(tmp_path):
+    """It is refused, and stays: its line is no half of an answer."""
+    path = tmp_path / "notes.txt"
+    path.write_text("buy bread")
+    with pytest.raises(BadInput, match="expected a line of JSON"), answers_file(path):
+        pass
+    assert path.read_text() == "buy bread"
 
 
 def test_a_disk_that_takes_half_a_line(tmp_path):

@@ -229,6 +229,20 @@ def test_export_to_a_file(state):
     assert (code, err) == (2, f"error: {state / 'none' / 'out'}: No such file or directory\n")
 
 
+def test_export_to_a_full_disk(state):
+    """No part of the entries is left, which would look like all of them."""
+    pytest.importorskip("resource")
+    out, box = state / "part.jsonl", Outbox(state / "outbox.db", ttl_s=365 * DAY_S)
+    box.put(Waiting("large", "cloud", "call", bytes(1 << 20)))
+    box.close()
+    command = ["edgeroute", "outbox", "export", "--out", str(out), "--state", str(state)]
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))"
+    program = f"{limit}; sys.argv = {command}; from edgeroute.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {out}: File too large\n")
+    assert not out.exists()
+
+
 def test_a_reader_that_stops_is_no_crash(state):
     """As `| head` does; the pipe is full long before the end."""
     box = Outbox(state / "outbox.db", ttl_s=365 * DAY_S)

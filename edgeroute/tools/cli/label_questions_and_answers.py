@@ -288,7 +288,7 @@ class AnswersFile:
             try:
                 line = parse_json(row) if row.strip() else None
             except ValueError as e:
-                if not row.endswith(b"\n"):
+                if row.startswith(b"{") and not row.endswith(b"\n"):
                     self._torn_at, self._needs_newline = len(text) - len(row), False
                     continue
                 raise BadInput(f"{self.path}:{number}: expected a line of JSON, as --ask writes it") from e

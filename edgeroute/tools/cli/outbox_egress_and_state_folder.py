@@ -154,12 +154,15 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
             return
         lines = (_dumps(entry) for entry in box.export())
         try:
-            with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-                count = sum(file.write(line + "\n") > 0 for line in lines)
-        except StoreError:
-            raise
+            descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as e:
             raise StoreError(f"{out}: {e.strerror or e}") from e
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                count = sum(file.write(line + "\n") > 0 for line in lines)
+        except OSError as e:
+            out.unlink(missing_ok=True)  # a part of the entries looks like all of them
+            raise e if isinstance(e, StoreError) else StoreError(f"{out}: {e.strerror or e}") from e
     print(_dumps({"entries": count, "file": str(out)}) if as_json else f"entries in {out}: {count:,}")
 
 
