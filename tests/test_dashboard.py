@@ -941,6 +941,9 @@ def test_mistakes(tmp_path):
             file_monitor(*args)
     code, out, err = cli("top", "--record", tmp_path / "none.jsonl")
     assert (code, out, "no such file" in err, err.count("\n")) == (1, "", True, 1)
+    (tmp_path / "trace.jsonl").touch()
+    code, out, err = cli("top", "--record", tmp_path / "trace.jsonl")  # it would draw into a file, and nobody could press q
+    assert (code, out, "there is no terminal" in err, err.count("\n")) == (1, "", True, 1)
     assert cli("dashboard")[0] == 2
     code, _, err = cli("dashboard", "--policy", policy, "--token-env", "NO_SUCH_NAME")
     assert (code, "NO_SUCH_NAME" in err, err.count("\n")) == (2, True, 1)

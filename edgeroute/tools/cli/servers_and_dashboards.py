@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -291,7 +292,7 @@ def top(
     Reads the trace and the state folder that the router's program writes. Changes nothing.
 
     Raises:
-        BadInput: there is nothing to follow.
+        BadInput: there is nothing to follow, or no terminal.
         typer.BadParameter: none of the three options is given.
     """
     monitor = file_monitor(policy, record, state)
@@ -300,6 +301,8 @@ def top(
         print(monitor.text().decode())
         monitor.close()
         return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):  # on which it reads and draws
+        raise BadInput("there is no terminal to show it in: --json prints it once")
     from edgeroute.tools.dashboard.terminal_view import run
 
     run(monitor)
