@@ -597,6 +597,29 @@ def test_what_cannot_be_written_keeps_the_conversations_of_others(tmp_path, monk
         assert later.infer(public).source == "cloud"
 
 
+def test_what_a_thread_still_writes_at_the_end(tmp_path, monkeypatch):
+    """Counts as not written until it is: others keep all conversations."""
+    path, mine, begun, gate = tmp_path / "d.db", text_digest(b"mine"), threading.Event(), threading.Event()
+    real = Database.transaction
+
+    @contextlib.contextmanager
+    def slow(self, **given):
+        begun.set()
+        gate.wait(LONG)
+        with real(self, **given) as connection:
+            yield connection
+
+    monkeypatch.setattr(private_conversations, "BUSY_S", 0.01)
+    one = Digests(path, lambda job: (threading.Thread(target=job).start(), True)[1])
+    monkeypatch.setattr(Database, "transaction", slow)
+    one.add([mine])
+    assert begun.wait(LONG)
+    one.close()
+    assert Digests(path).blind
+    gate.set()
+    wait_for(lambda: mine in Digests(path) and not Digests(path).blind)
+
+
 @pytest.mark.usefixtures("long_waits")
 def test_a_lock_of_another_process_stops_no_event_loop(tmp_path):
     """Calls that stay and others, on one loop."""

@@ -168,9 +168,7 @@ class Digests(ForkSafe):
                 self._sign.unlink(missing_ok=True)
             self.is_failing = False
         except (StoreError, OSError, TypeError, ValueError) as e:  # the latter: the key is damaged
-            self.is_failing = True
-            with suppress(OSError):
-                self._sign.touch(0o600)
+            self._warn_others()
             if not self._is_logged:
                 self._is_logged = True
                 log.error(  # noqa: TRY400 - the message says all
@@ -190,10 +188,17 @@ class Digests(ForkSafe):
         if self._database is not None:
             self._database.close()
             if self._unwritten:
+                self._warn_others()
                 log.error(
                     "%s: %d digests are not written as it is closed, and lost: until somebody deletes %s, all conversations stay",
                     self.path, len(self._unwritten), self._sign.name,
                 )  # fmt: skip
+
+    def _warn_others(self) -> None:
+        """Make the file that says to other processes that digests are missing; the next success to write deletes it."""
+        self.is_failing = True
+        with suppress(OSError):
+            self._sign.touch(0o600)
 
     def read(self) -> None:
         """Read the rows that were added to the file. Waits up to `LOCKED_S` for a lock, and for another reader.
