@@ -23,8 +23,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edgeroute import AsyncRouter, Audit, OpenInference, PlainJson, PolicyError, Router
-from edgeroute.router import base_router, engine, offline_queue, private_conversations
+from edgeroute import AsyncRouter, Audit, DeadlineExceeded, Limits, OpenInference, PlainJson, PolicyError, Router
+from edgeroute.router import audits_and_hidden_trials, base_router, engine, offline_queue, private_conversations
 from edgeroute.stores import sqlite_file_and_key_values as state
 from edgeroute.stores.outbox import sqlite_queue
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
@@ -292,20 +292,23 @@ def test_files_that_are_locked_for_good(tmp_path, caplog, monkeypatch):
     for place in (state, sqlite_queue):
         monkeypatch.setattr(place, "Database", partial(Database, busy_s=1e6))
     monkeypatch.setattr(private_conversations, "BUSY_S", 1e6)
-    for place, name in ((base_router, "LOCKED_S"), (engine, "LOCKED_S"), (offline_queue, "CLOSE_S")):
+    places = (base_router, "LOCKED_S"), (engine, "LOCKED_S"), (offline_queue, "CLOSE_S"), (audits_and_hidden_trials, "CLOSE_S")
+    for place, name in places:
         monkeypatch.setattr(place, name, 0.01, raising=False)
 
-    def make():
+    def make(deadline):
         return Router(
-            lambda _: ("edge", 0.1), PlainJson("http://127.0.0.1:9"), threshold=0.5, state=tmp_path, offline="queue", deadline=0.5,
-            audit=Audit(share=0.5),
+            lambda _: ("edge", 0.1), PlainJson("http://127.0.0.1:9"), threshold=0.5, state=tmp_path, offline="queue",
+            deadline=deadline, audit=Audit(share=0.5), limits=Limits(mb_per_day=5.0),
         )  # fmt: skip
 
-    def use(router, text):
-        router.infer(text)
-        router.infer([{"role": "user", "content": f"Only for this device: {text}"}], mode="only_edge")
+    def use(router, *texts):
+        router.infer([{"role": "user", "content": f"Only for this device: {texts}"}], mode="only_edge", deadline=LONG)
+        for text in texts:
+            with contextlib.suppress(DeadlineExceeded):  # where the edge has no processor
+                router.infer(text)
 
-    with make() as router:
+    with make(LONG) as router:
         use(router, "one")
         wait_for(lambda: router.status().outbox["waiting"] == 1)
     results = []
@@ -316,8 +319,8 @@ def test_files_that_are_locked_for_good(tmp_path, caplog, monkeypatch):
             holder.execute("BEGIN EXCLUSIVE")
 
         def run():
-            router = make()
-            use(router, "two")
+            router = make(0.3)
+            use(router, "two", "three", "four")  # the bookings of three wait for the file
             results.append(router.status().outbox["waiting"])
             router.close()
             results.append("closed")

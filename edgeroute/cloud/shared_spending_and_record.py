@@ -247,6 +247,7 @@ class _Account(ForkSafe):
     lock, _writing = per_process(threading.RLock), per_process(threading.RLock)
     _name = per_process(lambda: PREFIX + os.urandom(6).hex())  # name of the record; a forked child has its own
     _version, _written = initially(0), initially(0)  # versions of the record: the latest, and the latest in the file
+    _failures = initially(0)  # number of times that the record could not be written
 
     def __init__(self, spending: Spending, store: KeyValueStore | None) -> None:
         self._spending, self.store = spending, store
@@ -306,19 +307,22 @@ class _Account(ForkSafe):
         return self.stored and (self._written < self._version or self._spending.ahead())
 
     def write(self) -> bool:
-        """Write the record to the file, blocking, unless another thread has written these bookings meanwhile.
+        """Write the record to the file, blocking, unless another thread has written these bookings meanwhile, or failed to.
 
         Return True if the file has all bookings so far. A failure is logged by the store.
         """
         store = self.store
         assert store is not None, "without a file nothing is unwritten"
         self.put()
-        version = self._version
+        version, failures = self._version, self._failures
         with self._writing:  # whoever waits here mostly finds its booking written, with the advance of the one before
             if self._written >= version:
                 return True
+            if self._failures != failures:  # it has waited long enough for all
+                return False
             version = self._version
             if not store.flush():
+                self._failures += 1
                 return False
             self._written = version
         return True
