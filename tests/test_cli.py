@@ -315,6 +315,21 @@ def test_check(policy, cloud):
     assert [text for text in said["lines"] if text.startswith("! cloud")]
 
 
+@pytest.mark.parametrize(
+    ("given", "step"),
+    [
+        ("https://huggingface.co/google/vit", "pipeline(model='google/vit')"),
+        ("hf://google/vit", "pipeline(model='google/vit')"),
+        ("https://example.com/m.onnx", "'https://example.com/m.onnx': it is on a server: download it"),
+    ],
+)
+def test_check_of_an_address(given, step):
+    """As `edge=` in Python says it: the address is no path, whose double slash would be one."""
+    code, out, err = cli("check", given)
+    assert (code, out) == (2, "")
+    assert step in err
+
+
 def test_an_unusable_policy(tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text("treshold = 0.9\n")

@@ -158,6 +158,8 @@ def _array(given: Any, spec: TensorSpec) -> Array:
         return np.asarray(given)
     except ValueError as e:
         why = "its lists differ in length" if "inhomogeneous" in str(e) else e
+        if isinstance(given, tuple):
+            why = "a tuple of parts that differ in form; pairs of an input and its label are passed as X and y"
         raise _bad(spec, f"the input cannot be read as an array: {why}") from None
 
 

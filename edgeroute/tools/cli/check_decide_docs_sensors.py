@@ -21,7 +21,7 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy,
 
 
 def check(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE")] = None,
+    file: Annotated[str | None, typer.Argument(metavar="FILE")] = None,
     *,
     policy: OptionalPolicy = None,
     as_json: Json = False,
@@ -29,7 +29,7 @@ def check(
     """Report what works, what may leave the device and where to, what is missing, and settings that can never work.
 
     Args:
-        file: The policy, in place of --policy; or a model.
+        file: The policy, in place of --policy; or a model, or its name on a hub.
 
     Loads the models and pings the endpoints. Of a policy nothing is delivered or written. Returns exit code 1 if something does
     not work.
@@ -42,8 +42,8 @@ def check(
 
     if (given := file or policy) is None or (file and policy):
         raise typer.BadParameter("one policy is needed, as in `edgeroute check policy.toml`", param_hint="FILE")
-    is_policy = given.suffix.lower() == ".json" or (step_of(str(given)) or "").startswith("expected")
-    with looking_router(given) if is_policy else Router(given, mode="only_edge") as router:
+    is_policy = str(given).lower().endswith(".json") or (step_of(str(given)) or "").startswith("expected")
+    with looking_router(Path(given)) if is_policy else Router(given, mode="only_edge") as router:
         report = router.check()
     print(json.dumps({"ok": report.ok, "lines": report.lines}) if as_json else printable(str(report)))
     return OK if report.ok else FAILED
