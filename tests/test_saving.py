@@ -467,6 +467,9 @@ def test_whose_fault_it_is(tmp_path):
     for how in (Read(), Read(SMALL), Read(SMALL, SMALL)):
         with pytest.raises(BadInput, match=f"name the models with.*its models: {listed}"):
             saving(path, "litellm-log", how=how)
+    one = wrote(tmp_path / "one.jsonl", [payload(0, LARGE, "x", 0.5)])
+    with pytest.raises(BadInput, match=r"it has one model: name the edge .* with --edge, .*large-70b \(1\)"):
+        saving(one, "litellm-log")
     with pytest.raises(BadInput, match=f"--edge-model none matches 0 of its models: {listed}"):
         saving(path, "litellm-log", how=Read("none", LARGE))
     with pytest.raises(BadInput, match=f"--cloud-model [*] matches 3 of its models: {listed}"):

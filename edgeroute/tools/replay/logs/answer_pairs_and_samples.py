@@ -445,7 +445,10 @@ def _sides(where: str, models: Counter[str], how: Read, skipped: LeftOut) -> tup
         other = next(name for name in models if name not in sides)
         sides = [name or other for name in sides]
     if not all(sides) or sides[0] == sides[1]:
-        raise BadInput(f"{where}: name the models with --edge-model and --cloud-model; its models: {listed}{skipped}")
+        how_to = "name the models with --edge-model and --cloud-model"
+        if len(models) == 1:
+            how_to = "it has one model: name the edge that answers its requests with --edge, as in --edge model.gguf"
+        raise BadInput(f"{where}: {how_to}; its models: {listed}{skipped}")
     return sides[0], sides[1]
 
 
