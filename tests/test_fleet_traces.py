@@ -149,6 +149,10 @@ def test_convert_both_ways(tmp_path):
     code, _, err = cli("trace", "convert", path, tmp_path / "t.parquet")
     assert (code, err.count("\n"), "--force" in err) == (1, 1, True)
     assert cli("trace", "convert", path, tmp_path / "t.parquet", "--force")[0] == 0
+    for source, name, suffix in ((path, "o.jsonl", ".parquet"), (tmp_path / "t.parquet", "o.parquet", ".jsonl")):
+        code, _, err = cli("trace", "convert", source, tmp_path / name)
+        assert (code, (tmp_path / name).exists()) == (1, False)
+        assert f"is written as {suffix}, not as" in err
     if os.name == "posix":
         assert (tmp_path / "t.parquet").stat().st_mode & 0o077 == 0
     assert not list(tmp_path.glob("*.new"))

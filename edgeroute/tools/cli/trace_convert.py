@@ -35,7 +35,7 @@ def convert(
     Prints for each new file the records, bytes, and incomplete lines that were left out. Creates folders.
 
     Raises:
-        BadInput: of a single trace: it cannot be read, or the new file exists.
+        BadInput: of a single trace: it cannot be read, the new file exists, or has the suffix of the other form.
     """
     from edgeroute.tools.replay.parquet_trace_format import is_parquet
     from edgeroute.tools.replay.trace_reading_and_conversion import convert as write
@@ -51,7 +51,7 @@ def convert(
     failed = 0
     for path, new in pairs:
         try:
-            _check_new(new, force=force)
+            _check_new(new, path, force=force)
             new.parent.mkdir(parents=True, exist_ok=True)
             number, skipped = write(path, new)
         except BadInput as e:
@@ -69,7 +69,12 @@ def convert(
     return FAILED if failed else OK
 
 
-def _check_new(path: Path, *, force: bool) -> None:
-    """Raise BadInput if a file exists, unless it may be replaced."""
+def _check_new(path: Path, source: Path, *, force: bool) -> None:
+    """Raise BadInput if a file exists, unless it may be replaced, or if its suffix is that of the source's form."""
+    from edgeroute.tools.replay.parquet_trace_format import is_parquet
+
     if path.exists() and not force:
         raise BadInput(f"{path} exists: choose another name, or pass --force")
+    wrong, suffix = (".parquet", ".jsonl") if source.exists() and is_parquet(source) else (".jsonl", ".parquet")
+    if path.suffix.lower() == wrong:
+        raise BadInput(f"{path}: {source} is written as {suffix}, not as {wrong}: name it {path.with_suffix(suffix).name}")
