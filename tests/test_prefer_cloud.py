@@ -3,8 +3,9 @@
 import threading
 
 import pytest
-from both import LONG, Tasks, Threads
+from both import CALLS, LONG, Tasks, Threads, ask
 
+from edgeroute import Cache, NoAnswer, Unreachable
 from edgeroute.core.plan import ENOUGH_RUNS
 from edgeroute.core.routing_policy import INF
 
@@ -15,6 +16,25 @@ MANY = 5_000
 @pytest.fixture(params=[Threads, Tasks])
 def make(request):
     return request.param
+
+
+@pytest.mark.parametrize("deadline", [None, LONG])
+@pytest.mark.parametrize("call", CALLS)
+def test_the_edges_answer_in_place_of_the_clouds_is_degraded(make, call, deadline):
+    """However it is asked for, and however sure the edge is: it is not stored, and the offline rule decides."""
+
+    def cloud(_):
+        raise Unreachable("the link is down")
+
+    def edge(x):
+        return "edge", x
+
+    options = {"threshold": 0.5, "mode": "prefer_cloud", "deadline": deadline}
+    with make(edge, cloud, cache=Cache(), **options) as router:
+        answers = [ask(router, call, sure) for sure in (0.9, 0.1) for _ in range(2)]
+    assert {(answer.value, answer.source, answer.degraded) for answer in answers} == {("edge", "edge", True)}
+    with make(edge, cloud, offline="raise", **options) as router, pytest.raises(NoAnswer):
+        ask(router, call, 0.9)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -177,7 +177,8 @@ class LegState:
 
     Attributes:
         first_by: instant by which it has to begin.
-        last: True if no other leg was left when it was started: its answer is accepted whatever its confidence.
+        last: True if no other leg was left when it was started, and it is no standby: its answer is accepted whatever its
+            confidence.
         accepted: True or False once it is decided; None: undecided.
         passed_over: True if it is not waited for any more, though it may go on.
         ended: True if it has answered, failed or was stopped.
@@ -457,7 +458,8 @@ class StreamWalk:
             stream.pending.remove(i)
             others = stream.pending or stream.plan.skipped or any(v.active for v in stream.states.values())
             first_by = min(stream.now + stream.first_s, stream.deadline - stream.reserve_s(i))
-            stream.states[i] = LegState(stream.now, max(stream.now, first_by), last=not others)
+            last = not others and not stream.legs[i].standby
+            stream.states[i] = LegState(stream.now, max(stream.now, first_by), last)
             event = yield Start(i)
             self.log.append(Mark("start", i, stream.now))
             if event is not None:
