@@ -351,19 +351,10 @@ class OpenAIChat(OneByOne):
         """
         if head.status not in SUCCESS:
             raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
-        kind = head.headers.get("content-type", "").lower()
-        begun = list[bytes | None]()
-        if (as_json := kind.startswith("application/json")) or kind.partition(";")[0].strip() in {"", "text/plain"}:
-            first = yield from read_first()  # what it is, its beginning says: proxies drop or change the type
-            byte = (first or b"").lstrip()[:1]
-            whole = as_json and not any(field.startswith(byte or b"-") for field in FIELDS)
-            if first is not None and byte == b"{":
-                first = yield from read_line(first)
-                whole = not is_piece(first)
-            if whole:
-                rest = yield from read_whole(head)
-                return (yield from self._at_once(rest._replace(body=(first or b"") + rest.body), call))
-            begun.append(first)
+        whole, begun = yield from _read_beginning(head)
+        if whole:
+            rest = yield from read_whole(head)
+            return (yield from self._at_once(rest._replace(body=(begun[0] or b"") + rest.body), call))
         gathered, events, start = Gathered(), Events(), b""
         sure = RunningConfidence(self._chat.rule)
         over = progress = shown = False
@@ -521,6 +512,23 @@ class OpenAIChat(OneByOne):
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
+
+
+def _read_beginning(head: Head) -> AnswerStream[tuple[bool, list[bytes | None]]]:
+    """Read until it is clear if a reply is one JSON value; return that, and what was read: a piece at most, None at its end.
+
+    Its beginning decides, since proxies drop or change the type. Nothing is read if the type is one of streams.
+    """
+    kind = head.headers.get("content-type", "").lower()
+    as_json = kind.startswith("application/json")
+    if not as_json and kind.partition(";")[0].strip() not in {"", "text/plain"}:
+        return False, []
+    first = yield from read_first()
+    byte = (first or b"").lstrip()[:1]
+    if first is not None and byte == b"{":
+        first = yield from read_line(first)
+        return not is_piece(first), [first]
+    return as_json and not any(field.startswith(byte or b"-") for field in FIELDS), [first]
 
 
 def _count_usage(usage: Any, expected: Tokens | None, seen: Tokens) -> Tokens | None:

@@ -142,7 +142,6 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
     A batch axis of 1 is dropped, a single named output is read as an array, and a number output cuts boxes, scores and classes;
     without classes all are 0. Boxes still to be decoded by anchors raise `wrong` too, which says what to do.
     """
-    more: dict[str, Any] = {}
     if isinstance(row, list) and len(row) == 1 and isinstance(row[0], Mapping) and not are_detections(row):
         row = row[0]  # of a batch of one picture, as torchvision gives it
     if isinstance(row, Mapping):
@@ -152,33 +151,21 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
         if names is None:
             listed = f"has outputs {', '.join(map(str, row))}: boxes need one named box, one score, and one class or label"
             raise wrong(before_anchors(row) or listed)
-        boxes, scores = np.asarray(row[names[0]]), np.asarray(row[names[1]]).reshape(-1)
-        classes = np.zeros(len(scores)) if names[2] is None else np.asarray(row[names[2]]).reshape(-1)
-        boxes = boxes[0] if boxes.ndim == 3 and len(boxes) == 1 else boxes  # noqa: PLR2004 - with its batch axis
-        boxes = boxes[None] if boxes.shape == (_SIDES,) and len(scores) == 1 else boxes
-        for name, key in (("keypoints", "keypoints"), ("masks", "mask")):
-            if name in row and len(row[name]) == len(boxes):
-                more[key] = np.asarray(row[name])
-        number = next((row[name] for name in row if "num" in str(name).lower()), None)
-        if number is not None and np.size(number) == 1:
-            n = int(np.asarray(number).reshape(-1)[0])
-            boxes, scores, classes = boxes[:n], scores[:n], classes[:n]
+        parts = _of_named_outputs(row, *names)
     elif are_detections(row) or (isinstance(row, list) and not row):
-        sides = [box["box"] for box in row]
-        boxes = np.array([[*side.values()] if isinstance(side, Mapping) else side for side in sides]).reshape(-1, _SIDES)
-        scores = np.array([box["score"] for box in row], float)
-        classes = np.array([box.get("label", 0) for box in row], object)
+        parts = _of_detections(row)
     else:
         array = np.asarray(row)
         array = array[0] if array.ndim == 3 and len(array) == 1 else array  # noqa: PLR2004 - with its batch axis
-        parts = _columns(array, labels) if array.ndim == 2 and array.dtype.kind in "fiub" else None  # noqa: PLR2004
-        if parts is None:
+        columns = _columns(array, labels) if array.ndim == 2 and array.dtype.kind in "fiub" else None  # noqa: PLR2004
+        if columns is None:
             raise wrong(
                 f"gives an output {list(array.shape)}: boxes are [n, {_COLUMNS}] (x1, y1, x2, y2, score, class), or before "
                 f"non-maximum suppression [4 + classes, n] or [n, 5 + classes], of at least {RAW} boxes"
                 + (f" and with {len(labels)} labels" if labels else "")
             )
-        boxes, scores, classes, more = parts
+        parts = columns
+    boxes, scores, classes, more = parts
     if boxes.size == 0:
         boxes = boxes.reshape(0, _SIDES)
     if boxes.ndim == 2 and boxes.shape[1] == _SIDES and _before_anchors(boxes, scores):  # noqa: PLR2004 - [n, 4]
@@ -186,6 +173,31 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
     if boxes.ndim != 2 or boxes.shape[1] != _SIDES or not len(boxes) == len(scores) == len(classes):  # noqa: PLR2004
         raise wrong(f"gives {list(boxes.shape)} boxes, {len(scores)} scores and {len(classes)} classes, which do not fit")
     return boxes, scores, classes, more
+
+
+def _of_named_outputs(row: Mapping[str, Any], box: Any, score: Any, label: Any) -> Parts:
+    """Return the parts of named outputs, of which these hold boxes, scores and classes; without the latter, all classes are 0."""
+    more: dict[str, Any] = {}
+    boxes, scores = np.asarray(row[box]), np.asarray(row[score]).reshape(-1)
+    classes = np.zeros(len(scores)) if label is None else np.asarray(row[label]).reshape(-1)
+    boxes = boxes[0] if boxes.ndim == 3 and len(boxes) == 1 else boxes  # noqa: PLR2004 - with its batch axis
+    boxes = boxes[None] if boxes.shape == (_SIDES,) and len(scores) == 1 else boxes
+    for name, key in (("keypoints", "keypoints"), ("masks", "mask")):
+        if name in row and len(row[name]) == len(boxes):
+            more[key] = np.asarray(row[name])
+    number = next((row[name] for name in row if "num" in str(name).lower()), None)
+    if number is not None and np.size(number) == 1:
+        n = int(np.asarray(number).reshape(-1)[0])
+        boxes, scores, classes = boxes[:n], scores[:n], classes[:n]
+    return boxes, scores, classes, more
+
+
+def _of_detections(row: Sequence[Mapping[str, Any]]) -> Parts:
+    """Return the parts of a list of detections, each a mapping with box, score and, if it has one, label."""
+    sides = [box["box"] for box in row]
+    boxes = np.array([[*side.values()] if isinstance(side, Mapping) else side for side in sides]).reshape(-1, _SIDES)
+    scores = np.array([box["score"] for box in row], float)
+    return boxes, scores, np.array([box.get("label", 0) for box in row], object), {}
 
 
 def before_anchors(row: Any) -> str:

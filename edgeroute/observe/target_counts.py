@@ -122,36 +122,41 @@ class Counts(ForkSafe):
                 if not batch:
                     edge.add_time(ended.at - started.at)
                 continue
-            deferred, early, limits = False, set[int](), dict[int, float]()
-            for kind, i, at_s, detail in log:
-                leg = known[legs[i].name]
-                if kind == "start":
-                    leg.started += 1
-                    leg.since = at_s
-                    deferred = deferred or legs[i].permit is not None
-                elif kind == "failed":
-                    leg.failed += (detail if isinstance(detail, str) else Failure.of(detail).code) not in UNFIT
-                elif kind in {"cancelled", "timeout"}:
-                    leg.cancelled += 1
-                elif kind == "decided":
-                    early.add(i)
-                elif kind == "limit":
-                    limits[i] = detail
-                else:
-                    whole = i not in early or kind != "below"  # else it was judged by its beginning, and went on or was stopped
-                    counted = i not in early or kind != "kept"  # else at the decision
-                    leg.answered += counted
-                    leg.accepted += kind == "accepted"
-                    if counted and judged(legs[i]):
-                        leg.judged += 1
-                        leg.below += kind == "below"
-                        limit = limits.get(i, legs[i].threshold)
-                        self.spared += leg.note_deficit(legs[i], detail, limit, accepted=kind == "accepted")
-                    if whole and not batch:
-                        leg.add_time(at_s - leg.since)
+            deferred = self._add_log(legs, log, batch)  # in which a signal handler may count others
             self.deferred += deferred
             self.unanswered += answered_by is None and not accepted
             self.degraded += answered_by is not None and not accepted
+
+    def _add_log(self, legs: Sequence[Leg], log: Sequence[Mark], batch: bool) -> bool:
+        """Count the events of one request into its targets' counters; return True if the cloud was asked."""
+        deferred, early, limits = False, set[int](), dict[int, float]()
+        for kind, i, at_s, detail in log:
+            leg = self._legs[legs[i].name]
+            if kind == "start":
+                leg.started += 1
+                leg.since = at_s
+                deferred = deferred or legs[i].permit is not None
+            elif kind == "failed":
+                leg.failed += (detail if isinstance(detail, str) else Failure.of(detail).code) not in UNFIT
+            elif kind in {"cancelled", "timeout"}:
+                leg.cancelled += 1
+            elif kind == "decided":
+                early.add(i)
+            elif kind == "limit":
+                limits[i] = detail
+            else:
+                whole = i not in early or kind != "below"  # else it was judged by its beginning, and went on or was stopped
+                counted = i not in early or kind != "kept"  # else at the decision
+                leg.answered += counted
+                leg.accepted += kind == "accepted"
+                if counted and judged(legs[i]):
+                    leg.judged += 1
+                    leg.below += kind == "below"
+                    limit = limits.get(i, legs[i].threshold)
+                    self.spared += leg.note_deficit(legs[i], detail, limit, accepted=kind == "accepted")
+                if whole and not batch:
+                    leg.add_time(at_s - leg.since)
+        return deferred
 
     def count_unsure(self, edges: Iterable[Unsure]) -> None:
         """Count edges that were skipped because their confidence, known before the run, was below their thresholds.
