@@ -83,6 +83,14 @@ class Tensors:
         self.routing, self.calls, self.names, self.max_json_bytes = routing, calls, names, max_json_bytes
         self._cache: tuple[Snapshot | None, tuple[TensorSpec, ...]] = (None, ())
 
+    def routes(self) -> list[Route]:
+        """Return the routes of the Open Inference Protocol: of the server, and of a model and its versions."""
+        routes = [Route("/v2", self.server), Route("/v2/health/live", self.live), Route("/v2/health/ready", self.ready)]
+        for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            routes += [Route(f"{base}/infer", self, methods=["POST"]), Route(base, self.model)]
+            routes.append(Route(f"{base}/ready", self.model_ready))
+        return routes
+
     async def server(self, _: Request) -> Response:
         """Describe the gateway."""
         return reply({"name": "edgeroute-gateway", "version": protocol.VERSION, "extensions": ["binary_tensor_data"]})
@@ -363,6 +371,38 @@ class Models:
 NAME = "edgeroute"
 
 
+def _text_routes(routing: openai.Routing, calls: access.Calls, of_client: Mapping[str, Any]) -> list[Route]:
+    """Return the routes of OpenAI's and Anthropic's APIs of texts, and a store of responses behind them.
+
+    Args:
+        routing: calls of the router.
+        calls: limits of the requests in progress.
+        of_client: the names of the model, and the keys that clients may send (`names` and `allow` of `openai.read_request`).
+    """
+    stored = responses.StoredResponses()
+    message = Dialect(partial(messages.read_request, **of_client), messages.MessageReply)
+    dialects = {
+        "chat/completions": Dialect(partial(openai.read_request, chat=True, **of_client), openai.Completion),
+        "completions": Dialect(partial(openai.read_request, chat=False, **of_client), openai.Completion),
+        "responses": Dialect(
+            partial(responses.read_request, **of_client, stored=stored), partial(responses.ResponseReply, stored=stored)
+        ),
+        "messages": message,
+    }
+
+    async def delete_response(request: Request) -> Response:
+        """Delete a stored response; raise 404 for one that is not stored."""
+        if not stored.delete(identity := request.path_params["id"]):
+            raise HTTPException(404, "there is no such response here")
+        return reply({"id": identity, "object": "response", "deleted": True})
+
+    return [
+        *(Route(f"/v1/{path}", Completions(routing, calls, dialect), methods=["POST"]) for path, dialect in dialects.items()),
+        Route("/v1/responses/{id}", delete_response, methods=["DELETE"]),
+        Route("/v1/messages/count_tokens", TokenCount(routing, calls, message), methods=["POST"]),
+    ]
+
+
 def app(
     router: AsyncRouter[Any],
     *,
@@ -432,42 +472,11 @@ def app(
             for each in {router, embeddings or router}:
                 await each.close()
 
-    stored = responses.StoredResponses()
-    of_client: dict[str, Any] = {"names": names_all, "allow": allow}
-    chats = Dialect(partial(openai.read_request, chat=True, **of_client), openai.Completion)
-    texts = Dialect(partial(openai.read_request, chat=False, **of_client), openai.Completion)
-    response = Dialect(
-        partial(responses.read_request, **of_client, stored=stored), partial(responses.ResponseReply, stored=stored)
-    )
-    message = Dialect(partial(messages.read_request, **of_client), messages.MessageReply)
-
-    async def delete_response(request: Request) -> Response:
-        """Delete a stored response; raise 404 for one that is not stored."""
-        if not stored.delete(identity := request.path_params["id"]):
-            raise HTTPException(404, "there is no such response here")
-        return reply({"id": identity, "object": "response", "deleted": True})
-
-    own = [*routes]
+    own, of_client = [*routes], dict[str, Any](names=names_all, allow=allow)
     all_routes: list[BaseRoute] = [
-        *own,
-        Route("/v1/chat/completions", Completions(routing, calls, chats), methods=["POST"]),
-        Route("/v1/completions", Completions(routing, calls, texts), methods=["POST"]),
-        Route("/v1/responses", Completions(routing, calls, response), methods=["POST"]),
-        Route("/v1/responses/{id}", delete_response, methods=["DELETE"]),
-        Route("/v1/messages", Completions(routing, calls, message), methods=["POST"]),
-        Route("/v1/messages/count_tokens", TokenCount(routing, calls, message), methods=["POST"]),
-        Route("/v1/models", models.all),
-        Route("/v1/models/{name}", models.describe_model),
-        Route("/v2", tensors.server),
-        Route("/v2/health/live", tensors.live),
-        Route("/v2/health/ready", tensors.ready),
-    ]
-    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        all_routes += [
-            Route(f"{base}/infer", tensors, methods=["POST"]),
-            Route(base, tensors.model),
-            Route(f"{base}/ready", tensors.model_ready),
-        ]
+        *own, *_text_routes(routing, calls, of_client), Route("/v1/models", models.all),
+        Route("/v1/models/{name}", models.describe_model), *tensors.routes(),
+    ]  # fmt: skip
     if embeddings is not None:
         embedding.check_one_model(embeddings.engine.snapshot)
         embeddings.engine.private = router.engine.private  # a private turn of a chat stays on this path, too
