@@ -486,7 +486,7 @@ def test_a_child_goes_on_with_a_copy():
     ("state", "message"),
     [
         ({"shape": [2, 3]}, r"the shape of state is \[2, 3\], the file has \[2, -1, 4\]"),
-        ({"input": "sr"}, "state: stateN is float32, and sr takes int64"),
+        ({"input": "sr"}, "state: stateN is float32 but sr takes int64"),
     ],
 )
 def test_a_wrong_state(vad, tmp_path, state, message):

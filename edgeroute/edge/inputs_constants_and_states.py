@@ -216,7 +216,7 @@ def _first_state(state: CardState, inputs: Mapping[str, TensorSpec], outputs: Ma
             raise ValueError(f"its card's state names the {kind} {name!r}, the file has {list(known)}: {nearest(name, known)}")
     spec = inputs[state.input]
     if outputs[state.output].dtype != spec.dtype or spec.dtype == "object":
-        raise ValueError(f"its card's state: {state.output} is {outputs[state.output].dtype}, {state.input} takes {spec.dtype}")
+        raise ValueError(f"card's state: {state.output} is {outputs[state.output].dtype} but {state.input} takes {spec.dtype}")
     if state.shape is None:
         if spec.shape.count(-1) > 1:
             raise ValueError(f'its card\'s state: {state.input} is {list(spec.shape)} in the file: write its first "shape"')
