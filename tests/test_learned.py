@@ -11,7 +11,7 @@ from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute import BadReply, ModelError, ModelMissing, PolicyError, StoreError
+from edgeroute import BadReply, CallableModel, ModelError, ModelMissing, PolicyError, Router, StoreError
 from edgeroute.confidence import (
     Learned,
     Reader,
@@ -359,6 +359,35 @@ def test_it_is_a_score_for_the_reader():
     assert Reader(score).read_one(z[:1]).confidence == score(z[0]) == score(z[0].tolist()) == score({"logits": z[0], "box": None})
     text = fit_text(*texts(500))
     assert Reader(text).read_one([("a text", [-0.5, -0.1])])[:2] == ("a text", text([-0.5, -0.1]))
+
+
+@pytest.mark.parametrize("form", ["by class", "beside a label"])
+def test_a_score_is_learned_from_probabilities_by_class(form):
+    """As scikit-learn, LightGBM and XGBoost give them: from their logarithms, at the calibration and in use."""
+    z, edge_right, cloud_right = specialist(1000)
+    said = z.argmax(1)
+    right = np.where(edge_right, said, (said + 1) % 6)
+    told = np.where(cloud_right, right, (right + 1) % 6)
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+
+    def by_class(i):
+        return dict(enumerate(p[i].tolist()))
+
+    def labelled(i):
+        return int(said[i]), p[i]
+
+    def cloud(i):
+        return int(told[i])
+
+    edge = by_class if form == "by class" else CallableModel(labelled, kind="label+probabilities")
+    examples = [*range(1000)]
+    with Router(edge, cloud, threshold=0.5) as router:
+        result = router.calibrate(examples, right.tolist(), max_loss=0.1, score="auto")
+    assert result.score.name == "learned"
+    with Router(edge, cloud, threshold=result) as router:
+        used = [router.infer(i, mode="only_edge").confidence for i in examples[:20]]
+    assert used == pytest.approx(result.score.many(np.log(p[:20])).tolist())
 
 
 def test_outputs_of_another_model():

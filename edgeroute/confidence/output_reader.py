@@ -148,8 +148,9 @@ class Reader:
         if self.score == "energy" and kind in {"probabilities", "logprobs", "label+probabilities", "multilabel"}:
             raise PolicyError("the energy score needs logits, and this model gives probabilities")
         self.kind = kind
-        # True if the score takes logits and the model gives probabilities, whose logarithms serve as logits.
-        self._logits = kind in {"probabilities", "label+probabilities"} and getattr(self.score, "of_logits", False)
+        # True if the score takes logits; where the model gives probabilities, their logarithms serve as logits.
+        self._of_logits = getattr(self.score, "of_logits", False)
+        self._logits = kind in {"probabilities", "label+probabilities"} and self._of_logits
         self._special = {
             "label+probabilities": self._labelled_prediction, "value": self._value,
             "boxes": self._decoded, "ctc": self._decoded, "multilabel": self._decoded,
@@ -404,7 +405,7 @@ class Reader:
         z = [log(v) if v > 0 else TINY if v == 0 else NAN for v in p.tolist()]
         if len(z) == 1:
             z = binary(float(p[0]), "probabilities")
-        sure = self._row(z, max(z)) if self._custom is None else self._custom_score(z if self._logits else row)
+        sure = self._row(z, max(z)) if self._custom is None else self._custom_score(z if self._of_logits else row)
         return Prediction(z.index(max(z)), sure, row)
 
     def _by_class(self, p: Mapping[Any, Any], row: Any) -> Prediction:

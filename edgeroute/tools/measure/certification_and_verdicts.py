@@ -266,7 +266,9 @@ def fit_score(
         PolicyError: the outputs are not an array of logits.
     """
     if outputs is None or outputs.shape[1] < 2:  # noqa: PLR2004 - nothing to tell apart
-        raise PolicyError("a score is learned from two or more logits for each input, always as many: this model gives others")
+        raise PolicyError(
+            "a score is learned from two or more logits or probabilities for each input, always as many; these are others"
+        )
     learned = fit(outputs, edge_correct, cloud_correct, ood=ood, blend=choose)
     if learned.name != "learned":
         return Fitted(None, msp, learned.chosen_because)

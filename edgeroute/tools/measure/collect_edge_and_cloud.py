@@ -33,6 +33,7 @@ from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, f
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.tools.measure.evaluation import Examples, answer_names, label_matcher
+from edgeroute.tools.measure.score_fitting import probabilities_by_class
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -336,7 +337,8 @@ def collect(
     parts = list[Examples]()
     for k, number in enumerate(calls.numbers):
         predictions = [runs[i][k].prediction for i in answered]
-        outputs = _stack([prediction.outputs for prediction in predictions])
+        rows = [prediction.outputs for prediction in predictions]
+        outputs = _stack(rows)
         if readers[k].kind in {None, "logits"} and outputs is not None and _are_probabilities(outputs):
             raise ModelError(
                 f"{calls.backend(number).where} returns probabilities, and its card says logits: the scores would be wrong. "
@@ -344,13 +346,17 @@ def collect(
             )
         right, times = rights[k], np.array([runs[i][k].took_s for i in answered], float)
         labels_left = None if right is None else [right[i] for i in answered]
-        parts.append(_examples(readers[k], predictions, cloud_answers, labels_left, outputs, edge_s=times, **measured))
+        logits = _as_logits(readers[k], outputs)
+        if logits is None and readers[k].kind in {None, "probabilities", "label+probabilities"}:
+            probabilities = probabilities_by_class(rows)
+            logits = None if probabilities is None else np.log(np.maximum(probabilities, SMALLEST))
+        parts.append(_examples(readers[k], predictions, cloud_answers, labels_left, logits, edge_s=times, **measured))
     return parts, len(reached)
 
 
 def _examples(
     reader: Reader, edge: Sequence[Prediction], cloud: Sequence[Prediction] | None, labels: list[Any] | None,
-    outputs: Floats | None, **measured: Any,
+    logits: Floats | None, **measured: Any,
 ) -> Examples:  # fmt: skip
     """Return examples of these answers, all in one spelling, with notes on that. measured: further fields of `Examples`.
 
@@ -359,7 +365,6 @@ def _examples(
     values = None if cloud is None else [prediction.value for prediction in cloud]
     ran = [prediction.value for prediction in edge]
     edge_values, cloud_values, labels, notes = _matched(ran, values, labels, answer_names(reader, ran))
-    logits = _as_logits(reader, outputs)
     return Examples(_scores(edge), edge_values, cloud_values, labels, logits, notes=notes, **measured)
 
 
@@ -388,7 +393,8 @@ def recorded_examples(
             raise BadInput(f"there are {n} edge_logits and {len(cloud_answers)} cloud_logits")
     right = None if labels is None else label_values(labels, answer_names(edge_reader), n)
     outputs = np.asarray(edge_outputs, float)
-    return _examples(edge_reader, predictions, cloud_answers, right, outputs, groups=None if groups is None else list(groups))
+    logits = _as_logits(edge_reader, outputs)
+    return _examples(edge_reader, predictions, cloud_answers, right, logits, groups=None if groups is None else list(groups))
 
 
 def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, first: int = 0) -> list[Any]:

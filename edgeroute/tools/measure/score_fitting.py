@@ -31,6 +31,13 @@ from edgeroute.confidence.learned_score_features import (
     features_of_logits,
     text_features,
 )
+from edgeroute.confidence.output_forms_labels_and_comparison import (
+    as_array,
+    is_by_class,
+    label_and_probabilities,
+    several,
+    sum_to_one,
+)
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED
 from edgeroute.errors import PolicyError
 from edgeroute.tools.measure import gain_from_prompts
@@ -42,6 +49,18 @@ RARE = 20  # least harms (or wins) to fit features to; with fewer their rate is 
 TRUST = 60  # events (harms and wins) from which `auto` trusts the fit as much as msp
 KNOTS = 65  # quantiles of a score in its file, for ranks
 FREE = 0.01  # ridge of the intercept and the first feature: keeps the weights finite on separable examples
+
+
+def probabilities_by_class(outputs: Sequence[Any]) -> Array | None:
+    """Return the probabilities [n, classes] of rows that map classes to them, or have a label beside; None: of another form."""
+    rows = list[Any]()
+    for row in outputs:
+        parts = row if isinstance(row, Mapping) else dict(enumerate(row)) if several(row) else {}
+        p = parts if is_by_class(parts) else (label_and_probabilities(parts) or ({}, {}))[1]
+        rows.append(np.array([*p.values()] if isinstance(p, Mapping) else as_array(p), float))
+        if rows[-1].shape != rows[0].shape or rows[0].ndim != 1 or not sum_to_one(rows[-1].tolist()):
+            return None
+    return np.array(rows) if rows else None
 
 
 def fit(
