@@ -82,9 +82,9 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
         raise ValueError(f"is not text in UTF-8, at byte {e.start}") from None
 
 
-def read_json(path: str | os.PathLike[str], most: int = MOST_TEXT) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value of a regular file of JSON. Raises as `read_text` and `parse_json`."""
-    return parse_json(read_text(path, most))
+    return parse_json(read_text(path))
 
 
 def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:

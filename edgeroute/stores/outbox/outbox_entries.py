@@ -135,7 +135,7 @@ def read_checked(row: Sequence[Any]) -> Listed:
         _check(entry, "id state target", str)
         _check_one_of(entry.state, get_args(State), "state")
         _check_class(entry.data_class)
-        _check_times(entry, "ready_at queued_at")
+        _check_times(entry)
         _check(entry, "attempts bytes", int)
         _check_size(entry.bytes)
     except Damaged as e:
@@ -162,7 +162,7 @@ def read_waiting(row: Sequence[Any]) -> Waiting:
     entry = Waiting(*row)
     _check(entry, "id target kind rule method path error origin", str)
     _check(entry, "importance", float)
-    _check_times(entry, "ready_at queued_at")
+    _check_times(entry)
     _check(entry, "body", bytes)
     _check(entry, "attempts", int)
     _check_class(entry.data_class)
@@ -239,9 +239,9 @@ def _check_size(size: int) -> None:
         raise Damaged(f"its bytes are {size}")
 
 
-def _check_times(entry: Waiting | Listed, names: str) -> None:
-    """Raise Damaged unless the named fields are floats between -`FAR_S` and `FAR_S`."""
-    for name in names.split():
+def _check_times(entry: Waiting | Listed) -> None:
+    """Raise Damaged unless `ready_at` and `queued_at` are floats between -`FAR_S` and `FAR_S`."""
+    for name in ("ready_at", "queued_at"):
         if not _is_instant(value := getattr(entry, name)):
             raise Damaged(f"its {name} is {value!r}")
 

@@ -262,14 +262,15 @@ def seal(path: Path) -> None:
     """Insert the mark and the CRC-32 of all other bytes before a Parquet file's footer, in place. Raises OSError."""
     with path.open("r+b") as file:
         footer = file.seek(-_END, os.SEEK_END) - int.from_bytes(file.read(4), "little")
-        checksum = _crc32(file, 0, footer)
+        checksum = _crc32(file, footer)
         end = file.read()
         file.seek(footer)
         file.write(SEAL + zlib.crc32(end, checksum).to_bytes(4, "little") + end)
 
 
-def _crc32(file: BinaryIO, checksum: int, size: int) -> int:
-    """Return the CRC-32 of the first `size` bytes of a file, continued from `checksum`; the file's place is behind them then."""
+def _crc32(file: BinaryIO, size: int) -> int:
+    """Return the CRC-32 of the first `size` bytes of a file, and leave its position behind them."""
+    checksum = 0
     file.seek(0)
     while size and (part := file.read(min(size, 1 << 20))):
         checksum, size = zlib.crc32(part, checksum), size - len(part)
@@ -284,7 +285,7 @@ def _check_seal(file: BinaryIO) -> None:
     mark = footer - len(SEAL) - 4
     if file.read() != MAGIC or mark < 0:
         raise ValueError("it ends early")
-    checksum = _crc32(file, 0, mark)
+    checksum = _crc32(file, mark)
     seal = file.read(len(SEAL) + 4)
     if not seal.startswith(SEAL):
         raise ValueError("its checksum is missing: only files of `edgeroute trace convert` are read")

@@ -300,7 +300,7 @@ def read(
             raise BadInput(f"the model has no input {_say(tensor['name'])}, only {list(specs)}")
         if spec.name in feed:
             raise BadInput(f"{spec.name} is there twice: send it once")
-        parameters = _map(tensor, "parameters")
+        parameters = _parameters(tensor)
         size = parameters.get("binary_data_size")
         if size is not None and length is None:
             raise BadInput(f"{spec.name} is announced as binary: say in the header {LENGTH} where the JSON ends")
@@ -323,7 +323,7 @@ def read(
     name = head.get("id")
     if not isinstance(name, str | None):
         raise BadInput(f"id is {_say(name)}: send a string or leave it out")
-    edges = _map(head, "parameters").get(PARAMETER)
+    edges = _parameters(head).get(PARAMETER)
     return Ask({name: feed[name] for name in specs}, _outputs(head, [spec.name for spec in outputs]), name, edges)
 
 
@@ -433,11 +433,11 @@ def _list(head: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return value
 
 
-def _map(head: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return a key's value, an object; empty if absent; raise `BadInput` otherwise."""
-    value = head.get(key)
+def _parameters(head: dict[str, Any]) -> dict[str, Any]:
+    """Return the object `parameters` of a request, input or output; empty if absent; raise `BadInput` if it is no object."""
+    value = head.get("parameters")
     if not isinstance(value, dict | None):
-        raise BadInput(f"{key} is {_say(value)}: send an object or leave it out")
+        raise BadInput(f"parameters is {_say(value)}: send an object or leave it out")
     return value or {}
 
 
@@ -596,7 +596,7 @@ def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
     Raises:
         BadInput: there is no such output, or a parameter is no boolean.
     """
-    binary = _flag(_map(head, "parameters"), "binary_data_output", default=False)
+    binary = _flag(_parameters(head), "binary_data_output", default=False)
     if not head.get("outputs"):
         return [(name, binary) for name in names]
     chosen: dict[str, bool] = {}
@@ -604,7 +604,7 @@ def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
         name = output["name"]
         if name not in names:
             raise BadInput(f"the model has no output {_say(name)}, only {names}")
-        chosen[name] = _flag(_map(output, "parameters"), "binary_data", default=binary)
+        chosen[name] = _flag(_parameters(output), "binary_data", default=binary)
     return list(chosen.items())
 
 
