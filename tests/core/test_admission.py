@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
-from edgeroute.core.endpoint_breaker_and_limits import FAULTS, FIRST_S, LEAST, Admission, behind, price
+from edgeroute.core.endpoint_breaker_and_limits import ALLOWED_S, FAULTS, FIRST_S, LEAST, Admission, behind, price
 from edgeroute.core.error_codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, may_succeed_again
 from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending, Tokens
@@ -88,6 +88,19 @@ def test_what_the_end_of_an_attempt_says(failure, how, verdict):
 
 
 # by example
+
+
+@pytest.mark.parametrize(
+    ("status", "succeeded", "at", "opens"),
+    [(403, True, ALLOWED_S - 1, False), (403, True, ALLOWED_S, True), (403, False, 1.0, True), (401, True, 1.0, True)],
+)
+def test_what_is_forbidden_to_some(status, succeeded, at, opens):
+    """403 is about a request's content for a while after a success; without one, or as 401, it is about all."""
+    rules = admission(Terms())
+    if succeeded:
+        rules.succeeded(0.0)
+    assert [rules.failed(at, 0.5, status) for _ in range(FAULTS)] == [False] * (FAULTS - 1) + [opens]
+    assert rules.breaker.faults == (FAULTS if opens else 0)
 
 
 def test_each_limit_has_its_code():
