@@ -302,7 +302,16 @@ def test_a_reader_that_goes_away(desk, command):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
-@pytest.mark.parametrize("command", ["policies list", "policies list --json", "--help", "infer -p policy.toml data.npz --json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "policies list",
+        "policies list --json",
+        "--help",
+        "infer -p policy.toml data.npz --json",
+        "serve edge.onnx --port 0 --json",
+    ],
+)
 def test_output_that_cannot_be_written(desk, command):
     """A full disk is told in one line, and is no mistake of edgeroute."""
     with Path("/dev/full").open("wb") as full:

@@ -266,6 +266,7 @@ def run(
 
     Raises:
         PolicyError: the address cannot be listened on.
+        Exception: what `on_ready` raises, once the server has ended.
     """
     config = uvicorn.Config(
         application,
@@ -287,6 +288,8 @@ def run(
             stops(server.stop)
         server.run([listener])
         del child_closer
+    if server.failure is not None:
+        raise server.failure
     return heard[0] if heard else 0
 
 
@@ -319,6 +322,7 @@ class _Server(uvicorn.Server):
         self._on_ready, self._url, self._heard, self._beat = on_ready, url, heard, beat
         self._notify = Notify()
         self._watch: asyncio.Task[None] | None = None
+        self.failure: BaseException | None = None
 
     def stop(self) -> None:
         """Make the server shut down soon; safe from any thread."""
@@ -327,7 +331,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application and listen; then run `beat` in a task, with a service manager, and call `on_ready` with the URL.
 
-        If a signal has arrived already, make the server end instead; if the application did not start, do neither.
+        If a signal has arrived already, make the server end instead; if the application did not start, do neither. What
+        `on_ready` raises ends the server, and becomes `failure`.
         """
         await super().startup(sockets)
         if self._heard:  # before uvicorn listened to signals
@@ -336,7 +341,10 @@ class _Server(uvicorn.Server):
             if self._notify:
                 self._watch = asyncio.create_task(self._beat(self._notify))
             if self._on_ready is not None:
-                self._on_ready(self._url)
+                try:
+                    self._on_ready(self._url)
+                except BaseException as e:  # noqa: BLE001 - raised again by `run`; uvicorn would log it with a traceback
+                    self.failure, self.should_exit = e, True
 
     async def on_tick(self, counter: int) -> bool:
         """Return True to end, ten times a second: also after a signal that uvicorn does not listen to, a terminal's hang-up."""
