@@ -153,6 +153,7 @@ def test_convert_both_ways(tmp_path):
         code, _, err = cli("trace", "convert", source, tmp_path / name)
         assert (code, (tmp_path / name).exists()) == (1, False)
         assert f"is written as {suffix}, not as" in err
+    assert "is written as" not in cli("trace", "convert", tmp_path / "none", tmp_path / "o.jsonl")[2]
     if os.name == "posix":
         assert (tmp_path / "t.parquet").stat().st_mode & 0o077 == 0
     assert not list(tmp_path.glob("*.new"))

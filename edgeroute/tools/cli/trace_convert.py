@@ -76,5 +76,5 @@ def _check_new(path: Path, source: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise BadInput(f"{path} exists: choose another name, or pass --force")
     wrong, suffix = (".parquet", ".jsonl") if source.exists() and is_parquet(source) else (".jsonl", ".parquet")
-    if path.suffix.lower() == wrong:
+    if path.suffix.lower() == wrong and source.exists():
         raise BadInput(f"{path}: {source} is written as {suffix}, not as {wrong}: name it {path.with_suffix(suffix).name}")
