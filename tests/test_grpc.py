@@ -317,7 +317,7 @@ def test_replies_that_are_none(server, kind):
     said = server.messages["Response"](model_name="m")
     said.outputs.add(name="y", datatype="FP32", shape=[1, 3])
     for answer, message in [
-        (b"\xff\xff\xff", "no Response of the protocol"),
+        (b"\xff\xff\xff", "sent an invalid Response"),
         (said.SerializeToString(), "another number of values than its shape says: 0 came"),
         (b"", "gave 0 outputs"),
     ]:

@@ -188,10 +188,10 @@ def test_any_api_takes_it_where_its_body_has_it(kind):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"send_edge": True, "body": {"x": "{input}"}}, "it is not in it"),
-        ({"send_edge": True, "body_type": "form"}, "it is not in it"),
+        ({"send_edge": True, "body": {"x": "{input}"}}, "answer is not in it"),
+        ({"send_edge": True, "body_type": "form"}, "answer is not in it"),
         ({"body": {"x": "{input}", "edge": "{edge}"}}, "with send_edge alone"),
-        ({"send_edge": True, "body": {"edge": "{edge}"}}, "nothing of the input"),
+        ({"send_edge": True, "body": {"edge": "{edge}"}}, "the input is missing"),
         ({"send_edge": True, "body": {"x": "{input}", "edge": "{edge.valeu}"}}, "has no .valeu.: did you mean .value"),
         ({"send_edge": 1}, "send_edge is True or False"),
     ],

@@ -126,7 +126,7 @@ class Ladder:
         if len(names) < 2 or len(set(names)) < len(names):  # noqa: PLR2004 - one is no choice
             raise PolicyError(f"codec: a ladder has two or more different codecs, best first, not {', '.join(names) or 'none'}")
         if any(isinstance(rung, Ladder) for rung in rungs):
-            raise PolicyError("codec: a ladder has codecs, and no ladder")
+            raise PolicyError("codec: a ladder takes codecs, not another ladder")
         if len({rung.pictures for rung in rungs}) > 1:
             raise PolicyError(f"codec: a ladder is of pictures or of tensors, not of both: {', '.join(names)}")
         self.rungs, self.floor, self.pictures = tuple(rungs), rungs[-1], rungs[-1].pictures
@@ -349,7 +349,7 @@ def _as_sent_picture(fit: tuple[Picture | None, str], x: Any) -> Array:
         x = _ANY(x)
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8:
         what = f"{shape_text(x.shape)} {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise BadInput(f"expected a picture, uint8, or the file of one, and not {what}: convert it, its scale is yours to say")
+        raise BadInput(f"expected a picture, uint8, or its file, not {what}: convert it to uint8, since only you know its scale")
     if picture is not None and (x.ndim == 2) != (picture.channels == 0):  # noqa: PLR2004 - grey
         raise BadInput(f"expected a picture of {picture.channels or 1} channels, got {shape_text(x.shape)}")
     return x

@@ -68,7 +68,7 @@ class Egress:
         if unknown_class not in {"deny", "allow"}:
             raise PolicyError(f"unknown_class is 'deny' or 'allow', not {unknown_class!r}")
         if both := set(never_leave) & set(may_leave):
-            raise PolicyError(f"{', '.join(sorted(both))}: both in never_leave and in may_leave")
+            raise PolicyError(f"{', '.join(sorted(both))}: in never_leave and in may_leave: remove one of them")
         if default_class is not None and not (isinstance(default_class, str) and default_class):
             raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
         for name, function in (("data_class", data_class), ("consent", consent), ("redact", redact)):

@@ -425,7 +425,7 @@ class FunctionBackend(AbandonedRuns):
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:  # noqa: ARG002 - the protocol's
         """Raise PolicyError: a function has no encoded call."""
-        raise PolicyError(f"{self.where} takes no stored calls")
+        raise PolicyError(f"{self.where} cannot send calls that an outbox has stored")
 
     def identify(self, exchange: Exchange) -> None:
         """Do nothing: a function is known."""

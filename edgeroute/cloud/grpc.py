@@ -132,7 +132,7 @@ class OpenInferenceGrpc(ServedModel):
         if not all(_METADATA.fullmatch(name) and not name.lower().endswith("-bin") for name in headers):
             raise PolicyError("headers has a name that metadata of gRPC cannot have: it takes letters, digits, -, _ and .")
         if self.address.client is not None or self.address.pins:
-            raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
+            raise PolicyError("client= and pin= are for HTTP, and gRPC has connections of its own: leave them out")
         if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
             raise RuntimeMissing("gRPC needs grpcio and protobuf: pip install 'edgeroute[grpc]'")
 
@@ -175,7 +175,7 @@ class OpenInferenceGrpc(ServedModel):
         except Exception as e:  # noqa: BLE001 - protobuf's implementations differ in what they raise
             wrong = type(e).__name__
         if parsed is None:
-            raise BadReply(f"{self.where} answered what is no {message} of the protocol: {wrong}")
+            raise BadReply(f"{self.where} sent an invalid {message}: {wrong}")
         return parsed
 
     def _describe(self) -> Call:

@@ -137,7 +137,7 @@ class Uint8Codec:
             steps = np.rint((x.astype(np.float64) - self.offset) / self.scale)
         if not ((steps >= 0) & (steps <= 255)).all():  # noqa: PLR2004 - of a byte; false for NaN too
             low, high = self.offset, self.offset + 255 * self.scale
-            raise BadInput(f'codec "uint8" has numbers from {low:g} to {high:g}, and the input has others: set scale and offset')
+            raise BadInput(f'codec "uint8" holds {low:g} to {high:g}, and the input has numbers beyond: set scale and offset')
         return Coded(steps.astype(np.uint8), self._parameters)
 
 
@@ -153,7 +153,7 @@ class Fp16Codec:
         with np.errstate(all="ignore"):
             half = x.astype(np.float16)
         if not np.isfinite(half).all():
-            raise BadInput('codec "fp16" has numbers to 65504, and the input has larger ones, or none: scale it, or leave it out')
+            raise BadInput('codec "fp16" holds up to 65504, and the input has larger numbers or NaN: scale it, or leave it out')
         return Coded(half, {})
 
 
@@ -221,7 +221,7 @@ class FlacCodec:
             raise BadInput(f'codec "flac" takes float or int16 [samples(, 1 to 8 channels)], not {shape_text(x.shape)} {x.dtype}')
         if x.dtype.kind == "f":
             if not (np.abs(x) <= 1).all():  # false for NaN too
-                raise BadInput('codec "flac" takes floats from -1 to 1, and the input has others: scale it')
+                raise BadInput('codec "flac" takes floats from -1 to 1, and the input has numbers beyond: scale it')
             x = np.rint(x.astype(np.float64) * 32767).astype(np.int16)
         out = io.BytesIO()
         import_late("soundfile").write(out, x, self._rate, format="FLAC", subtype="PCM_16")

@@ -247,9 +247,9 @@ class Body:
         if parser.edges and not edge:
             raise PolicyError("body: {edge} is the edge's answer, which is sent with send_edge alone: set that, too")
         if edge and not parser.edges:
-            raise PolicyError('body: send_edge sends the edge\'s answer, and it is not in it: write "{edge}", or "{edge.value}"')
+            raise PolicyError('body: send_edge is set, and the edge\'s answer is not in it: write "{edge}", or "{edge.value}"')
         if not parser.placeholders:
-            raise PolicyError("body: it has nothing of the input in it: write {input}, or a part of it as in {input.jpeg|base64}")
+            raise PolicyError("body: the input is missing in it: write {input}, or a part of it as in {input.jpeg|base64}")
         if kind == "json" or (isinstance(parsed, Placeholder) and not parsed.filters):
             self._template = parsed
         elif isinstance(parsed, dict) and parsed:

@@ -142,7 +142,7 @@ class FrameSettings(NamedTuple):
         for name in ("every", "stale", "refresh", "deadline"):
             check_seconds(name, getattr(self, name))
         if self.every == inf:
-            raise PolicyError("every= takes the seconds from one frame to the next, and with inf there is no next")
+            raise PolicyError("every= takes a finite number of seconds from one frame to the next")
         check_function("signature", self.signature)
         check_function("label", self.label)
         return self if self.stale is None or self.stale < FOREVER_S else self._replace(stale=None)
