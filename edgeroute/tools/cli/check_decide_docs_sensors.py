@@ -29,7 +29,7 @@ def check(
     """Report what works, what may leave the device and where to, what is missing, and settings that can never work.
 
     Args:
-        file: The policy, in place of --policy; or a model, or its name on a hub.
+        file: The policy (for --policy), or a model or hub name.
 
     Loads the models and pings the endpoints. Of a policy nothing is delivered or written. Returns exit code 1 if something does
     not work.
