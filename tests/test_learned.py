@@ -163,7 +163,7 @@ def test_the_probabilities_are_those_simulated():
     """Where harm follows the features, the score found is that of the true probabilities, to the sampling error."""
     rng = np.random.default_rng(2)
     z = 2 * rng.normal(size=(20_000, 4))
-    x = f.features_of_logits(z)
+    x = f.logit_features(z)
     harm = 1 / (1 + np.exp(0.5 + 0.8 * x[:, 0] - 1.5 * x[:, -1]))  # more where the last class is predicted
     wrong = rng.random(20_000) < harm
     found = fit(z, ~wrong, np.ones(20_000, bool)).many(z)
@@ -191,8 +191,8 @@ def test_one_example_of_a_class_decides_little():
 def test_features_are_their_formulas_and_a_constant_changes_none(rows, constant):
     """Each column is what it says, one row or many, and logits that are all higher by a constant look the same."""
     z = np.array(rows)
-    found = f.features_of_logits(z)
-    assert f.features_of_logits(z + constant) == pytest.approx(found, abs=1e-6)
+    found = f.logit_features(z)
+    assert f.logit_features(z + constant) == pytest.approx(found, abs=1e-6)
     p, u = np.exp(z - z.max(1, keepdims=True)), z - z.mean(1, keepdims=True)
     p /= p.sum(1, keepdims=True)
     ordered = np.sort(z, 1)

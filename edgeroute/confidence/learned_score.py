@@ -27,7 +27,7 @@ from edgeroute.confidence.learned_score_features import (
     Array,
     Foreign,
     feature_names,
-    features_of_logits,
+    logit_features,
     of_row,
     text_features,
 )
@@ -286,7 +286,7 @@ class Learned:
         with np.errstate(invalid="ignore"):
             if not self._fitted:
                 return msp(logits)
-            features = features_of_logits(logits, self._foreign)
+            features = logit_features(logits, self._foreign)
             harm, win = expit(with_constant(features) @ self._weights.T).T
             better: Array = win - harm
             return 0.5 + 0.5 * better if self._blend is None else self._blend.score_many(features[:, 0], better)

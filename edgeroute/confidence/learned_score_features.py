@@ -55,7 +55,7 @@ class Foreign(NamedTuple):
 
 
 def feature_names(classes: int, foreign: bool) -> list[str]:
-    """Return the column names of `features_of_logits`; without classes, those of `text_features`."""
+    """Return the column names of `logit_features`; without classes, those of `text_features`."""
     if not classes:
         return list(TEXT)
     each = range(classes if classes <= PER_CLASS else 0)
@@ -69,7 +69,7 @@ def centre(logits: Array) -> tuple[Array, Array]:
     return z, z - z.mean(1, keepdims=True)
 
 
-def features_of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
+def logit_features(logits: Array, foreign: Foreign | None = None) -> Array:
     """Return a row of features, [n, features], for each row of logits [n, C]; NaN for a row with NaN or infinity.
 
     Up to `PER_CLASS` classes have a probability and a mark of the highest each. `foreign` adds two columns: the energy, and a

@@ -28,7 +28,7 @@ from edgeroute.confidence.learned_score_features import (
     Foreign,
     centre,
     feature_names,
-    features_of_logits,
+    logit_features,
     text_features,
 )
 from edgeroute.confidence.output_forms_labels_and_comparison import (
@@ -158,7 +158,7 @@ class _Examples(NamedTuple):
         if self.logits is None:
             return self.table, None
         foreign = fit_foreign(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - more right than wrong
-        return features_of_logits(self.logits, foreign), foreign
+        return logit_features(self.logits, foreign), foreign
 
 
 def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, base: str | None, ood: bool) -> _Examples:
@@ -205,7 +205,7 @@ def _logit_examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: A
     if z.ndim != 2 or z.shape[1] < 2:  # noqa: PLR2004 - two axes, two classes
         raise PolicyError(f"logits {list(z.shape)}: expected [n, classes], and at least two classes")
     edge, gain = outcomes(edge_correct, cloud_correct, len(z))
-    table = features_of_logits(z)
+    table = logit_features(z)
     return _usable(_Examples(z.shape[1], z if ood else None, table, edge, gain), table)
 
 
