@@ -6,7 +6,11 @@ import gzip
 import json
 import re
 import socket
+import subprocess
 import sys
+import threading
+from contextlib import suppress
+from time import monotonic
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -174,6 +178,24 @@ def test_the_server_ends_with_what_it_is_for(tmp_path):
         interrupted()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(addresses[0])
+
+
+def test_the_server_ends_with_a_demo_that_is_killed(tmp_path):
+    model = tiny.linear(tmp_path / "m.onnx", card={"name": "tiny"})
+    code = (
+        "import sys, threading; from pathlib import Path; from edgeroute.tools.cli.demo import serving\n"
+        "with serving(Path(sys.argv[1])) as (url, _): print(url, flush=True); threading.Event().wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(model)], stdout=subprocess.PIPE, text=True) as process:
+        url = urlsplit(process.stdout.readline())
+        process.kill()
+    until, pause = monotonic() + 30, threading.Event()
+    with suppress(ConnectionRefusedError):
+        while True:
+            assert monotonic() < until, "it goes on"
+            with suppress(ConnectionResetError):  # accepted by nobody any more
+                socket.create_connection((url.hostname, url.port)).close()
+            pause.wait(0.05)
 
 
 def test_a_server_that_does_not_start(tmp_path):

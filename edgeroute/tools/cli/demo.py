@@ -31,6 +31,12 @@ MANY, SINGLY = 2_000, 1_000
 WITH_RTT = 500  # default number of images with a long round trip
 START_S = 60.0
 LAST = 5  # last lines of the server's output to show if it does not start
+# Program of the server: the command line, which ends once standard input does, as it does with the demo, however that ends.
+_SERVER = """
+import os, runpy, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+runpy.run_module("edgeroute", run_name="__main__", alter_sys=True)
+"""
 
 
 def demo(
@@ -152,15 +158,16 @@ def _exit_on_sigterm() -> Iterator[None]:
 def serving(model: Path) -> Iterator[tuple[str, str]]:
     """Serve a model on a free port in a child process, `edgeroute serve`; yield its URL and the model's name.
 
-    Waits up to 60 s for the server's first line. The process is always killed at the end of the `with` block.
+    Waits up to 60 s for the server's first line. The process is always killed at the end of the `with` block, and ends by itself
+    if this process is killed.
 
     Raises:
         Unreachable: it did not start; with the end of its output.
     """
-    command = [sys.executable, "-m", "edgeroute", "serve", str(model), "--port", "0", "--json"]
+    command = [sys.executable, "-c", _SERVER, "serve", str(model), "--port", "0", "--json"]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True) as process,  # noqa: S603 - this Python
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process,  # noqa: S603 - this Python
     ):
         try:
             first_message = json.loads(_first_line(process, log))
