@@ -22,7 +22,7 @@ from contextlib import closing, suppress
 from itertools import count
 from math import inf
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from time import monotonic
 from typing import IO, Any, Final
 from weakref import finalize
@@ -32,6 +32,7 @@ from edgeroute.edge.llama_in_process_engines import LoadOptions, OnPiece, Pieces
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, json_dumps, json_loads
+from edgeroute.system.mailbox import Mailbox
 from edgeroute.types import StopToken
 
 LOAD_S = 600.0  # longest load of a model, seconds
@@ -122,14 +123,14 @@ class IsolatedEngine(ForkSafe):
     def __init__(self, runtime: str, wanted: LoadOptions, stall_s: float, load_s: float = LOAD_S) -> None:
         self._stall_s, self._where, self._turns = stall_s, f"llama.cpp of {wanted.path.name}", threading.Semaphore(wanted.slots)
         self._numbers = count(1)
-        self._calls: dict[int, SimpleQueue[Any]] = {0: SimpleQueue()}
-        self._frames: SimpleQueue[Any] = SimpleQueue()
+        self._calls: dict[int, Mailbox[Any]] = {0: Mailbox()}
+        self._frames = Mailbox[Any]()
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self._over = threading.Event()
         folder = tempfile.mkdtemp(prefix="edgeroute-")
         python = "" if getattr(sys, "frozen", False) else sys.executable  # which would be the program itself
         command = [python, "-I", "-c", _PROGRAM, json_dumps([str(entry) or "." for entry in sys.path]).decode()]
-        result: SimpleQueue[Any] = SimpleQueue()
+        result = Mailbox[Any]()
         _begin(_send, command, folder, result, self._frames)
         process = self._process = result.get()
         if isinstance(process, Exception):
@@ -173,7 +174,7 @@ class IsolatedEngine(ForkSafe):
             ModelError: the child has ended, or fails.
             Busy: it has no slot, or no piece, by `stop.turn_by`.
         """
-        number, frames = next(self._numbers), SimpleQueue[Any]()
+        number, frames = next(self._numbers), Mailbox[Any]()
         try:
             frame = _frame({"call": number, "request": request, "chat": chat})
         except (RecursionError, TypeError, ValueError) as e:
@@ -197,7 +198,7 @@ class IsolatedEngine(ForkSafe):
             del self._calls[number]
             self._turns.release()
 
-    def _follow(self, number: int, frames: SimpleQueue[Any], stop: StopToken) -> Pieces:
+    def _follow(self, number: int, frames: Mailbox[Any], stop: StopToken) -> Pieces:
         """Yield the pieces of a call until its end. Closed, it requests a stop, and waits for the end.
 
         On a stop request it sends a stop, and yields no further piece. Kills the child if it takes too long for a piece, or to
@@ -211,7 +212,7 @@ class IsolatedEngine(ForkSafe):
         while True:
             limit_s = self._stall_s if stop_by is None else stop_by - monotonic()
             try:
-                frame = frames.get(timeout=max(0.0, min(limit_s, stop.turn_by - monotonic())))
+                frame = frames.get(min(limit_s, stop.turn_by - monotonic()))
             except Empty:
                 self._check_turn(stop)
                 self.end()
@@ -279,7 +280,7 @@ def _begin(work: Callable[..., object], *arguments: object) -> None:
     threading.Thread(target=work, args=arguments, name="edgeroute-llama", daemon=True).start()
 
 
-def _send(command: list[str], folder: str, result: SimpleQueue[Any], frames: SimpleQueue[Any]) -> None:
+def _send(command: list[str], folder: str, result: Mailbox[Any], frames: Mailbox[Any]) -> None:
     """Start the child, report the process or the error, and write frames until None comes, or the child has ended.
 
     Runs in a thread of its own: on Linux the child ends with the thread that started it.
@@ -299,7 +300,7 @@ def _send(command: list[str], folder: str, result: SimpleQueue[Any], frames: Sim
             _write(file, frame)
 
 
-def _receive(file: IO[bytes], calls: Mapping[Any, SimpleQueue[Any]], over: threading.Event, frames: SimpleQueue[Any]) -> None:
+def _receive(file: IO[bytes], calls: Mapping[Any, Mailbox[Any]], over: threading.Event, frames: Mailbox[Any]) -> None:
     """Read frames and queue each for its call, until the child ends or breaks the protocol; then end all calls."""
     with suppress(Exception), file:
         while (frame := _read(file)) is not None:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -31,6 +31,7 @@ from edgeroute.router.router_parts import Part
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, per_process_of, set_within
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from edgeroute.router.message_forms_and_digests import Conversation
@@ -229,7 +230,7 @@ class Digests(ForkSafe):
         changed_at = max((cast("float", part) for part in stamp[1::3]), default=-INF)
         if not self.blind and stamp == self._stamp and changed_at < self._read_at - UNTOUCHED_S:
             return
-        done: SimpleQueue[None] = SimpleQueue()  # an interrupt within an Event's wait may become a RuntimeError
+        done = Mailbox[None]()  # an interrupt within an Event's wait may become a RuntimeError
 
         def read() -> None:
             try:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Sequence
 from functools import partial
-from queue import Empty, SimpleQueue
-from threading import TIMEOUT_MAX
+from queue import Empty
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -24,6 +23,7 @@ from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.system.clock_json_and_fork_safety import ClosedByWith
 from edgeroute.system.late_imports_and_plugins import import_tool
+from edgeroute.system.mailbox import Mailbox
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -568,11 +568,11 @@ def _run_block(step: Block, engine: Engine) -> Any:
     Here if it has no deadline, or is needed and no thread takes it. `late` if the time is over, or it is not needed and no thread
     is free. An exception in the other thread is logged, and counts as no result.
     """
-    done: SimpleQueue[Any] = SimpleQueue()
+    done = Mailbox[Any]()
     submit = engine.local_threads.submit_later if step.needed else engine.local_threads.submit
     if step.until == INF or not submit(lambda: done.put(step.call())):
         return step.call() if step.until == INF or step.needed else step.late
     try:
-        return done.get(timeout=min(max(0.0, step.until - monotonic()), TIMEOUT_MAX))
+        return done.get(step.until - monotonic())
     except Empty:
         return step.late

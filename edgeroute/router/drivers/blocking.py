@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from functools import partial
-from queue import Empty, SimpleQueue
-from threading import TIMEOUT_MAX
+from queue import Empty
 from time import monotonic
 from typing import Any, TypeVar
 
-from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
 from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, do_nothing, in_time
+from edgeroute.system.mailbox import Mailbox
 
 T = TypeVar("T")
 
@@ -47,7 +46,7 @@ def stream(
         ring: called, in any thread, when an event comes. With it the generator never blocks: while there is no event, it yields
             the walk's `Wait`; the owner of several walks resumes it once it rings, or at that instant.
     """
-    mail: SimpleQueue[Event] = SimpleQueue()
+    mail = Mailbox[Event]()
     send = mail.put if ring is None else partial(_send, mail, ring)
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()  # legs that were stopped or left: their further events are dropped
@@ -101,20 +100,16 @@ def stream(
             stop()
 
 
-def _send(mail: SimpleQueue[Event], ring: Callable[[], object], event: Event) -> None:
+def _send(mail: Mailbox[Event], ring: Callable[[], object], event: Event) -> None:
     """Put an event into the mailbox, and ring."""
     mail.put(event)
     ring()
 
 
-def _receive(mail: SimpleQueue[Event], until: float) -> Event:
+def _receive(mail: Mailbox[Event], until: float) -> Event:
     """Return the next event, blocking until one comes; `Elapsed` at the instant `until`. An event that is there comes first."""
     try:
-        return mail.get_nowait()
-    except Empty:
-        pass
-    try:
-        return mail.get(timeout=None if until == INF else min(max(0.0, until - monotonic()), TIMEOUT_MAX))
+        return mail.get(until - monotonic())
     except Empty:
         return Elapsed(monotonic())
 

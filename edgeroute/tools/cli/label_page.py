@@ -7,12 +7,13 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
+from edgeroute.system.mailbox import Mailbox
 from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.tools.cli.label_questions_and_answers import REPLIES, Asked, Reply
 
@@ -50,7 +51,7 @@ class LabelPage:
     def __init__(self) -> None:
         self._token = secrets.token_urlsafe(24)
         self._question: dict[str, Any] = {"number": 0}
-        self._replies = SimpleQueue[tuple[int, Reply]]()
+        self._replies = Mailbox[tuple[int, Reply]]()
         self._stop: Callable[[], object] = lambda: None
         self.url = ""
 

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import Closed, PolicyError
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.system.late_imports_and_plugins import import_httpx
+from edgeroute.system.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -223,7 +224,7 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
             self._exchange = exchange
 
         def handle_request(self, request: Any) -> Any:
-            queue, limit = SimpleQueue[dict[str, Any]](), patience(request)
+            queue, limit = Mailbox[dict[str, Any]](), patience(request)
             cancel: Callable[[], object]
 
             def next_message() -> dict[str, Any]:
