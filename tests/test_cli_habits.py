@@ -384,7 +384,7 @@ LONG_NAME = "x" * 300
     "command",
     [
         f"policies copy ladder {LONG_NAME}", f"service install --folder {LONG_NAME} -- serve m.onnx",
-        f"check {LONG_NAME}.toml", f"models status --store {LONG_NAME}", f"trace convert {LONG_NAME} b.parquet",
+        f"check {LONG_NAME}.toml", f"trace convert {LONG_NAME} b.parquet",
         f"export triton edge.onnx --out {LONG_NAME}", f"status --state {LONG_NAME}", f"serve {LONG_NAME}.onnx", "convert /",
     ],
 )  # fmt: skip
