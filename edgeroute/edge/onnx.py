@@ -70,6 +70,13 @@ def _file_in_folder(folder: Path, name: bytes) -> Path | None:
 _NORM_1 = b"\x0a\x01p\x18\x01"  # attribute p = 1 of `LpNormalization`, which divides by the sum: probabilities may come out
 
 
+# Numbers of fields in ONNX's messages: of a graph; of a node, whose first are inputs, outputs and operator; of a tensor.
+_NODE, _CONSTANT, _OUTPUT = 1, 5, 12
+_ATTRIBUTE = 5
+_FLOATS, _INTEGERS, _NAME, _RAW = 4, 5, 8, 9
+_MOST_VARINT = 10  # most bytes of an integer
+
+
 class Graph(NamedTuple):
     """Names of a model's outputs, its nodes, and its constants, read from the file."""
 
@@ -89,17 +96,19 @@ def read_graph(model: Path, constants: bool = False) -> Graph:
     graph = Graph([], [], {})
     with map_file(model) as data:
         for _, begin, end in _fields(data, 0, len(data), {7}):  # the graph
-            for key, start, stop in _fields(data, begin, end, {1, 5, 12} if constants else {1, 12}):  # node, constant, output
-                if key == 5:  # noqa: PLR2004 - a constant
+            for key, start, stop in _fields(data, begin, end, {_NODE, _OUTPUT, *[_CONSTANT] * constants}):
+                if key == _CONSTANT:
                     graph.constants.update(_small_tensor(data, start, stop))
                     continue
-                parts = [(part, a, b) for part, a, b in _fields(data, start, stop, {1, 2, 4, 5} if key == 1 else {1})]
+                parts = [
+                    (part, a, b) for part, a, b in _fields(data, start, stop, {1, 2, 4, _ATTRIBUTE} if key == _NODE else {1})
+                ]
                 names = {part: [data[a:b] for which, a, b in parts if which == part] for part in (1, 2, 4)}
-                if key != 1:
+                if key == _OUTPUT:
                     graph.outputs.extend(names[1])
                     continue
                 operator = "".join(name.decode() for name in names[4][:1])
-                attributes = [(a, b) for part, a, b in parts if part == 5]  # noqa: PLR2004 - an attribute
+                attributes = [(a, b) for part, a, b in parts if part == _ATTRIBUTE]
                 if operator == "Constant" and constants:
                     for at, until in (place for a, b in attributes for _, *place in _fields(data, a, b, {5})):
                         graph.constants.update(dict.fromkeys(names[2], *_small_tensor(data, at, until).values()))
@@ -111,8 +120,9 @@ def read_graph(model: Path, constants: bool = False) -> Graph:
 
 def _small_tensor(data: Any, begin: int, end: int) -> dict[bytes, dict[int, bytes]]:
     """Return {name: field -> its content} of a tensor of at most 10 bytes a field; the name is empty if it has none."""
-    fields = {part: data[a:b] for part, a, b in _fields(data, begin, end, {4, 5, 8, 9}) if part == 8 or b - a <= 10}  # noqa: PLR2004
-    return {fields.pop(8, b""): fields}
+    parts = _fields(data, begin, end, {_FLOATS, _INTEGERS, _NAME, _RAW})
+    fields = {part: data[a:b] for part, a, b in parts if part == _NAME or b - a <= _MOST_VARINT}
+    return {fields.pop(_NAME, b""): fields}
 
 
 def last_operators(model: Path) -> dict[str, str]:
@@ -172,16 +182,16 @@ def _scale_of_input(graph: Graph, name: bytes, dtype: str) -> tuple[float, int] 
 
 def _scale(graph: Graph, names: Sequence[bytes], dtype: str) -> tuple[float, int] | None:
     """Return the constants of these names, a float32 scale and a zero point of this dtype, 0 without a name; None: others."""
-    raw = (fields := graph.constants.get(names[0], {})).get(9) or fields.get(4, b"")
-    scale = float(np.frombuffer(raw, "<f4")[0]) if len(raw) == 4 else 0.0  # noqa: PLR2004 - bytes of a float32
+    raw = (fields := graph.constants.get(names[0], {})).get(_RAW) or fields.get(_FLOATS, b"")
+    scale = float(np.frombuffer(raw, "<f4")[0]) if len(raw) == np.dtype("<f4").itemsize else 0.0
     if not 0 < scale < inf:
         return None
     if not any(names[1:]):
         return scale, 0
     fields = graph.constants.get(names[1], {})
-    if 5 in fields:  # noqa: PLR2004 - integers, each as a varint of 64 bits
-        return scale, int(np.uint64(_number(fields[5]) % (1 << 64)).astype(np.int64))
-    raw = fields.get(9, b"")
+    if _INTEGERS in fields:  # each as a varint of 64 bits
+        return scale, int(np.uint64(_number(fields[_INTEGERS]) % (1 << 64)).astype(np.int64))
+    raw = fields.get(_RAW, b"")
     return (scale, int(np.frombuffer(raw, dtype)[0])) if len(raw) == np.dtype(dtype).itemsize else None
 
 
