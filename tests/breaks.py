@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import sleep
 from typing import Any
 
+from edgeroute.cloud import request_attempts_and_queue
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import plan
 from edgeroute.core.endpoint_breaker_and_limits import Admission
@@ -27,7 +28,8 @@ def _replaced(place: Any, name: str, make: Callable[[Any], Any]) -> Callable[[],
 
 def _no_gate() -> None:
     for place in (plan, offline_queue):
-        place.permit = lambda _, data_class: permit(Rules(unknown_class="allow"), data_class)
+        place.permit = lambda _, data_class, **more: permit(Rules(unknown_class="allow"), data_class, **more)
+    request_attempts_and_queue.withdrawn = lambda *_: ""
 
 
 def _shared_buffers() -> None:

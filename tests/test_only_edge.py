@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import routes
-from both import DOWN, GOOD, LONG, Tasks, Threads, makes, sure, unsure
+from both import CALLS, DOWN, GOOD, LONG, Tasks, Threads, ask, makes, sure, unsure
 from live import until
 from netns import Namespace, needs_namespaces
 
@@ -301,3 +301,52 @@ def test_nothing_is_calibrated_or_evaluated(way, how):
         with pytest.raises(MayNotLeave, match="the mode is only_edge"):
             router.evaluate(range(40), labels) if way == "evaluate" else router.calibrate(range(40), labels, max_loss=0.5)
         assert server.requests == []
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", [Threads, Tasks])
+@pytest.mark.parametrize(
+    ("now", "options", "sent"),
+    [
+        ('mode = "only_edge"', {}, 1),
+        ('mode = "only_edge"', {"mode": "prefer_cloud"}, 2),
+        ('[egress]\nnever_leave = ["chat"]', {"data_class": "chat"}, 1),
+        ('[egress]\nnever_leave = ["medical"]\nmay_leave = ["chat"]', {"data_class": "chat"}, 2),
+        ('deadline = "60s"', {}, 2),
+    ],
+)
+def test_a_retry_asks_the_policy_in_force(tmp_path, kind, call, now, options, sent):
+    """A reload between two attempts withdraws the permit; a call with a mode of its own keeps it."""
+    file, replies = tmp_path / "policy.toml", [GOOD, DOWN]
+
+    def reply(_):
+        if len(replies) > 1:
+            file.write_text(f"{now}\n{settings}" if now[0] != "[" else f"{settings}\n{now}")
+            router.reload()
+        return replies.pop()
+
+    with CannedServer(reply) as server:
+        settings = f'threshold = 0.8\n[cloud]\nurl = "{server.url}"\nprotocol = "json"\nretries = 1\n'
+        egress = '[egress]\nmay_leave = ["chat"]\n' if "data_class" in options else ""
+        file.write_text(settings + egress)
+        with kind.from_policy(file, edge=unsure) as router:
+            answer = ask(router, call, 1, **options)
+        assert (len(server.requests), answer.source) == (sent, "cloud" if sent == 2 else "edge")
+
+
+@pytest.mark.parametrize("kind", [Threads, Tasks])
+def test_a_first_attempt_asks_it_too(tmp_path, kind):
+    """The reload comes while the user is asked for consent."""
+    file, asked = tmp_path / "policy.toml", []
+
+    def consent(*_):
+        file.write_text(f'mode = "only_edge"\n{settings}')
+        router.reload()
+        return True
+
+    settings = 'threshold = 0.8\n[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n'
+    file.write_text(settings)
+    with kind.from_policy(file, edge=unsure, cloud=asked.append, consent=consent) as router:
+        answer = router.infer(1)
+        assert (asked, answer.reason_code, router.guard.held) == ([], "other", 1)
+    assert "the mode is only_edge by now" in answer.reason

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.cloud.request_attempts_and_queue import NO_DATA, Exchange, Reported, Turns
+from edgeroute.cloud.request_attempts_and_queue import Exchange, Reported, Turns
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection
-from edgeroute.core.routing_policy import INF, Permit, Terms
+from edgeroute.core.routing_policy import INF, Permit, Policy, Terms
 from edgeroute.errors import Held
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 
@@ -59,6 +59,7 @@ class Guard(ForkSafe):
         watcher: receives events.
         journal: the egress ledger; None: none.
         report: receives attempts; None: no receiver.
+        in_force: returns the policy in force, which may withdraw a permit; None: none does.
 
     Attributes:
         rules: the `Admission`.
@@ -79,9 +80,11 @@ class Guard(ForkSafe):
         watcher: Watcher,
         journal: Journal | None,
         report: Reported | None = None,
+        in_force: Callable[[], Policy] | None = None,
     ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
+        self.in_force = in_force
         self.rules = Admission(terms, spending, careful=True)
         self.turns = Turns(self.rules, self.lock)
 
@@ -129,7 +132,7 @@ class Guard(ForkSafe):
         """
         now, rules = monotonic(), self.rules
         # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
-        exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
+        exchange = Exchange(self, identity, permit, calls)
         with self.lock:
             ahead = self.turns.waiting and rules.why(now) is None
             rejection = behind(rules, now) if ahead else rules.enter(exchange.slot, now, calls)
@@ -157,7 +160,7 @@ class Guard(ForkSafe):
         It is always admitted, whatever the breaker's state, and takes a place among the calls under way, which closing it frees.
         Its bytes cost what others do.
         """
-        exchange = Exchange(self, "", None, NO_DATA)
+        exchange = Exchange(self, "", None)
         self.rules.under_way.add(exchange.slot)
         return exchange
 

@@ -20,7 +20,7 @@ from weakref import ref
 from edgeroute.cloud.load_reports import report_in
 from edgeroute.core.endpoint_breaker_and_limits import Admission, price
 from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Rejection
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.routing_policy import INF, Permit, Policy, withdrawn
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError, Unreachable
@@ -284,6 +284,7 @@ class Owner(Protocol):
     journal: Journal | None
     turns: Turns
     report: Reported | None
+    in_force: Callable[[], Policy] | None
 
     @property
     def watcher(self) -> Any:
@@ -324,18 +325,19 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_again", "_attempts", "_call_usd", "_due_usd", "_going", "_guard", "_made", "_moved",
-        "_number", "_open", "_paid", "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "answers", "begun",
-        "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late", "left", "off_loop", "received",
-        "refused", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
+        "__weakref__", "_admitted", "_again", "_allowed", "_attempts", "_call_usd", "_due_usd", "_going", "_guard",
+        "_made", "_moved", "_number", "_open", "_paid", "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid",
+        "_until", "answers", "begun", "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late",
+        "left", "off_loop", "received", "refused", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
-    def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
+    def __init__(self, guard: Owner, identity: str, allowed: Permit | None, calls: int = 1) -> None:
         self.thread = get_ident()
         self._admitted = calls  # calls admitted by the rate limit that have not begun
         self._paid = 0  # calls booked ahead that have not begun
-        self._unpaid = rule != NO_DATA  # True if the next attempt is the first one of a call
-        self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
+        self._unpaid = allowed is not None  # True if the next attempt is the first one of a call
+        self._guard, self.identity, self._allowed = guard, identity, allowed
+        self.data_class, self.rule = (None, NO_DATA) if allowed is None else (allowed.data_class, allowed.rule)
         self.slot = _Slot(self, guard.rules.under_way.discard)
         self.sent, self.received, self.usd = 0, 0, 0.0
         self.off_loop: Callable[[Callable[[], Any]], Any] | None = None  # books attempts, which may wait for the disk; None: here
@@ -414,12 +416,16 @@ class Exchange:
             tokens: expected tokens; None: none.
 
         Raises:
-            Held: a limit forbids it, or for a repeated attempt the breaker, or a booking or the ledger cannot be written.
+            Held: the policy in force by now or a limit forbids it, or for a repeated attempt the breaker, or a booking or the
+                ledger cannot be written.
             Unreachable: the exchange has ended meanwhile, so nothing is sent; the cost is returned.
         """
         if self.left:  # while it waited for a thread
             raise Unreachable(LEFT)
-        guard, again, probe, calls = self._guard, self._attempts > 0, self.rule == NO_DATA, 0
+        guard, again, probe, calls = self._guard, self._attempts > 0, self._allowed is None, 0
+        if self._allowed is not None and guard.in_force is not None and (why := withdrawn(guard.in_force(), self._allowed)):
+            guard.rules.rejected += not again
+            self._refuse(Rejection("other", why))
         if self._unpaid and not self._paid:
             calls = 1
         cost = guard.rules.cost(size / MB, calls)

@@ -343,6 +343,7 @@ def plan(
     edges, variants = pick_variants(edges, targets, facts, ruled.then("small_model"), deadline_s)
     firsts = [targets[side[0]].name for side in (edges, clouds) if side]
     asked_mode, cheapest = _mode_by_energy(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
+    overrides = mode is not None or policy.mode == "only_edge"  # the latter: by a rule
     mode = "only_cloud" if asked_mode == "shadow" else asked_mode
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {asked_mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
@@ -360,7 +361,7 @@ def plan(
         stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
-        verdict = Denied(data_class, why_home) if why_home else permit(policy.rules, data_class)
+        verdict = Denied(data_class, why_home) if why_home else permit(policy.rules, data_class, overrides=overrides)
         if isinstance(verdict, Denied):
             stays = verdict.why
             steps.append(f"nothing leaves the device: {stays}")

@@ -39,16 +39,21 @@ class Rules(NamedTuple):
 
 @final
 class Permit:
-    """Permission for a request of this class to leave, with the rule that grants it. Only `permit` creates one."""
+    """Permission for a request of this class to leave, with the rule that grants it. Only `permit` creates one.
 
-    __slots__ = ("data_class", "rule")
+    `overrides` is True if it also holds while the policy's mode is only_edge, as the call or a device rule chose another one.
+    """
+
+    __slots__ = ("data_class", "overrides", "rule", "rules")
     data_class: Final[str | None]
     rule: Final[str]
+    rules: Final[Rules]
+    overrides: Final[bool]
 
-    def __init__(self, key: object, data_class: str | None, rule: str) -> None:
+    def __init__(self, key: object, data_class: str | None, rule: str, rules: Rules, overrides: bool) -> None:
         if key is not _OURS:
             raise TypeError("only the egress rules create a Permit")
-        self.data_class, self.rule = data_class, rule
+        self.data_class, self.rule, self.rules, self.overrides = data_class, rule, rules, overrides
 
     def __repr__(self) -> str:
         return f"<Permit for {self.data_class!r} by {self.rule!r}>"
@@ -61,21 +66,21 @@ class Denied(NamedTuple):
     why: str
 
 
-def permit(rules: Rules, data_class: str | None) -> Permit | Denied:
-    """Decide if a request of this class may leave; None means the default class.
+def permit(rules: Rules, data_class: str | None, *, overrides: bool = False) -> Permit | Denied:
+    """Decide if a request of this class may leave; None means the default class. `overrides` is that of the `Permit`.
 
     `never_leave` goes first. Unknown classes may not leave, unless the rules allow it; without any rules a request without a
     class may.
     """
     name = rules.default_class if data_class is None else data_class
     if name is None and not rules.any:
-        return Permit(_OURS, None, "no data class is declared")
+        return Permit(_OURS, None, "no data class is declared", rules, overrides)
     if name in rules.never_leave:
         return Denied(name, f"data class {name!r} never leaves")
     if name in rules.may_leave:
-        return Permit(_OURS, name, f"may_leave has {name!r}")
+        return Permit(_OURS, name, f"may_leave has {name!r}", rules, overrides)
     if rules.unknown_class == "allow":
-        return Permit(_OURS, name, "unknown_class is allow")
+        return Permit(_OURS, name, "unknown_class is allow", rules, overrides)
     what = "a call without data_class" if name is None else f"data class {name!r}, which no rule knows,"
     return Denied(name, f"{what} may not leave (unknown_class is deny)")
 
@@ -137,6 +142,16 @@ class Policy(NamedTuple):
     rules: Rules = Rules()  # egress rules
     device_rules: tuple[Rule, ...] = ()  # rules on the device's state; the first one in force that changes the mode counts
     sensors_every_s: float | None = None  # time between two readings of the device's sensors; None: the sensors' default
+
+
+def withdrawn(policy: Policy, allowed: Permit) -> str:
+    """Return why the policy in force by now withdraws a permit; empty: it does not. A policy has its own `Rules` object."""
+    if policy.mode == "only_edge" and not allowed.overrides:
+        return "nothing leaves the device: the mode is only_edge by now"
+    if policy.rules is allowed.rules:
+        return ""
+    verdict = permit(policy.rules, allowed.data_class)
+    return verdict.why if isinstance(verdict, Denied) else ""
 
 
 class Terms(NamedTuple):

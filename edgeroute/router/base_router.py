@@ -172,8 +172,9 @@ class BaseRouter(Generic[V]):
     def reload(self) -> None:
         """Read the policy file again, and put it in force. Blocks.
 
-        Requests in progress end under the policy they began with; unchanged models and connections are reused. Files on disk
-        (state, cache, outbox, trace) stay as configured at construction.
+        Requests in progress end under the policy they began with, but make no attempt at a call that the new one forbids.
+        Unchanged models and connections are reused. Files on disk (state, cache, outbox, trace) stay as configured at
+        construction.
 
         A router that was not made from a file reads the active versions of its models (`NAME.active`). A new version is warmed
         up, and tested on its canary inputs, before it is in force.

@@ -191,7 +191,7 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
-        report=engine.instruments,
+        report=engine.instruments, in_force=lambda: engine.snapshot.policy,
     )  # fmt: skip
 
 

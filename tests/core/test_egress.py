@@ -57,7 +57,7 @@ def test_rules_by_which_nothing_leaves(rules, nothing):
 def test_nobody_else_makes_a_permit():
     """A permit cannot be made but by the rules."""
     with pytest.raises(TypeError, match="only the egress rules"):
-        Permit(None, "medical", "because I say so")
+        Permit(None, "medical", "because I say so", RULES, True)
     assert repr(permit(RULES, "public")) == "<Permit for 'public' by \"may_leave has 'public'\">"
 
 
