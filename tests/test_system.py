@@ -117,6 +117,30 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
         replace_file(tmp_path, "three")
 
 
+def test_of_two_writers_the_last_one_counts(tmp_path):
+    """None gets an error of the other, and a reader sees the whole text of one."""
+    file, texts = tmp_path / "file", ["a" * 300_000, "b" * 300_000]
+    replace_file(file, texts[0])
+    start = threading.Barrier(2)
+
+    def write(text):
+        start.wait()
+        return all(replace_file(file, text) is None and file.read_text() in texts for _ in range(50))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(write, texts)) == [True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_link_beside_it_is_not_written_through(tmp_path):
+    """As another user of the folder may have put there."""
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "file.new").symlink_to(mine)
+    replace_file(tmp_path / "file", "one")
+    assert (mine.read_text(), (tmp_path / "file").read_text()) == ("mine", "one")
+
+
 def test_what_is_no_file_is_written_to(tmp_path):
     """A pipe or a device, as by `--out /dev/stdout`: it is not replaced, even where that is allowed."""
     pipe = tmp_path / "pipe"

@@ -18,6 +18,7 @@ from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.outbox import decode_input
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
+from edgeroute.tools.replay.trace_reading_and_conversion import pack
 
 KEY = "sk-a-very-secret-key-2718281828"
 
@@ -295,3 +296,11 @@ def test_late_answers_leave_the_line_as_it_was(make, due):
         assert heard.wait(LONG)
     assert [t["id"] for t in traces] == [late.id for late in told]
     assert len(traces) == 1
+
+
+def test_packing_deletes_what_a_killed_process_left(tmp_path):
+    """It had begun to write a file of Parquet; those of other traces stay."""
+    for name in ("trace.jsonl", "other.jsonl"):
+        (tmp_path / f"{name}.00000007.parquet.0123456789ab.new").touch()
+    pack(tmp_path / "trace.jsonl", 10)
+    assert sorted(path.name for path in tmp_path.glob("*.new")) == ["other.jsonl.00000007.parquet.0123456789ab.new"]

@@ -224,7 +224,7 @@ def replace_durably(path: Path, data: bytes) -> None:
     """Replace a file atomically, flushed to the disk (fsync): a power cut leaves the old content or the new.
 
     Writes `path.new` beside it first, a new file, whatever was there: others may write to the folder. It is deleted after a
-    failure. Creates no folder.
+    failure. Only one caller may write to a path at a time: by a lock, or as its name is unique. Creates no folder.
 
     Raises:
         OSError: it cannot be written; the old file stays.

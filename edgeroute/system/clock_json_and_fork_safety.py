@@ -501,11 +501,16 @@ def start_task_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine
 _begun: set[asyncio.Task[object]] = set()
 
 
+def name_beside(path: Path) -> Path:
+    """Return a name in a path's folder for what is to replace it: `PATH.`, random digits, `.new`, which no other writer has."""
+    return path.with_name(f"{path.name}.{os.urandom(6).hex()}.new")
+
+
 def replace_file(path: Path, text: str) -> None:
     """Write a text as UTF-8 to a file, replacing the old file atomically; its permissions stay.
 
-    A symbolic link's target is replaced, and the link stays. A device or a pipe is written to directly. Goes through `PATH.new`;
-    not flushed to the disk.
+    A symbolic link's target is replaced, and the link stays. A device or a pipe is written to directly. Of several writers the
+    last one counts. Goes through a new file beside it; not flushed to the disk.
 
     Raises:
         StoreError: the file cannot be written.
@@ -515,15 +520,15 @@ def replace_file(path: Path, text: str) -> None:
             path.write_text(text, encoding="utf-8")
             return
         target = Path(os.path.realpath(path))
-        new = target.with_name(target.name + ".new")
+        new = name_beside(target)
         try:
-            new.write_text(text, encoding="utf-8")
-        except OSError:
+            with new.open("x", encoding="utf-8") as file:
+                file.write(text)
+            if target.exists():
+                new.chmod(target.stat().st_mode & 0o777)
+            new.replace(target)
+        finally:
             new.unlink(missing_ok=True)
-            raise
-        if target.exists():
-            new.chmod(target.stat().st_mode & 0o777)
-        new.replace(target)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
 

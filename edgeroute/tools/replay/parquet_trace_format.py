@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads, name_beside
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import open_file
 
@@ -207,7 +207,7 @@ def _input(value: Any) -> tuple[str | None, bytes | None]:
 def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Write records to a Parquet file for the owner alone, with a checksum, and return their number. Replaces an old file.
 
-    It is written to `NAME.PID.new`, renamed at the end, without fsync, or deleted after an error. 65,536 records are in memory at
+    Goes through a new file beside it, renamed at the end, without fsync, or deleted after an error. 65,536 records are in memory at
     once.
 
     Raises:
@@ -216,7 +216,7 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """
     _, parquet = _pyarrow()
     form, number, pending = schema(), 0, iter(records)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new = name_beside(path)
     element = "events.list.element."
     numbers = {
         **dict.fromkeys(("at", "latency_us", "read_at", "line"), "DELTA_BINARY_PACKED"),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.stores import json_lines_and_process_locks as journal
-from edgeroute.system.clock_json_and_fork_safety import json_dumps
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, name_beside
 from edgeroute.tools.replay.parquet_trace_format import is_parquet, private, read_parquet, write_parquet
 
 OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})  # journals of a state folder that are no traces
@@ -106,6 +106,8 @@ def pack(path: Path, keep: int) -> None:
     if not turn.take():
         return
     try:
+        for left in path.parent.glob(f"{escape(path.name)}.*.parquet.*.new"):  # by a process that was killed
+            left.unlink()
         rotated = [file for file in path.parent.glob(f"{escape(path.name)}.*") if file.suffix[1:].isdecimal()]
         full = sorted((int(file.suffix[1:]), file, file.stat().st_ino) for file in rotated)
         number = max(_packs(path), default=0)
@@ -149,11 +151,11 @@ def convert(path: Path, out: Path) -> tuple[int, int]:
 
 
 def _write_json(out: Path, records: Iterator[Mapping[str, Any]]) -> int:
-    """Write records as JSON lines to NAME.new, rename that to `out` at the end, without fsync, and return the number of records.
+    """Write records as JSON lines to a new file, rename it to `out` at the end, without fsync, and return the number of records.
 
-    Raises StoreError if the disk fails; NAME.new is deleted.
+    Raises StoreError if the disk fails; the new file is deleted.
     """
-    new, number = out.with_name(f"{out.name}.new"), 0
+    new, number = name_beside(out), 0
     try:
         with open(new, "wb", opener=private) as file:
             for record in records:
