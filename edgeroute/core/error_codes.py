@@ -118,6 +118,20 @@ class Failure(NamedTuple):
         return "late" if cut or self.code == "timeout" else "fault"
 
 
+class DumpOf:
+    """Block of a `with` statement that reads a dump of such a state: an error in its form is raised as ValueError."""
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, AttributeError | LookupError | OverflowError | TypeError | ValueError):
+            raise ValueError(f"not a dump of {self._state}: {error!r}") from error  # noqa: TRY004 - it is one for all
+
+
 # Mark in the fingerprint of a thing without an identity across processes; such a fingerprint differs at every call.
 UNIDENTIFIED = "unidentified:"
 

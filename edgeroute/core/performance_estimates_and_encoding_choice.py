@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import exp, inf, isfinite, log, sqrt
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from edgeroute.core.error_codes import DumpOf
 from edgeroute.core.routing_policy import INF
 
 # Latency sketch: decaying quantiles in constant memory.
@@ -105,17 +106,15 @@ class Latency:
             ValueError: not a dump.
         """
         sketch = cls()
-        try:
+        with DumpOf("latencies"):
             for seconds, weight in dumped["values"]:
                 if not (0 < seconds < inf and 0 < weight < inf):
-                    raise ValueError(f"{weight} times {seconds}")  # noqa: TRY301 - one message for all that may be wrong
+                    raise ValueError(f"{weight} times {seconds}")
                 sketch._weight = weight
                 sketch.add(seconds)
             known, sketch.count = sketch.count, int(dumped["count"])
             if sketch.count < known or (sketch.count and not known):
-                raise ValueError(f"{sketch.count} values in {known} buckets")  # noqa: TRY301 - the same
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise ValueError(f"not a dump of latencies: {e!r}") from e
+                raise ValueError(f"{sketch.count} values in {known} buckets")
         sketch._weight = 1.0
         return sketch
 
@@ -158,8 +157,7 @@ class PowerFit:
 
     def __init__(self) -> None:
         self.readings = 0
-        self._weight = self._u = self._uu = self._pu = self._pp = 0.0
-        self._p = 0.0
+        self._weight = self._u = self._p = self._uu = self._pu = self._pp = 0.0
 
     def add(self, power_w: float, busy: float) -> None:
         """Add a reading of the power, watts, and the seconds of runs per second since the reading before; fade older ones.
@@ -335,14 +333,12 @@ class Link:
             ValueError: not a dump: not six finite numbers, or one is negative that cannot be.
         """
         link = cls()
-        try:
+        with DumpOf("a link"):
             values = [float(value) for value in dumped]
             count, link._bytes, link._seconds, link._bb, link._bs, link._ss = values
-        except (TypeError, ValueError, OverflowError) as e:
-            raise ValueError(f"not a dump of a link: {e!r}") from e
-        if isinstance(dumped, str | Mapping) or not all(map(isfinite, values)) or min(values[:4]) < 0 or link._ss < 0:
-            raise ValueError(f"not a dump of a link: {dumped!r}")
-        link.count = int(count)
+            if isinstance(dumped, str | Mapping) or not all(map(isfinite, values)) or min(values[:4]) < 0 or link._ss < 0:
+                raise ValueError(repr(dumped))
+            link.count = int(count)
         return link
 
 

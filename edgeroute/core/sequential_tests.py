@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from math import exp, inf
 from typing import Any, Final
 
+from edgeroute.core.error_codes import DumpOf
+
 # Sequential test of one mean: detects that it exceeds its level, with few false alarms.
 
 # Average number of values to a false alarm: at least this while the mean, given the values before, is within its level.
@@ -122,15 +124,12 @@ class Drift:
         Raises:
             ValueError: not a dump.
         """
-        try:
+        with DumpOf("a drift alarm"):
             level, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
             wealth, (day, today) = _wealth(dumped["wealth"]), dumped["day"]
-            if not (0 < level < 1 and type(count) is type(day) is type(today) is int and 0 <= ones <= count < inf):
-                raise ValueError(f"{ones} of {count}, {day}, {today}")  # noqa: TRY301 - one message for all that may be wrong
-            if type(alarmed) is not bool:
-                raise ValueError(f"{ones} of {count}, {wealth}")  # noqa: TRY301 - one message for all that may be wrong
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise ValueError(f"not a dump of a drift alarm: {e!r}") from e
+            types = type(count) is type(day) is type(today) is int and type(alarmed) is bool
+            if not (types and 0 < level < 1 and 0 <= ones <= count < inf):
+                raise ValueError(f"{ones} of {count}, {day}, {today}, {alarmed}")
         if level == self.level:
             self._day, self._today = day, today
             self._wealth, self.ones, self.count, self.alarmed = wealth, ones, count, alarmed
@@ -228,15 +227,13 @@ class ShareTest:
         Raises:
             ValueError: not a dump; the tests may have been loaded from it.
         """
-        try:
+        with DumpOf("a test of a share"):
             day, due, count, ones, values = dumped["state"]
             block = int(self._independent) or block_length(values)
             if not (type(day) is type(count) is type(ones) is int and 0 <= ones <= count and type(due) is bool):
-                raise ValueError(f"{day}, {due}, {ones} of {count}")  # noqa: TRY301 - one message for all that may be wrong
+                raise ValueError(f"{day}, {due}, {ones} of {count}")
             for name, test in self.tests.items():
                 test.load(dumped["tests"][name])
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"not a dump of a test of a share: {e!r}") from e
         self._day, self._due, self._block, self._count, self._ones, self._values = day, due, block, count, ones, values
 
 
@@ -306,12 +303,10 @@ class ArmTest:
         Raises:
             ValueError: not a dump.
         """
-        try:
+        with DumpOf("a test of arms"):
             wealth, pairs, alarmed = _wealth(dumped["wealth"]), dumped["pairs"], dumped["alarmed"]
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"not a dump of a test of arms: {e!r}") from e
-        if type(pairs) is not int or type(alarmed) is not bool:
-            raise ValueError(f"not a dump of a test of arms: {pairs}, {alarmed}")
+            if type(pairs) is not int or type(alarmed) is not bool:
+                raise ValueError(f"{pairs}, {alarmed}")
         self._wealth, self.pairs, self.alarmed = wealth, pairs, alarmed
 
     def add(self, x: float, *, b: bool) -> None:
@@ -328,7 +323,7 @@ class ArmTest:
         self._a, self._b = [0.0, 0.0], [0.0, 0.0]
         self._wealth = [min(MOST, had * (1 + rate * over)) for had, rate in zip(self._wealth, _RATES, strict=True)]
         self.pairs += 1
-        self.alarmed = self.alarmed or sum(self._wealth) / len(_RATES) >= self._limit
+        self.alarmed = self.alarmed or self.wealth >= self._limit
 
 
 EACH: Final = 8  # number of values of a unit whose mean is bet on
@@ -406,15 +401,12 @@ class UnitArmTest:
         Raises:
             ValueError: not a dump; the state is that of a new test, or in part that of the dump.
         """
-        try:
+        with DumpOf("a test of units"):
             period, values, alarmed = dumped["period"], dumped["values"], dumped["alarmed"]
             units = {str(unit): [count + 0.0, total + 0.0] for unit, (count, total) in dumped["units"].items()}
-            first, second = dumped["tests"]
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"not a dump of a test of units: {e!r}") from e
-        if not (type(period) is type(values) is int and 0 <= period < 64 and type(alarmed) is bool):  # noqa: PLR2004 - 2**64 values
-            raise ValueError(f"not a dump of a test of units: {period}, {values}, {alarmed}")
-        self._begin(period)
-        for test, state in zip(self._tests, (first, second), strict=True):
-            test.load(state)
+            if not (type(period) is type(values) is int and 0 <= period < 64 and type(alarmed) is bool):  # noqa: PLR2004 - 2**64 values
+                raise ValueError(f"{period}, {values}, {alarmed}")
+            self._begin(period)
+            for test, state in zip(self._tests, dumped["tests"], strict=True):
+                test.load(state)
         self._values, self._units, self.alarmed = values, units, alarmed

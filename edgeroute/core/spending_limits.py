@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
-from edgeroute.core.error_codes import HeldCode, Lasting, Rejection
+from edgeroute.core.error_codes import DumpOf, HeldCode, Lasting, Rejection
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.setting_units_and_ranges import Limit
 
@@ -95,16 +95,14 @@ class Spending:
         limits = up_against(self.limits, cost, self.edge_j) if limits is None else limits
         for window, limit, asked in zip(windows, limits, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if asked > 0:
-                if now >= window.until:
-                    window.roll(now)
+                window.roll(now)
                 if limit < INF and (self.unknown or self._lost_why) and (why := self._not_known(window, now)):
                     return Rejection(cast("HeldCode", window.name), f"{window.name} = {limit:g}: {why}")
                 if window.total + asked > limit * _ROUNDING:
                     return window.refusal(asked, limit, now)
         for window, asked in zip(windows, cost if book else ()):  # noqa: B905 - always four, and the keyword costs 0.2 us
-            if asked > 0:  # as `book`, without its call
-                window.booked[window.current] = window.booked.get(window.current, 0.0) + asked
-                window.total += asked
+            if asked > 0:
+                window.book(asked)
         return None
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
@@ -115,8 +113,7 @@ class Spending:
         """
         for window, before, after in zip(self._windows, reserved, actual):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if before != after:
-                if now >= window.until:
-                    window.roll(now)
+                window.roll(now)
                 if after > before:
                     window.book(after - before)
                 else:
@@ -126,15 +123,13 @@ class Spending:
         """Book a cost that has been incurred anyway, whatever the limits."""
         for window, amount in zip(self._windows, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if amount > 0:
-                if now >= window.until:
-                    window.roll(now)
+                window.roll(now)
                 window.book(amount)
 
     def spent(self, now: float) -> Cost:
         """Return the current spending, each part over its own window; drops expired amounts."""
         for window in self._windows:
-            if now >= window.until:
-                window.roll(now)
+            window.roll(now)
         return Cost(*[window.total for window in self._windows])
 
     def scarce(self, now: float, limits: Limits | None = None) -> bool:
@@ -207,23 +202,20 @@ class Spending:
         Raises:
             ValueError: not a dump. Nothing was added.
         """
-        try:
+        with DumpOf("what was spent"):
             loaded = [[(instant + shift_s, amount + 0.0) for instant, amount in dumped[window.name]] for window in self._windows]
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise ValueError(f"not a dump of what was spent: {e!r}") from e
-        for instant, amount in (entry for entries in loaded for entry in entries):
-            if not (-INF < instant < INF and 0 <= amount < INF):
-                raise ValueError(f"not a dump of what was spent: {amount} at {instant}")
+            for instant, amount in (entry for entries in loaded for entry in entries):
+                if not (-INF < instant < INF and 0 <= amount < INF):
+                    raise ValueError(f"{amount} at {instant}")
         counts = False
         for window, entries in zip(self._windows, loaded, strict=True):
-            if now >= window.until:
-                window.roll(now)
+            window.roll(now)
             counts = window.load(entries) or counts
         return counts
 
 
 class _Window:
-    """Bookings of one kind of spending in a rolling window. Call `roll` once `until` has come, before anything else."""
+    """Bookings of one kind of spending in a rolling window. Call `roll` before anything else."""
 
     __slots__ = ("booked", "current", "length_s", "loaded", "name", "recorded", "total", "until", "width_s")
 
@@ -236,7 +228,9 @@ class _Window:
         self.total = 0.0
 
     def roll(self, now: float) -> None:
-        """Make the bucket of `now` the current one, drop expired buckets, and sum up the total anew."""
+        """Make the bucket of `now` the current one, drop expired buckets, and sum up the total anew; a no-op within a bucket."""
+        if now < self.until:
+            return
         self.current = now // self.width_s * self.width_s
         self.until = self.current + self.width_s
         first = self.current - self.length_s
@@ -245,7 +239,7 @@ class _Window:
         self.total = sum(self.booked.values()) + sum(self.loaded.values())  # summed anew, so that rounding errors do not add up
 
     def book(self, amount: float) -> None:
-        """Add to the current bucket. Call `roll` before."""
+        """Add to the current bucket."""
         self.booked[self.current] = self.booked.get(self.current, 0.0) + amount
         self.total += amount
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
+from edgeroute.core.error_codes import DumpOf
 
 CAP: Final = 4.0  # highest score of a device-period; a liar adds at most this
 FULL: Final = 0.5  # number of expected events from which a device-period has the full weight, 1
@@ -148,16 +149,14 @@ class PooledDrift:
         Raises:
             ValueError: not a dump.
         """
-        try:
+        with DumpOf("a pooled test"):
             test = cls(dumped["level"], alpha=dumped["alpha"], liars=dumped["liars"])
             test._wealth, test._rise = np.array(dumped["wealth"], float), np.array(dumped["rise"], float)
             test._sums, test._starts = np.array(dumped["sums"], float), [int(start) for start in dumped["starts"]]
             test.alarmed, test.periods, test.devices = bool(dumped["alarmed"]), int(dumped["periods"]), int(dumped["devices"])
             parts = test._wealth, test._rise, test._sums[:, 0], np.array(test._starts)
             if any(part.shape != (len(_RATES),) for part in parts) or not np.isfinite(test._sums).all():
-                raise ValueError("a part has another length")  # noqa: TRY301 - one message for all that may be wrong
-        except (KeyError, TypeError, ValueError, IndexError) as e:
-            raise ValueError(f"not a dump of a pooled test: {e!r}") from e
+                raise ValueError("a part has another length")
         return test
 
 
