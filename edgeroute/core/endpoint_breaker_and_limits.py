@@ -390,8 +390,7 @@ def price(terms: Terms, tokens: Tokens) -> float:
 
 def most_under_way(rules: Admission) -> int:
     """Return how many calls may be under way: the present adaptive limit for "auto", else the number in `max_concurrent`."""
-    most = rules.terms.max_concurrent
-    return rules.adapted.most if rules.adapted is not None else int(most)
+    return int(rules.terms.max_concurrent) if rules.adapted is None else rules.adapted.most
 
 
 def behind(rules: Admission, now: float) -> Rejection:
@@ -520,10 +519,8 @@ class Admission:
     def cost(self, mb: float, calls: int = 0) -> Cost:
         """Return the cost of `mb` million bytes, and of so many calls: the first attempt of each pays the price per call."""
         terms = self.terms
-        usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
-        if not calls:
-            return new(Cost, (usd, mb, joules, 0))
-        return new(Cost, (usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls))
+        usd = mb * terms.usd_per_mb + calls * terms.usd_per_call
+        return new(Cost, (usd, mb, mb * terms.joules_per_mb + calls * terms.joules_per_call, calls))
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Book the cost of an attempt about to be made, and return None; or book nothing, and return why it may not be made.
@@ -538,9 +535,9 @@ class Admission:
             again: True for a retry; the breaker may have opened since the first attempt.
             probe: True for a probe, which carries no user data, and is made whatever the state of the breaker.
         """
-        rejection, count = None, len(self.under_way)
+        rejection = None
         if again and not probe:
-            rejection = self.breaker.why(now)
+            rejection, count = self.breaker.why(now), len(self.under_way)
             if rejection is None and self._unsure(count, now):
                 rejection = Rejection("concurrency", f"{_under_way(count)}{UNSURE}")
         rejection = rejection or self.spending.reserve(cost, day)

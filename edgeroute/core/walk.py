@@ -404,7 +404,7 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
         ends: dict[int, Cancel | Leave] = {}
         until = begun
         for row, row_walk in list(live.items()):
-            reply = _for_row(event, row, asked)
+            reply = of_row(event, asked[event.leg][row]) if type(event) is Done else event  # others are the same for all rows
             try:
                 while type(effect := row_walk.send(reply)) is not Wait:
                     reply = None
@@ -448,11 +448,3 @@ def of_row(event: Done, position: int) -> Done | Failed:
     """Return the event of one row. An exception among the answers is the failure of that row alone."""
     answer = event.answer[position]
     return Failed(event.leg, answer, event.at) if isinstance(answer, BaseException) else Done(event.leg, answer, event.at)
-
-
-def _for_row(event: Event | None, row: int, asked: dict[int, dict[int, int]]) -> Event | None:
-    """Return an event of a batch as one of this row.
-
-    Only `Done` differs by row; other events, and None, are returned unchanged.
-    """
-    return of_row(event, asked[event.leg][row]) if type(event) is Done else event
