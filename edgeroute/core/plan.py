@@ -205,20 +205,15 @@ def pick_variants(
         deadline_s: seconds for the call.
     """
     chosen, steps = list[int](), list[str]()
-    groups: dict[str, list[int]] = {}
     for i in edges:
         group = targets[i].group
+        members = [j for j in edges if targets[j].group == group]
         if not group:
             chosen.append(i)
-        elif group in groups:
-            groups[group].append(i)
-        else:
-            groups[group] = [i]
-            chosen.append(i)
-    for group, members in groups.items():
-        member, why = _pick(members, targets, facts, small, deadline_s)
-        chosen[chosen.index(members[0])] = member
-        steps.append(f"of the variants of {group}: {targets[member].name}, {why}")
+        elif i == members[0]:
+            member, why = _pick(members, targets, facts, small, deadline_s)
+            chosen.append(member)
+            steps.append(f"of the variants of {group}: {targets[member].name}, {why}")
     return chosen, steps
 
 
@@ -414,20 +409,11 @@ def plan(
             place, standby=standby and not any(leg.standby for leg in legs), hedge_s=hedge_s,
             reserve_s=facts.reserves.get(target.name, INF), deadline_s=deadline_s,
         )  # fmt: skip
-        leg = Leg(
-            name=target.name,
-            permit=allowed if target.side == "cloud" else None,
-            target=place.target,
-            threshold=target.threshold,
+        leg = _leg_alone(place.target, target, policy, allowed)._replace(
             final=position == len(order) - 1 and usual and not standby and not skipped,
-            accept_unsure=policy.no_confidence == "accept",
             hedge_after_s=hedge_s if position and usual and not standby else INF,
             standby=standby,
             start_by_s=waits,
-            label=target.label,
-            thresholds=target.thresholds,
-            certified=target.certified,
-            moved=target.moved,
         )
         after = places[position + 1].target if position + 1 < len(places) else None
         if facts.kept and after is not None and targets[after].side == "cloud" and not standby:
@@ -536,7 +522,7 @@ def order_clouds(policy: Policy, targets: tuple[Target, ...], facts: Facts, clou
 
     One without measured latency comes first, or it would never be measured.
     """
-    if policy.order == "listed" or len(clouds) < 2:  # noqa: PLR2004 - nothing to reorder
+    if policy.order == "listed":
         return clouds
 
     def median_s(i: int) -> float:
@@ -574,9 +560,8 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
     rule = policy.hedge_after
     if not isinstance(rule, str):
         return rule
-    known = [facts.latencies.get(targets[i].name) for i in order]
-    edge = next((k for k, i in zip(known, order, strict=True) if targets[i].side == "edge"), None)
-    cloud = next((k for k, i in zip(known, order, strict=True) if targets[i].side == "cloud"), None)
+    firsts = (next((targets[i].name for i in order if targets[i].side == side), "") for side in ("edge", "cloud"))
+    edge, cloud = map(facts.latencies.get, firsts)
     if edge is None or cloud is None:
         return INF
     if rule == "auto":
@@ -587,10 +572,15 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
 
 def shadow_leg(i: int, target: Target, policy: Policy) -> Leg:
     """Return the leg of an edge for shadow mode, as in `prefer_edge`; one without a threshold accepts nothing."""
-    known = target.threshold is not None
+    leg = _leg_alone(i, target, policy, None)
+    return leg if leg.threshold is not None else leg._replace(threshold=INF, accept_unsure=False)
+
+
+def _leg_alone(i: int, target: Target, policy: Policy, allowed: Permit | None) -> Leg:
+    """Return the leg of target number `i` as if it were the first of several: no standby, and not the last to be called."""
     return Leg(
-        target.name, None, i, target.threshold if known else INF, final=False,
-        accept_unsure=known and policy.no_confidence == "accept", hedge_after_s=INF, standby=False, start_by_s=INF,
+        target.name, allowed if target.side == "cloud" else None, i, target.threshold, final=False,
+        accept_unsure=policy.no_confidence == "accept", hedge_after_s=INF, standby=False, start_by_s=INF,
         label=target.label, thresholds=target.thresholds, certified=target.certified, moved=target.moved,
     )  # fmt: skip
 

@@ -271,10 +271,9 @@ class StreamState:
         """Return True if the source, the leg whose pieces are shown, cannot change any more.
 
         Without `restart` the source is fixed once shown; otherwise only while its answer is accepted or need not be judged.
-        Before it is shown: if an accepted leg is running.
         """
         if self.shown is None:
-            return any(v.accepted for v in self.states.values() if not v.ended)
+            return False
         v = self.states[self.shown]
         return not self.restart or (v.active and (v.accepted is True or not self.judged(self.shown)))
 
@@ -285,7 +284,7 @@ class StreamState:
 
     def until(self) -> float:
         """Return the instant at which something is to be done if no event comes: a leg starts or is late, or the deadline."""
-        if self.shown is not None and self.is_final():
+        if self.is_final():
             return self.deadline
         waits = [v.first_by for v in self.states.values() if v.active and not v.has_begun and not v.no_time_limit]
         return min(self.deadline, self.due(), *waits)
@@ -602,12 +601,9 @@ class StreamWalk:
 
     def _choose_source(self) -> _Steps:
         """Show the best of the legs that may be shown now, if it is not shown yet, unless the source is fixed."""
-        if self.stream.shown is not None and self.stream.is_final():
-            return
-        for i in self.stream.candidates():
-            if self.stream.shown != i:
-                yield from self._show(i)
-            return
+        i = None if self.stream.is_final() else next(self.stream.candidates(), None)
+        if i is not None and self.stream.shown != i:
+            yield from self._show(i)
 
     def _show(self, i: int) -> _Steps:
         """Show a leg from its first piece on. Cancel the others, unless the answer may begin anew.
