@@ -112,13 +112,11 @@ class ThreadPool(ForkSafe):
         box: SimpleQueue[Job | None] = SimpleQueue()
         box.put(job)
         thread = threading.Thread(target=self._work, args=(box,), name=self._name, daemon=True)
-        threads.add(thread)
-        try:
-            thread.start()
-        except (RuntimeError, MemoryError):  # the system has no more threads, or the interpreter is shutting down
-            threads.discard(thread)
-            return False
-        return True
+        threads.add(thread)  # before its start, which may be interrupted
+        if _begin(thread):
+            return True
+        threads.discard(thread)
+        return False
 
     def _work(self, box: SimpleQueue[Job | None]) -> None:
         """Run the mailbox's jobs, then waiting ones, in a loop; this is a thread of the pool. Without a job the mailbox is idle.
