@@ -539,6 +539,30 @@ def test_objects_of_kubernetes_are_valid(storage, tmp_path):
             export_kserve([path], tmp_path / "no", cluster=Cluster(bad))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"storage": "s3://user:hunter2@host/models"},
+        {"storage": "s3://key:with/hunter2@host/models"},
+        {"storage": "https://host/models?sig=hunter2"},
+        {"storage": "https://host/models#hunter2"},
+        {"storage": "s3:user:hunter2"},
+        {"storage": "hunter2"},
+        {"cluster": Cluster("user:hunter2@reg.example/doors:1")},
+        {"cluster": Cluster("reg.example/doors@hunter2")},
+    ],
+)
+def test_a_secret_in_an_address_is_refused_unquoted(given, tmp_path):
+    """Nothing is written: the YAML of a cluster is read by many."""
+    with pytest.raises(PolicyError, match=r"address|image") as error:
+        export_kserve([tmp_path / "m.onnx"], tmp_path / "out", **{"cluster": Cluster("reg.example/doors:1"), **given})
+    assert "hunter2" not in str(error.value)
+
+
+def test_an_image_may_be_named_by_its_digest():
+    Cluster(f"reg.example:5000/models/doors:1@sha256:{'0a' * 32}").check()
+
+
 @pytest.mark.matrix
 def test_kserve_knows_the_fields_of_its_objects(tmp_path):
     """By the classes of its SDK, down to those of Kubernetes."""

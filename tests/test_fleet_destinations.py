@@ -121,7 +121,15 @@ def test_a_certificate_that_is_not_valid_ends_it():
 
 
 @pytest.mark.parametrize(
-    "to", ["http://user:hunter2@example.com/", "ftp://hunter2", "https://[hunter2", "s3:///hunter2", "mqtts://a/b#hunter2"]
+    "to",
+    [
+        "http://user:hunter2@example.com/",
+        "ftp://hunter2",
+        "https://[hunter2",
+        "s3:///hunter2",
+        "mqtts://a/b#hunter2",
+        "s3://user:hunter2@bucket/in",
+    ],
 )
 def test_other_addresses_are_refused_unquoted(to):
     """Also those without TLS that are not this device's."""

@@ -90,11 +90,13 @@ def test_the_unit_of_a_user_sets_nothing_of_the_system(tmp_path, model):
         (["--folder", "{}", "--", "serve", "m.onnx\nExecStartPre=/bin/false"], 2),
         (["--folder", "{}", "--", "serve", "m\udcff.onnx"], 2),
         (["--folder", "{}/models/m.onnx", "--", "serve", "m.onnx"], 2),
+        (["--folder", "{}", "--", "gateway", "--policy", "https://user:hunter2@host/p.toml"], 2),
+        (["--folder", "{}", "--", "serve", "https://host/m.onnx?sig=hunter2"], 2),
     ],
 )
 def test_units_that_are_not_written(tmp_path, model, given, code):
     found, _, err = cli("service", "install", *(argument.format(tmp_path) for argument in given))
-    assert (found, "Traceback" in err) == (code, False)
+    assert (found, "Traceback" in err, "hunter2" in err) == (code, False, False)
     assert not [*tmp_path.rglob("*.service")]
 
 

@@ -171,8 +171,8 @@ def install(
     Prints the command that starts it.
 
     Raises:
-        typer.BadParameter: another command or one with control characters, or a name with other characters than letters, digits,
-            - and _.
+        typer.BadParameter: another command or one with control characters or an address with a user or query, or a name with
+            other characters than letters, digits, - and _.
         BadInput: the file exists.
         StoreError, OSError: it cannot be written.
     """
@@ -182,6 +182,11 @@ def install(
         raise typer.BadParameter("a name has letters, digits, - and _", param_hint="--name")
     if CONTROL.search("".join(server)):  # a line break would begin a setting of its own
         raise typer.BadParameter("a unit cannot have control characters", param_hint="COMMAND")
+    if any("://" in argument and ("@" in argument or "?" in argument) for argument in server):
+        raise typer.BadParameter(
+            "an address has a user or a query, which every user of this machine could read in the unit: put the secret in an "
+            "environment variable, as the policy's { env = ... }", param_hint="COMMAND",
+        )  # fmt: skip
     given = [_absolute(argument) for argument in server[1:]]
     text = read_text(package_folder("examples", has="edgeroute.service") / "edgeroute.service")
     line = " ".join(_quoted(argument) for argument in (sys.executable, "-m", "edgeroute", server[0], *given))

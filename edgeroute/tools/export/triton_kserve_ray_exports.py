@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from edgeroute import __version__
 from edgeroute.core.error_codes import clean
@@ -326,7 +325,7 @@ def _quoted(text: str) -> str:
 
 BESIDE = 1 << 29  # bytes of memory beside the models: Triton itself, Python, inputs and outputs in progress
 MIB = 1 << 20
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,511}(@sha256:[0-9a-f]{64})?")  # no user and password
 MOST_CORES = 1e6
 
 
@@ -405,8 +404,8 @@ def kserve(
     batching = batching or Batching(gpu=cluster.gpu > 0)
     cluster.check()
     batching.check()
-    if storage is not None and (not urlsplit(storage).scheme or not storage.isprintable() or " " in storage):
-        raise PolicyError("the storage is no address: write it as s3://BUCKET/FOLDER, gs://... or pvc://...")
+    if storage is not None:
+        _check_storage(storage)
     models = subjects(paths, names)
     check_parts(models, backend)
     cluster = cluster._replace(memory=max(cluster.memory, memory_of(models, batching)))
@@ -432,6 +431,17 @@ def kserve(
         write(folder / "kubernetes.yaml", plain)
         write(folder / "kserve.yaml", served)
     return models
+
+
+def _check_storage(storage: str) -> None:
+    """Raise PolicyError, which quotes nothing of it, for what is no address, or has a user, password, query or fragment."""
+    if not re.match(r"[a-z][a-z0-9+.-]*://[^/]", storage) or not storage.isprintable() or " " in storage:
+        raise PolicyError("the storage is no address: write it as s3://BUCKET/FOLDER, gs://... or pvc://...")
+    if any(mark in storage for mark in ("@", "%40", "?", "#")):
+        raise PolicyError(
+            "the storage's address has a user, password, query or fragment, which would be written into kserve.yaml: leave it "
+            "out; a service account of the cluster has the credentials"
+        )
 
 
 def memory_of(models: Sequence[Subject], batching: Batching) -> int:

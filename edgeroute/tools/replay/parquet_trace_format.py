@@ -207,8 +207,8 @@ def _input(value: Any) -> tuple[str | None, bytes | None]:
 def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Write records to a Parquet file for the owner alone, with a checksum, and return their number. Replaces an old file.
 
-    Goes through a new file beside it, renamed at the end, without fsync, or deleted after an error. 65,536 records are in memory at
-    once.
+    Goes through a new file beside it, renamed at the end, without fsync, or deleted after an error. 65,536 records are in memory
+    at once.
 
     Raises:
         StoreError: the file cannot be written.
