@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from math import ceil
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
@@ -31,7 +30,6 @@ from edgeroute.types import StopToken
 
 STAGGER_S = 0.25  # delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)
 POLL_S = 1.0  # maximum seconds of one wait, after which a signal that came just before is handled
-MOST_MS = round(POLL_S * 1000)
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}  # error numbers of a connection attempt in progress
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -59,10 +57,6 @@ class Sockets:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
-
-    def adopt(self, sock: socket.socket) -> None:
-        """Take ownership of a socket."""
-        self._sockets.append(sock)
 
     def keep_only(self, sock: socket.socket) -> None:
         """Close all sockets but this."""
@@ -100,10 +94,8 @@ class BlockingSockets(Sockets):
         if cancel is not None:
             cancel.on_ask(self.cut)
 
-    def left_s(self) -> float | None:
-        """Return the seconds left for the next step; None: no limit. Raise TimedOut if none are left."""
-        if self.until == INF:
-            return None
+    def left_s(self) -> float:
+        """Return the seconds left for the next step; inf: no limit. Raise TimedOut if none are left."""
         left_s = self.until - monotonic()
         if left_s <= 0:
             self.late()
@@ -147,7 +139,7 @@ class BlockingSockets(Sockets):
                     errors.append(e)
                     continue
             self.check()
-            left_s = min(self.left_s() or POLL_S, POLL_S)
+            left_s = min(self.left_s(), POLL_S)
             for key, _ in selector.select(min(left_s, next_at - now) if waiting else left_s):
                 self.check()  # a socket that was shut down is ready as well
                 sock: socket.socket = key.fileobj
@@ -185,7 +177,7 @@ class BlockingSockets(Sockets):
         try:
             while not lookup.done and (patience_s := lookup.patience_s()) > 0:
                 self.check()
-                woken.wait(min(self.left_s() or POLL_S, POLL_S, patience_s))
+                woken.wait(min(self.left_s(), POLL_S, patience_s))
         finally:
             lookup.discard(woken.set)
         return lookup.addresses()
@@ -211,26 +203,18 @@ class Poll:
         """Return True if data, or the end of the stream, can be read without blocking; waits up to `left_s`, at most `POLL_S`."""
         if sys.platform == "win32":
             return bool(select.select([self._sock], [], [], min(left_s, POLL_S))[0])
-        return bool(self._poll.poll(left_s * 1000 if left_s <= POLL_S else MOST_MS))
+        return bool(self._poll.poll(min(left_s, POLL_S) * 1000))
 
-    def either(self, left_s: float | None) -> bool:
-        """Wait until more can be sent, or bytes have come, or `left_s` (None: no limit) or `POLL_S` are over.
-
-        Return True if bytes have come.
-        """
+    def either(self, left_s: float) -> bool:
+        """Wait until more can be sent, or bytes have come, or `left_s` or `POLL_S` are over. Return True if bytes have come."""
         if sys.platform == "win32":
-            return bool(select.select([self._sock], [self._sock], [], left_s)[0])
+            return bool(select.select([self._sock], [self._sock], [], min(left_s, POLL_S))[0])
         self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
         try:
-            ready = self._poll.poll(_ms(left_s))
+            ready = self._poll.poll(min(left_s, POLL_S) * 1000)
         finally:
             self._poll.modify(self._sock, select.POLLIN)
         return bool(ready) and bool(ready[0][1] & ~select.POLLOUT)
-
-
-def _ms(left_s: float | None) -> int:
-    """Return a wait in whole milliseconds, at most `MOST_MS`; None: no limit."""
-    return MOST_MS if left_s is None or left_s > POLL_S else ceil(left_s * 1000)
 
 
 def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
@@ -292,7 +276,7 @@ class Connection:
             CloudError: the time is over, the connection fails, or the reply is invalid; `unsent` if no connection was made.
         """
         if until <= monotonic():
-            raise self._wire.not_asked()
+            raise TimedOut(f"{self._wire.address.origin} was not asked: no time was left", unsent=True)
         self._reads = 0
         self.sockets.begin(until, cancel)
         line, reading = self._usable_line(), self._wire.reading(call)
@@ -546,14 +530,11 @@ class ThreadConnection(Connection):
 
     async def _receive(self, most: int) -> bytes:
         """Return up to `most` received bytes, blocking until there are some; b"" at the end of the stream. Raise TimedOut."""
-        sock, poll, sockets = self._sock, self._poll, self.sockets
+        sock, poll = self._sock, self._poll
         assert sock is not None
         assert poll is not None
         while True:
-            left_s = sockets.until - monotonic()
-            if left_s <= 0:
-                sockets.late()
-            if poll.readable(left_s):
+            if poll.readable(self.sockets.left_s()):
                 try:
                     return sock.recv(most)
                 except BlockingIOError:  # the system took it back

@@ -142,7 +142,7 @@ class _LocalSockets(BlockingSockets):
                 if not is_loopback(str(sock.getpeername()[0])):
                     raise ModelError(f"{self._local.origin} led to another device: nothing was sent")
                 return sock
-            self.adopt(sock := socket.socket(UNIX, socket.SOCK_STREAM))
+            self._sockets.append(sock := socket.socket(UNIX, socket.SOCK_STREAM))
             sock.settimeout(self.left_s())
             sock.connect(path)
             sock.setblocking(False)

@@ -318,9 +318,7 @@ def _clients(client: Any) -> tuple[Any, Any]:
     Raises:
         PolicyError: neither "httpx", nor an httpx client, nor a tuple of one for each.
     """
-    if isinstance(client, str):
-        if client != "httpx":
-            raise PolicyError('client is "httpx", or an httpx.Client, an httpx.AsyncClient, or a tuple of both')
+    if client == "httpx":
         return None, None
     clients = client if isinstance(client, tuple) else (client,)
     tasks = [candidate for candidate in clients if hasattr(candidate, "aclose") and hasattr(candidate, "build_request")]
@@ -366,12 +364,11 @@ _QUOTABLE_LENGTH = 100
 OURS: ContextVar[bool] = ContextVar("edgeroute_call", default=False)  # True in the context of a call to an endpoint by edgeroute
 
 
-class _NamesOnly(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Shorten a record in place to its first word if it is of a call by edgeroute. Return True: each is logged."""
-        if OURS.get():
-            record.msg = str(record.msg).partition(" ")[0]
-        return True
+def _name_only(record: logging.LogRecord) -> bool:
+    """Shorten a record in place to its first word if it is of a call by edgeroute. Return True: each is logged."""
+    if OURS.get():
+        record.msg = str(record.msg).partition(" ")[0]
+    return True
 
 
 def _install() -> None:
@@ -379,11 +376,10 @@ def _install() -> None:
 
     Those of httpx are dropped, those of httpcore shortened to the event's name.
     """
-    names_only = _NamesOnly()
     for version in ("", "2"):
         logging.getLogger(f"httpx{version}").addFilter(lambda _: not OURS.get())
         for part in ("connection", "http11", "http2", "proxy", "socks"):
-            logging.getLogger(f"httpcore{version}.{part}").addFilter(names_only)
+            logging.getLogger(f"httpcore{version}.{part}").addFilter(_name_only)
 
 
 _install()

@@ -408,11 +408,8 @@ class Reading:
 
     def take(self) -> bytes:
         """Remove and return the pieces of the body that have come since the last call, joined; b"" if there are none."""
-        pieces = self.pieces
-        if not pieces:
-            return b""
-        self.pieces = []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces, self.pieces = self.pieces, []
+        return b"".join(pieces)  # the only one is not copied
 
 
 def _check_start(data: bytes) -> None:

@@ -11,12 +11,13 @@ import ssl
 import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import certifi
 
-from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
+from edgeroute.errors import BadReply, CloudError, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call
 from edgeroute.http.reply_parser import Early, Malformed, Reading
 from edgeroute.system.clock_json_and_fork_safety import sha256
@@ -290,26 +291,27 @@ def context_for(address: Address) -> ssl.SSLContext:
     Raises:
         PolicyError: the certificates cannot be read.
     """
-    verify, cert = address.verify, address.cert
     try:
-        context = ssl.create_default_context(cafile=None if isinstance(verify, bool) else str(verify))
-        context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
-        if verify is True:
-            context.load_verify_locations(certifi.where())
-        elif verify is False:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if cert is not None:
-            context.load_cert_chain(*map(str, cert))
-    except (OSError, ssl.SSLError) as e:
+        context = _new_context(address.verify)
+        if address.cert is not None:
+            context.load_cert_chain(*map(str, address.cert))
+    except OSError as e:
         raise PolicyError(f"the certificates for {address.origin} cannot be read: {e}") from e
     return context
 
 
-def context_for_proxy() -> ssl.SSLContext:
-    """Return a new TLS context for a proxy, of TLS 1.2 or later, with the system's and certifi's authorities. Reads files."""
-    context = ssl.create_default_context()
+def _new_context(verify: bool | str | Path = True) -> ssl.SSLContext:
+    """Return a new TLS context, of TLS 1.2 or later, that checks certificates as `Address` has it. Reads the authorities' files.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    context = ssl.create_default_context(cafile=None if isinstance(verify, bool) else str(verify))
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
-    context.load_verify_locations(certifi.where())
+    if verify is True:
+        context.load_verify_locations(certifi.where())
+    elif verify is False:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
@@ -392,10 +394,6 @@ class Wire:
         limit = self.address.max_reply_bytes if call.max_reply is None else call.max_reply
         return Reading(self.address.origin, call.method, limit)
 
-    def not_asked(self) -> TimedOut:
-        """Return the error for a call that was not sent, as no time was left."""
-        return TimedOut(f"{self.address.origin} was not asked: no time was left", unsent=True)
-
     def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:
         """Return the CloudError for an exception on a connection, with its `retriable` and `stale` flags; secrets are masked.
 
@@ -447,7 +445,7 @@ class Line:
         proxy, address, wire = self._proxy, self._wire.address, self._wire
         if proxy is not None:
             if proxy.https:
-                yield from self._secure(context_for_proxy(), proxy.host)
+                yield from self._secure(_new_context(), proxy.host)
             if address.https:
                 yield from self._connect_through(proxy)
             else:
