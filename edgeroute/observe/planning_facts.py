@@ -102,12 +102,12 @@ def unsure_share(counts: Counts, edges: Sequence[str]) -> float | None:
     return round(20 * below / judged) / 20 if judged >= ENOUGH_RUNS else None
 
 
-def steady(old: Mapping[str, float], new: Mapping[str, float], share: float = 0.1) -> Mapping[str, float]:
-    """Return `old` itself if no value of `new` differs from it by more than this share, else `new`.
+def steady(old: Mapping[str, float], new: Mapping[str, float]) -> Mapping[str, float]:
+    """Return `old` itself if no value of `new` differs from it by more than a tenth, else `new`.
 
     Plans are made anew whenever the facts change, so small changes are held back.
     """
-    near = old.keys() == new.keys() and all(abs(new[name] - value) <= share * value for name, value in old.items())
+    near = old.keys() == new.keys() and all(abs(new[name] - value) <= 0.1 * value for name, value in old.items())
     return old if near else new
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from edgeroute.core.error_codes import UNFIT, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, slack
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RECENT = 128  # number of a target's latest deferred answers whose distance from their threshold is stored
 TOGETHER = 64  # requests that are counted together; an answer that was not simply accepted triggers counting at once
 
+T = TypeVar("T")
 ALONE = 2  # number of marks in the log of a request whose only leg's answer was accepted
 
 
@@ -175,28 +176,27 @@ class Counts(ForkSafe):
         with self._lock:
             setattr(self, what, getattr(self, what) + 1)
 
+    def _figures(self, names: Iterable[str], figure: Callable[[_Leg], T]) -> dict[str, T]:
+        """Count the stored outcomes, and return target -> what `figure` makes of its counters; unused targets are missing."""
+        with self._lock:
+            self._add_up()
+            return {name: figure(leg) for name in names if (leg := self._legs.get(name)) is not None}
+
     def quantile(self, name: str, q: float) -> float | None:
         """Return a latency quantile of one target, seconds, after counting the stored outcomes.
 
         None: the target has not answered.
         """
-        with self._lock:
-            self._add_up()
-            leg = self._legs.get(name)
-            return None if leg is None else leg.latency.quantile(q)
+        return self._figures([name], lambda leg: leg.latency.quantile(q)).get(name)
 
     def reserves(self, names: Iterable[str]) -> dict[str, float]:
         """Return edge -> time to reserve for its run before a deadline, seconds; inf: too few runs. Unused edges are missing."""
-        with self._lock:
-            self._add_up()
-            return {name: reserve_s(leg.latency) for name in names if (leg := self._legs.get(name)) is not None}
+        return self._figures(names, lambda leg: reserve_s(leg.latency))
 
     def took_s(self, names: Iterable[str], q: float) -> list[tuple[str, int, float]]:
         """Return (name, number of latencies, their quantile `q` in seconds) of each of these targets that has answered."""
-        with self._lock:
-            self._add_up()
-            known = [(name, self._legs[name].latency) for name in names if name in self._legs]
-            return [(name, latency.count, s) for name, latency in known if (s := latency.quantile(q)) is not None]
+        known = self._figures(names, lambda leg: (leg.latency.count, leg.latency.quantile(q)))
+        return [(name, count, s) for name, (count, s) in known.items() if s is not None]
 
     def add_latency(self, name: str, seconds: float) -> None:
         """Add the latency of a run that was cancelled and went on to its end."""
@@ -208,18 +208,14 @@ class Counts(ForkSafe):
 
         Counts the stored outcomes first.
         """
-        with self._lock:
-            self._add_up()
-            return {name: (leg.runs, leg.busy_s) for name in names if (leg := self._legs.get(name)) is not None}
+        return self._figures(names, lambda leg: (leg.runs, leg.busy_s))
 
     def slacks(self, names: Iterable[str], share: float) -> dict[str, float]:
         """Return edge -> how far its thresholds have to be lowered so that this share of its latest deferrals is accepted.
 
         Counts the stored outcomes first. Unused edges are missing.
         """
-        with self._lock:
-            self._add_up()
-            return {name: slack(leg.deficits, share) for name in names if (leg := self._legs.get(name)) is not None}
+        return self._figures(names, lambda leg: slack(leg.deficits, share))
 
     def latencies(self) -> dict[str, Latency]:
         """Return target -> a copy of its latency sketch."""
@@ -239,10 +235,7 @@ class Counts(ForkSafe):
 
     def judged(self, name: str) -> tuple[int, int]:
         """Return (answers of an edge that were compared with its threshold, answers below the threshold)."""
-        with self._lock:
-            self._add_up()
-            leg = self._legs.get(name)
-            return (0, 0) if leg is None else (leg.judged, leg.below)
+        return self._figures([name], lambda leg: (leg.judged, leg.below)).get(name, (0, 0))
 
     def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
         """Return the current statistics, without those of audits, trials and parts; counts the stored outcomes first.
