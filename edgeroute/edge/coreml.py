@@ -222,16 +222,11 @@ def _runtime() -> Any:
         RuntimeMissing: it is not installed.
     """
     logger = logging.getLogger("coremltools")
-    logger.addFilter(_quiet)  # it warns of each library that it could convert from, and of what Linux lacks
+    before, logger.disabled = logger.disabled, True  # it warns of libraries to convert from, and of what Linux lacks
     try:
         return import_needed("coremltools", "coremltools is not installed: pip install 'edgeroute[coreml]'")
     finally:
-        logger.removeFilter(_quiet)
-
-
-def _quiet(_: logging.LogRecord) -> bool:
-    """Filter out every record."""
-    return False
+        logger.disabled = before
 
 
 def _root(package: Path) -> Path:

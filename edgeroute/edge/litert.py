@@ -331,10 +331,13 @@ class LiteRTModel(ModelFile):
         """
         used, libraries, lacks = [], [], ""
         for delegate in self.delegates:
-            library, reason = (None, "") if delegate in BUILT_IN else self._library(module, delegate)
-            lacks = lacks or reason
-            libraries += [] if library is None else [library]
-            used += [] if reason else [delegate]
+            try:
+                libraries += [] if delegate in BUILT_IN else [load_delegate(module, delegate, self.delegate_options)]
+                used.append(delegate)
+            except ModelError as e:  # noqa: PERF203 - the next one may be there
+                if self.on_downgrade == "error":
+                    raise
+                lacks = lacks or str(e)
         options: dict[str, Any] = {"num_threads": self.threads}
         if "none" in used:
             options["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -349,19 +352,6 @@ class LiteRTModel(ModelFile):
                 raise ModelError(f"{lacks}: compile the model for it, or leave the delegate out")
         self._used, self.downgraded = tuple(used), f"{lacks}; running on the CPU" if lacks else None
         return _make_worker(interpreter, signature, description.detected, ready=ready)
-
-    def _library(self, module: Any, delegate: str) -> tuple[Any, str]:
-        """Return (delegate, empty text), or (None, the reason why it is missing) where a downgrade is recorded.
-
-        Raises:
-            ModelError: it is missing, and a downgrade is an error.
-        """
-        try:
-            return load_delegate(module, delegate, self.delegate_options), ""
-        except ModelError as e:
-            if self.on_downgrade == "error":
-                raise
-            return None, str(e)
 
     def _describe_ports(self, worker: LockedInterpreter) -> None:
         """Store the file's inputs and outputs. A quantised input is as its card states, or takes floats and its own dtype.

@@ -89,7 +89,7 @@ def is_harmless(template: str) -> bool:
 def try_template(path: Path, template: str, given: str | None) -> None:
     """Render the file's chat template by llama.cpp in a process of its own, unless it is harmless or not used.
 
-    A harmless template is not tried. A failing template counts as broken only if another one loads.
+    A failing template counts as broken only if another one loads. The results are kept for the file as it is.
 
     Args:
         path: of the .gguf file.
@@ -101,8 +101,9 @@ def try_template(path: Path, template: str, given: str | None) -> None:
     """
     if given is not None or is_harmless(template):
         return
-    why = _trial(path, None)
-    if why is None or (why == FAILED and _trial(path, "{{ messages[0].content }}") is not None):
+    stamp = file_stamp(path)
+    why = _run(path, None, stamp)
+    if why is None or (why == FAILED and _run(path, "{{ messages[0].content }}", stamp) is not None):
         return  # in the latter case it is not the template: loading says what
     raise ModelError(f"{path}: its chat template is broken or hostile: {why}. Give another, chat_template=, or another model")
 
@@ -114,7 +115,7 @@ FAILED = "a process that tried it reported an error"
 def _run(path: Path, template: str | None, stamp: object) -> str | None:  # noqa: ARG001 - it is part of the cache's key
     """Load the model in a child process with a small context, and have the template rendered; return why that failed, or None.
 
-    Ends the child. Cached, also by the file's stamp.
+    None for the template: the file's. Ends the child. Cached, also by the file's stamp.
     """
     try:
         engine = IsolatedEngine("xllamacpp", LoadOptions(path, 64, 1, 1, 0, 32, template, verbose=False), WAIT_S, WAIT_S)
@@ -126,16 +127,6 @@ def _run(path: Path, template: str | None, stamp: object) -> str | None:  # noqa
         return FAILED
     engine.end()
     return None
-
-
-def _trial(path: Path, template: str | None) -> str | None:
-    """Return the reason why a process failed that loaded the model with a template; None: it ended well. Results are cached.
-
-    Args:
-        path: of the .gguf file.
-        template: the template; None: the file's.
-    """
-    return _run(path.absolute(), template, file_stamp(path))
 
 
 MOST_CONTEXT = 4096  # tokens of context, unless a number is given; a model may have been trained for more

@@ -247,7 +247,6 @@ class LlamaCppPython(Engine):
 
     def __init__(self, wanted: LoadOptions) -> None:
         self._module = module = _import("llama_cpp")
-        handler = None
         options: dict[str, Any] = {
             "n_ctx": wanted.context, "n_batch": wanted.batch, "n_threads": wanted.threads, "n_threads_batch": wanted.threads,
             "n_gpu_layers": wanted.gpu_layers, "verbose": wanted.verbose,
@@ -260,12 +259,10 @@ class LlamaCppPython(Engine):
                     self._llama.detokenize([t], special=True).decode() for t in (self._llama.token_eos(), self._llama.token_bos())
                 )
                 form = import_late("llama_cpp.llama_chat_format").Jinja2ChatFormatter(wanted.template, eos, bos)
-                handler = form.to_chat_handler()
+                self._llama.chat_handler = form.to_chat_handler()
         except Exception as e:
             message = clean(e, FOREIGN)
             raise ModelError(f"llama.cpp (llama-cpp-python {module.__version__}) cannot load {wanted.path}: {message}") from e
-        if handler is not None:
-            self._llama.chat_handler = handler
         self._context, self._turn = wanted.context, threading.Lock()
 
     def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:

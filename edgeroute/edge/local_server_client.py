@@ -122,7 +122,8 @@ class LocalServer:
         except (LookupError, RecursionError, TypeError, ValueError):
             raise ModelError(f"{self._local.origin} does not list its models: it is no server with OpenAI's API") from None
         if self._model is not None and names and not {self._model, f"{self._model}:latest"} & {*names}:
-            there = ", ".join(clean(self._without_key(name), 40) for name in names[:8])
+            key = self._key()
+            there = ", ".join(clean(name.replace(key, "***") if key else name, 40) for name in names[:8])
             raise ModelError(f"{self._local.origin} has no model {self._model!r}: it has {there}")
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Prediction]:
@@ -194,10 +195,9 @@ class LocalServer:
                 if (piece := self._piece(gathered, event, request, is_request=is_request)) is not None:
                     shown |= bool(piece)
                     yield piece
-        if cancel is not None and cancel.asked and not gathered.ended:
-            raise ModelError(f"{self._where} was stopped within its answer")
         if not gathered.ended:
-            raise ModelError(f"{self._where} broke off within its answer")
+            stopped = cancel is not None and cancel.asked
+            raise ModelError(f"{self._where} {'was stopped' if stopped else 'broke off'} within its answer")
         prediction = self._answer(gathered.reply(), request, is_request=is_request)
         if not shown and prediction.value:  # a refusal
             yield Piece(prediction.value)
@@ -273,11 +273,6 @@ class LocalServer:
         """Return the exception for an error that the server reports, without the key in its text."""
         details = error if isinstance(error, Mapping) else {"message": str(error)}
         return failure(details, self._where, own=is_request, sent=request, secrets=[self._key()], more=more)
-
-    def _without_key(self, text: str) -> str:
-        """Return a text with the key replaced by ***."""
-        key = self._key()
-        return text.replace(key, "***") if key else text
 
     def _key(self) -> str:
         """Return the key as it is sent, without a line break at its end; empty: there is none."""

@@ -465,8 +465,9 @@ def _input(data: dict[str, Any], place: str) -> CardInput:
     if shape is not None and batch is not None and batch >= len(shape):
         raise ValueError(f"{place}.batch: there is no axis {batch} in {list(shape)}")
     if preprocess is None:
-        if "layout" in data and shape is not None:
-            _check_layout(data["layout"], shape, batch, place)
+        layout = data.get("layout")
+        if layout and shape is not None and len(layout) != len(shape) - (batch is not None):
+            raise ValueError(f"{place}.layout: {layout} has {len(layout)} axes, unlike {list(shape)} without its batch axis")
         return CardInput(name, dtype, shape, batch, "batch" in data, data.get("value"), None)
     if "value" in data:
         raise ValueError(f"{place}: a constant, value, has no preprocess")
@@ -476,12 +477,6 @@ def _input(data: dict[str, Any], place: str) -> CardInput:
 
     prepared = preprocess_of(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
     return CardInput(name, dtype, shape, batch, "batch" in data, None, prepared)
-
-
-def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, place: str) -> None:
-    """Raise ValueError if a layout has another number of axes than the shape without its batch axis."""
-    if len(layout) != len(shape) - (batch is not None):
-        raise ValueError(f"{place}.layout: {layout} has {len(layout)} axes, unlike {list(shape)} without its batch axis")
 
 
 def _state(data: dict[str, Any]) -> CardState:

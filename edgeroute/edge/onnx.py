@@ -292,8 +292,11 @@ def open_session(ort: Any, path: Path, providers: Sequence[Provider], *, threads
             "Install a build that has it, or allow the downgrade with on_downgrade='record'"
         )
     usable = [provider for provider in providers if provider not in missing] or [Provider(CPU)]
-    for folder in [folder for provider in usable for folder in provider.folders]:
-        _make(folder)
+    try:
+        for folder in (folder for provider in usable for folder in provider.folders):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ModelError(f"the folder for what a provider compiles, {folder}, cannot be made: {e.strerror}") from e
     while True:
         try:
             session = _session(ort, path, usable, threads)
@@ -309,18 +312,6 @@ def open_session(ort: Any, path: Path, providers: Sequence[Provider], *, threads
     if downgraded and strict:
         raise ModelError(f"{path}: {downgraded}. Allow it with on_downgrade='record', or ask for other providers")
     return OpenedSession(session, running, nodes, downgraded)
-
-
-def _make(folder: Path) -> None:
-    """Create a provider's folder, with its parents.
-
-    Raises:
-        ModelError: it cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ModelError(f"the folder for what a provider compiles, {folder}, cannot be made: {e.strerror}") from e
 
 
 def _session(ort: Any, path: Path, providers: Sequence[Provider], threads: int) -> Any:
@@ -483,8 +474,7 @@ class OnnxModel(ModelFile):
             return self.run([x], cancel)
         tensor = prepare(x)
         if cancel is not None:
-            out = self._execute(session, self._names, {self._input: tensor}, cancel)
-            return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
+            return self._by_name(self._execute(session, self._names, {self._input: tensor}, cancel))
         try:  # the usual case, by the short way
             out = session.run(self._names, {self._input: tensor})
         except Exception as e:  # onnxruntime's errors derive from Exception alone

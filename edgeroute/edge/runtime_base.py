@@ -30,17 +30,8 @@ UNFREED_SESSIONS: list[Any] = []  # sessions of the parent of a forked process, 
 
 # Operators, by ONNX's names, that leave the meaning of numbers as it is.
 PASSING = (
-    "Cast",
-    "Clip",
-    "DequantizeLinear",
-    "Flatten",
-    "Identity",
-    "QuantizeLinear",
-    "Reshape",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-)
+    "Cast", "Clip", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
 MOST_PASSED = 8  # most such operators behind the one that makes an output
 # Operator that makes an output -> kind of the output. A vector of length 1 is an embedding.
 KIND_BY_OPERATOR = {
