@@ -6,6 +6,7 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic as real_time
+from types import SimpleNamespace
 
 import pytest
 import routes
@@ -468,6 +469,20 @@ def test_what_the_ledger_does_not_take_is_not_paid():
         ask(guard, size=100_000)
     assert (guard.held, guard.under_way, guard.state, journal.lines) == (1, 0, "closed", [])
     assert tuple(guard.spending.spent()) == pytest.approx((0, 0, 0, 0))
+
+
+def test_a_repeated_attempt_that_the_ledger_does_not_take_is_reported():
+    """As one that a limit forbids; not counted, since its request was admitted."""
+    journal, codes = Ledger(), []
+    guard, _ = guarded(journal=journal)
+    guard.report = SimpleNamespace(held=lambda _, code: codes.append(code), attempt=lambda *_: None, follows=False)
+    with guard.enter(PERMIT, "id") as exchange:
+        exchange.before_attempt(100, math.inf)
+        exchange.after_attempt(0, AWAY)
+        journal.full = True
+        with pytest.raises(Held, match="was not asked again: what is not in the egress ledger"):
+            exchange.before_attempt(100, math.inf)
+    assert (codes, guard.held, len(journal.lines)) == (["ledger"], 0, 1)
 
 
 def test_the_ledger_has_the_time_of_the_clock_as_it_is_now(monkeypatch):

@@ -261,10 +261,7 @@ class HttpClient(ForkSafe):
         async def once() -> Reply:
             if (cancel := way.cancel) is not None:
                 self.may_send(cancel)
-            if exchange.off_loop is None:
-                sent = self.account_attempt(call, until, exchange)
-            else:
-                sent = await exchange.off_loop(lambda: self.account_attempt(call, until, exchange))
+            sent = await exchange.call_off_loop(lambda: self.account_attempt(call, until, exchange))
             try:
                 reply = await way.send(sent, until)
             except CloudError as e:
@@ -330,8 +327,6 @@ class HttpClient(ForkSafe):
         exchange.before_attempt(size, until, call.tokens)
         with self._lock:
             self.sent += size
-        if not exchange.followed:
-            return call
         more = exchange.headers(Sending(self._protocol, call.method, self.endpoint.address.origin, call.path, self._model))
         return call._replace(headers=(*call.headers, *more.items())) if more else call
 
@@ -355,8 +350,7 @@ class HttpClient(ForkSafe):
             Refused: the status is another one.
         """
         size, exchange.status = len(reply.body), reply.status
-        with self._lock:
-            self.received += size
+        self.count_received(size)
         if HEADER in reply.headers:
             exchange.record_load(reply.headers)
         try:

@@ -382,8 +382,7 @@ class FunctionBackend(AbandonedRuns):
         It is booked before, and settled after it; after a cancellation the exchange's end settles it.
         """
         exchange.next_call()
-        book = partial(exchange.before_attempt, 0, until)
-        book() if exchange.off_loop is None else await exchange.off_loop(book)
+        await exchange.call_off_loop(partial(exchange.before_attempt, 0, until))
         try:
             if self._speaks:
                 async for piece in self._ask(x):

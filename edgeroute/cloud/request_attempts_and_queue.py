@@ -14,7 +14,7 @@ from itertools import count
 from threading import get_ident
 from time import monotonic, time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 from weakref import ref
 
 from edgeroute.cloud.load_reports import report_in
@@ -223,6 +223,7 @@ class Turns:
         self.advance()
 
 
+T = TypeVar("T")
 MB = 1e6
 TOO_LARGE = 413  # HTTP status of a request whose body is too large
 NO_DATA = "no user data"
@@ -302,9 +303,6 @@ class Owner(Protocol):
     def mark_late(self, exchange: Exchange) -> bool:
         """Mark an exchange as late. Return True if that is a fault."""
 
-    def count_rejected(self, code: HeldCode) -> None:
-        """Count and report a rejected request."""
-
 
 class _Slot(ref["Exchange"]):
     """Weak reference to an exchange, with a callback that frees its slot.
@@ -340,7 +338,7 @@ class Exchange:
         self.data_class, self.rule = (None, NO_DATA) if allowed is None else (allowed.data_class, allowed.rule)
         self.slot = _Slot(self, guard.rules.under_way.discard)
         self.sent, self.received, self.usd = 0, 0, 0.0
-        self.off_loop: Callable[[Callable[[], Any]], Any] | None = None  # books attempts, which may wait for the disk; None: here
+        self.off_loop: Callable[[Callable[[], Any]], Any] | None = None  # makes calls that block, see `call_off_loop`; None: here
         self.counts = True  # True if the breaker counts its result
         # True once a part of the answer has come: the endpoint works, and a request for too much is late by itself.
         self.answers = False
@@ -407,8 +405,8 @@ class Exchange:
         """Book an attempt's cost in the spending limits, and write it to the egress ledger; nothing may be sent before.
 
         The first attempt of a call also counts in the rate limit, unless `enter` has counted it. Starts the attempt's clock.
-        Blocks for the disk where bookings or the ledger are written. A rejection returns what was booked, and is counted if it is
-        of a first attempt and no probe. It is reported, too; one by the ledger only if it is counted.
+        Blocks for the disk where bookings or the ledger are written. A rejection returns what was booked, is reported, and is
+        counted if it is of a first attempt and no probe.
 
         Args:
             size: bytes of the body.
@@ -435,23 +433,11 @@ class Exchange:
         with guard.lock:
             rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
             rejection = rejection or guard.rules.attempt(cost, monotonic(), process.now(), again=again, probe=probe)
-        if rejection is None and (rejection := guard.spending.secure(cost)) is not None:
+        if rejection is None and (rejection := guard.spending.secure(cost) or self._note_in_ledger(size)) is not None:
             guard.spending.settle(cost, Cost(), process.now())
             guard.rules.rejected += not (again or probe)
         if rejection is not None:
             self._refuse(rejection)
-        if guard.journal is not None:
-            record = {  # with the clock's own time, which may have been set since the process began
-                "at": round(time(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
-                "rule": self.rule, "request": self.identity,
-            }  # fmt: skip
-            try:
-                guard.journal.append(record)
-            except StoreError as e:
-                guard.spending.settle(cost, Cost(), process.now())
-                if not (again or probe):
-                    guard.count_rejected("ledger")
-                raise self._rejection_error("ledger", f"what is not in the egress ledger does not leave ({e})") from e
         if self.left:
             guard.spending.settle(cost, Cost(), process.now())
             raise Unreachable(LEFT)
@@ -467,6 +453,24 @@ class Exchange:
         self._size = size
         self.begun, self._until, self._open, self._going, self.answers = monotonic(), until, True, True, False
 
+    async def call_off_loop(self, call: Callable[[], T]) -> T:
+        """Make a call that may block for the disk, such as a booking, and return its result: off the event loop, if on one."""
+        return call() if self.off_loop is None else await self.off_loop(call)
+
+    def _note_in_ledger(self, size: int) -> Rejection | None:
+        """Write an attempt to the egress ledger, if there is one, blocking; return the rejection if it cannot be written."""
+        if self._guard.journal is None:
+            return None
+        record = {  # with the clock's own time, which may have been set since the process began
+            "at": round(time(), 3), "to": self._guard.where, "bytes": size, "data_class": self.data_class, "rule": self.rule,
+            "request": self.identity,
+        }  # fmt: skip
+        try:
+            self._guard.journal.append(record)
+        except StoreError as e:
+            return Rejection("ledger", f"what is not in the egress ledger does not leave ({e})")
+        return None
+
     def record_load(self, headers: Mapping[str, str]) -> None:
         """Record the load that the endpoint reports in a reply's headers.
 
@@ -478,12 +482,6 @@ class Exchange:
                 changed = guard.rules.load.add(report.load, monotonic())
             if changed:
                 guard.watcher.loaded(guard)
-
-    @property
-    def followed(self) -> bool:
-        """True if an instrument is to be notified of the beginnings of attempts."""
-        report = self._guard.report
-        return report is not None and report.follows
 
     def headers(self, sending: Sending) -> Mapping[str, str]:
         """Report to the instrument that an attempt is about to be sent, and return the headers that it adds.
@@ -551,21 +549,17 @@ class Exchange:
 
     def _refuse(self, rejection: Rejection) -> NoReturn:
         """Report a rejection to the guard's receiver, if any, and raise Held with its code, text and wait. Counts nothing."""
-        guard = self._guard
+        guard, again = self._guard, self._attempts > 0
         if guard.report is not None:
             guard.report.held(guard.name, rejection.code)
-        raise self._rejection_error(rejection.code, rejection.text, rejection.wait_s)
+        text = f"{guard.name} was not asked{' again' if again else ''}: {rejection.text}"
+        raise Held(text, code=rejection.code, again=again, wait_s=rejection.wait_s)
 
     def _give_back(self) -> None:
         """Return the cost of booked calls that were not made. A no-op after the first time."""
         cost, self._paid = self._guard.rules.cost(0, self._paid), 0
         self.usd -= cost.usd
         self._guard.spending.settle(cost, Cost(), process.now())
-
-    def _rejection_error(self, code: HeldCode, text: str, wait_s: float = 0.0) -> Held:
-        """Return the error for a rejection."""
-        again = self._attempts > 0
-        return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again, wait_s=wait_s)
 
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None

@@ -301,8 +301,7 @@ async def run(
         )
         call = with_key(speaking.begin(), exchange.identity, n)
         client.may_send(way.cancel)
-        book = partial(client.account_attempt, call, until, exchange)
-        call = book() if exchange.off_loop is None else await exchange.off_loop(book)
+        call = await exchange.call_off_loop(partial(client.account_attempt, call, until, exchange))
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
