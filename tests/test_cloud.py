@@ -57,10 +57,10 @@ def run(talk, *replies):
         return calls, end.value
 
 
-def endpoint(*inputs, binary=False, **settings_):
-    """An endpoint that has read the model's metadata."""
+def endpoint(*inputs, binary=False, outputs=None, **settings_):
+    """An endpoint that knows the model's metadata from an earlier run."""
     made = OpenInference(URL, binary=binary, **settings_)
-    made.inputs = inputs or (TensorSpec("x", "float32", (-1, 2)),)
+    made.recall({"inputs": inputs or [("x", "float32", (-1, 2))], "outputs": outputs or {}, "binary": None})
     return made
 
 
@@ -362,22 +362,18 @@ def test_a_reply_is_as_long_as_its_outputs_at_most():
     """Where the metadata gives their shape; else as `max_reply` says, for up to 16 inputs each."""
     made = endpoint(max_reply_bytes=10**6)
     assert [made.encode([X] * n).max_reply for n in (1, 2, 16, 1000)] == [10**6, 2 * 10**6, 16 * 10**6, 16 * 10**6]
-    made.outputs = {"y": (-1, 10), "z": (-1, 5, 6)}
+    made = endpoint(max_reply_bytes=10**6, outputs={"y": (-1, 10), "z": (-1, 5, 6)})
     assert [made.encode([X] * n).max_reply for n in (1, 1000)] == [65_536 + 32 * 40, 65_536 + 32 * 40_000]
-    made.outputs = {"y": (-1, 2**31 - 1)}
-    assert made.encode([X]).max_reply == 10**6
-    made.outputs = {"y": (-1, 10), "z": (-1, -1)}
-    assert made.encode([X]).max_reply == 10**6
+    for outputs in ({"y": (-1, 2**31 - 1)}, {"y": (-1, 10), "z": (-1, -1)}):
+        assert endpoint(max_reply_bytes=10**6, outputs=outputs).encode([X]).max_reply == 10**6
 
 
 def test_as_many_numbers_as_the_metadata_says_are_read():
     """Also more than otherwise, and no more than `max_reply` allows: the server's word alone permits nothing."""
     many = np.zeros((1, 300_000), np.float32)
-    made = endpoint()
-    made.outputs = {"y": (-1, 300_000)}
+    made = endpoint(outputs={"y": (-1, 300_000)})
     assert run(made.talk([X]), answered(("y", many), binary=False))[1].shape == many.shape
-    made = endpoint(max_reply_bytes=100_000)
-    made.outputs = {"y": (-1, 300_000)}
+    made = endpoint(max_reply_bytes=100_000, outputs={"y": (-1, 300_000)})
     with pytest.raises(BadReply, match="more than expected"):
         run(made.talk([X]), answered(("y", many), binary=False))
 
@@ -821,9 +817,13 @@ def test_without_a_retry_after_the_wait_is_jittered_and_bounded():
 class Free:
     """An exchange that forbids nothing."""
 
-    identity, followed, off_loop = "", False, None
+    identity = ""
 
-    before_attempt = after_attempt = next_call = lambda *_, **__: None
+    async def call_off_loop(self, call):
+        """Make it here."""
+        return call()
+
+    before_attempt = after_attempt = next_call = headers = lambda *_, **__: None
     may_retry = lambda *_, **__: True  # noqa: E731 - three answers, not three methods
 
 

@@ -212,9 +212,9 @@ class Feed(dict[str, Array]):
     edges: list[Mapping[str, Any] | None] | None = None  # edge's answers to send along; None: none
 
 
-def tensor_parameters(feed: dict[str, Array], name: str) -> tuple[dict[str, Any], bool]:
+def tensor_parameters(feed: Feed, name: str) -> tuple[dict[str, Any], bool]:
     """Return a tensor's parameters for the server, as a new dict, and True if its elements are files."""
-    coded = feed.coded.get(name) if isinstance(feed, Feed) else None
+    coded = feed.coded.get(name)
     return ({}, False) if coded is None else (dict(coded[0]), feed[name].dtype.hasobject)
 
 

@@ -55,10 +55,7 @@ def labels_in(document: Any) -> tuple[str | int | float | bool, ...] | None:
 
     None: there are none, more than `MOST`, a text of more than `LONGEST` characters, or another type than text and numbers.
     """
-    parameters = document.get("parameters") if isinstance(document, dict) else None
-    labels = parameters.get("labels") if isinstance(parameters, dict) else None
-    if isinstance(labels, dict):
-        labels = labels.get("string_value")
+    labels = _parameter(document, "labels")
     if isinstance(labels, str):
         try:
             labels = json_loads(labels.encode())
@@ -72,10 +69,15 @@ def labels_in(document: Any) -> tuple[str | int | float | bool, ...] | None:
 
 def kind_in(document: Any) -> str | None:
     """Return the kind of outputs in the parameters of metadata, or of Triton's configuration; None: none, or an unknown one."""
-    parameters = document.get("parameters") if isinstance(document, dict) else None
-    kind = parameters.get("kind") if isinstance(parameters, dict) else None
-    kind = kind.get("string_value") if isinstance(kind, dict) else kind
+    kind = _parameter(document, "kind")
     return kind if isinstance(kind, str) and kind in KINDS else None
+
+
+def _parameter(document: Any, name: str) -> Any:
+    """Return a parameter of metadata, or of Triton's configuration, where it is in `string_value`; None: there is none."""
+    parameters = document.get("parameters") if isinstance(document, dict) else None
+    given = parameters.get(name) if isinstance(parameters, dict) else None
+    return given.get("string_value") if isinstance(given, dict) else given
 
 
 SEVERAL = ("label+probabilities", "boxes")  # kinds with several outputs
@@ -152,10 +154,9 @@ class ServedModel(ABC):
         self.outputs: dict[str, tuple[int, ...]] = {}
         self.version = self.pinned  # version that answers; None: not known yet
         self._described: str | None = None  # hash of the metadata; None: not fetched yet
-        self._sources: _InputSources | None = None  # sources of `inputs`, computed at the first call
+        self._sources = _InputSources([], [])  # sources of `inputs`
         self._starts: dict[tuple[SentTensor, ...], Start] = {}
-        # (outputs, numbers in them for one input or None), computed at the first call.
-        self._sizes: tuple[dict[str, tuple[int, ...]], int | None] | None = None
+        self._row_numbers: int | None = None  # numbers in the outputs for one input; None: not known
         # True if the metadata may be outdated, since outputs contradict it, or inputs were refused; it is then fetched again.
         self._changed = False
 
@@ -261,9 +262,18 @@ class ServedModel(ABC):
         version, described = known.get("version"), known.get("described")
         if not all(isinstance(field, str | None) for field in (version, described)):
             raise ValueError("version or hash is no text")
-        self.inputs, self.outputs, self.datatypes = specs, outputs, datatypes
+        self._store_tensors(specs, outputs, datatypes)
         self.version, self._described = self.pinned or version, described
         self.served_labels, self.served_kind = labels_in({"parameters": known}), kind_in({"parameters": known})
+
+    def _store_tensors(
+        self, inputs: tuple[TensorSpec, ...], outputs: dict[str, tuple[int, ...]], datatypes: dict[str, str]
+    ) -> None:
+        """Store the tensors of the metadata, with the sources of the inputs, and the numbers in the outputs for one input."""
+        rows = [shape[1:] for shape in outputs.values()]
+        known = bool(rows) and not any(-1 in row for row in rows)
+        self._row_numbers, self._sources = sum(map(prod, rows)) if known else None, _split_inputs(inputs, self.card)
+        self.inputs, self.outputs, self.datatypes = inputs, outputs, datatypes
 
     def _meet(self) -> Talk:
         """Yield the call for the metadata, check and store it, and return the server's platform.
@@ -294,12 +304,12 @@ class ServedModel(ABC):
         versions = metadata.get("versions")
         if self.pinned is None and isinstance(versions, list) and len(versions) == 1:
             self.version = str(versions[0])
-        self.datatypes = {str(t["name"]): str(t["datatype"]) for t in metadata["inputs"]}
         self._described = _hash_metadata(metadata)
         self.served_labels, self.served_kind = labels_in(metadata), kind_in(metadata)
         if self.served_kind is None and self.output is None and named_boxes(outputs):
             self.served_kind = "boxes"
-        self.inputs, self.outputs, self._changed = inputs, outputs, False
+        self._store_tensors(inputs, outputs, {str(t["name"]): str(t["datatype"]) for t in metadata["inputs"]})
+        self._changed = False
         return metadata.get("platform")
 
     def check_identity(self) -> Talk:
@@ -328,7 +338,7 @@ class ServedModel(ABC):
         Raises:
             BadInput: an input does not fit.
         """
-        given = () if self.inputs is None or self._changed else _split_inputs(self.inputs, self.card).given
+        given = [] if self._changed else self._sources.given
         plain_inputs, _ = split_answers(inputs)
         if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in plain_inputs):
             return inputs
@@ -341,18 +351,15 @@ class ServedModel(ABC):
 
         The edge's answers that come with the inputs are in `Feed.edges`. Raise BadInput for inputs that do not fit.
         """
-        assert self.inputs is not None, "_meet comes first"
-        feed, taken = Feed(), self._sources
+        feed, sources = Feed(), self._sources
         inputs, edges = split_answers(inputs)
         if edges is not None:
             feed.edges = edges
-        if taken is None or taken.inputs is not self.inputs:
-            taken = self._sources = _split_inputs(self.inputs, self.card)
-        for spec, value in taken.constants:
+        for spec, value in sources.constants:
             feed[spec.name] = _constant(value, spec, self.where)
-        for spec, prepare, plain in taken.given:
+        for spec, prepare, plain in sources.given:
             rows = inputs
-            if len(taken.given) > 1 or (inputs and isinstance(inputs[0], dict)):
+            if len(sources.given) > 1 or (inputs and isinstance(inputs[0], dict)):
                 rows = [_named_item(x, spec.name) for x in inputs]
             if self.payload is not None:
                 encode(feed, self.payload, rows, spec, prepare)
@@ -387,12 +394,7 @@ class ServedModel(ABC):
 
     def _numbers(self, count: int) -> int | None:
         """Return how many numbers a reply for `count` inputs has, by the outputs' shapes in the metadata; None: not known."""
-        sizes = self._sizes
-        if sizes is None or sizes[0] is not self.outputs:
-            rows = [shape[1:] for shape in self.outputs.values()]
-            known = bool(rows) and not any(-1 in row for row in rows)
-            sizes = self._sizes = self.outputs, sum(map(prod, rows)) if known else None
-        return None if sizes[1] is None else count * sizes[1]
+        return None if self._row_numbers is None else count * self._row_numbers
 
     def decode(self, reply: Reply, count: int) -> Array | dict[str, Array]:
         """Return the output [n, ...] of a reply, or all outputs by name; every size is checked before use.
@@ -472,7 +474,6 @@ def identity(self: ServedModel, of: Callable[[Any], str]) -> list[str | None]:
 class _InputSources(NamedTuple):
     """Sources of a model's inputs."""
 
-    inputs: tuple[TensorSpec, ...]
     constants: list[tuple[TensorSpec, Any]]  # inputs with their values from the card
     # Inputs of the caller, with the card's preprocessing of each (None: none), and the converter without preprocessing.
     given: list[tuple[TensorSpec, Preprocess | None, Plain]]
@@ -483,20 +484,15 @@ def _split_inputs(inputs: tuple[TensorSpec, ...], card: Card) -> _InputSources:
 
     Each of these has its own preprocessing in the card; a model's only input has the card's.
     """
-    sources = _InputSources(inputs, [], [])
+    sources = _InputSources([], [])
     for spec in inputs:
         card_input = card.of(spec.name)
-        if card_input is not None and card_input.value is not None:
-            sources.constants.append((spec, card_input.value))
+        if card_input is None:
+            sources.given.append((spec, card.preprocess if len(inputs) == 1 else None, Plain(spec)))
+        elif card_input.value is None:
+            sources.given.append((spec, card_input.preprocess, Plain(spec)))
         else:
-            prepare = (
-                card.preprocess
-                if card_input is None and len(inputs) == 1
-                else None
-                if card_input is None
-                else card_input.preprocess
-            )
-            sources.given.append((spec, prepare, Plain(spec)))
+            sources.constants.append((spec, card_input.value))
     return sources
 
 

@@ -38,7 +38,6 @@ from edgeroute.cloud.oip_tensors import (
     zeros_like_row,
 )
 from edgeroute.core.walk import new
-from edgeroute.edge.model_card import Array
 from edgeroute.errors import CloudError
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
@@ -117,7 +116,8 @@ class OpenInference(ServedModel):
         yield from self.health()
         yield from self._meet()
         if self.binary is None and self.inputs and self.payload is None and _probed(self.inputs):
-            yield from self._try_binary({s.name: zeros_like_row(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs})
+            zeros = {s.name: zeros_like_row(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs}
+            yield from self._try_binary(Feed(zeros))
 
     def talk(self, inputs: list[Any]) -> Talk:
         """Yield the calls for inputs, and return their outputs; the first talk also probes for binary tensors."""
@@ -155,7 +155,7 @@ class OpenInference(ServedModel):
             super().recall(known)
             self.binary = known["binary"] if self.binary is None else self.binary
 
-    def _try_binary(self, zeros: dict[str, Array]) -> Talk:
+    def _try_binary(self, zeros: Feed) -> Talk:
         """Yield a probe with zeros in binary tensors, and set `binary`; do nothing if it is known.
 
         True after a valid reply; False after an error, or after `TRIES` probes without a reply. A server that is busy (429, 503)
@@ -211,18 +211,15 @@ class OpenInference(ServedModel):
 
         If that is unknown, in binary only for texts that are no UTF-8. Raise BadInput for an array that the form cannot have.
         """
-        if self.binary and not feed.coded and feed.edges is None:
-            return self._in_bytes(feed)
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
-    def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
+    def _written(self, feed: Feed, *, binary: bool) -> Call:
         """Return the POST of a feed, also of one with codecs or the edge's answers.
 
         With `binary` it is a JSON header with the tensors' bytes behind it; else all is JSON, with encoded files in Base64. Raise
         BadInput for bytes that JSON cannot carry.
         """
-        edges = feed.edges if isinstance(feed, Feed) else None
-        if binary and edges is None and not getattr(feed, "coded", None):
+        if binary and feed.edges is None and not feed.coded:
             return self._in_bytes(feed)
         inputs: list[dict[str, Any]] = []
         parts: list[Any] = []
@@ -241,7 +238,7 @@ class OpenInference(ServedModel):
             if about:
                 tensor["parameters"] = about
             inputs.append(tensor)
-        text, limit = self._head(inputs, binary=binary, edges=edges), self._limit(len(array))
+        text, limit = self._head(inputs, binary=binary, edges=feed.edges), self._limit(len(array))
         if not binary:
             return Call("POST", f"{self.path}/infer", [JSON, ASK], text, max_reply=limit)
         body = b"".join([text, *parts])
