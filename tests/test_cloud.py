@@ -19,7 +19,8 @@ from tenacity import RetryCallState, Retrying
 from edgeroute import BadInput, BadReply, OpenInference, PlainJson, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
 from edgeroute.cloud.endpoint import check_status, loads, looks_like, retry_after_s
 from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S, HttpClient, wait_s
-from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
+from edgeroute.cloud.oip_tensors import DTYPES, NAMES
+from edgeroute.cloud.openinference import LENGTH
 from edgeroute.http.messages_addresses_and_secrets import Address, Reply, bare
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, FakeModel, http_reply

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import BadInput, CallableModel, ModelError, OnnxModel, PolicyError
-from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
+from edgeroute.cloud.oip_tensors import DTYPES, NAMES
+from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.model_card import Card
 from edgeroute.system import clock_json_and_fork_safety as system
 from edgeroute.tools.server import oip_messages as protocol

@@ -12,15 +12,10 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from edgeroute.cloud import function_backend_and_reply_checks as functions
 from edgeroute.cloud import streamed_call_attempts as speeches
 from edgeroute.cloud.adaptive_input_encoding import Ladder, split_answers
-from edgeroute.cloud.function_backend_and_reply_checks import (
-    MAX_ABANDONED,
-    SENDS_EDGE,
-    BatchCollector,
-    FunctionBackend,
-    ReplyReader,
-)
+from edgeroute.cloud.function_backend_and_reply_checks import SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.performance_estimates_and_encoding_choice import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
@@ -52,7 +47,7 @@ class HttpBackend(AbandonedRuns):
         self.terms: Terms = endpoint.address.terms
         self.patience_s: float = endpoint.address.timeout_s
         self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
-        super().__init__(MAX_ABANDONED)
+        super().__init__(functions.MAX_ABANDONED)
         self._speak: Callable[[Any], AnswerStream[Any]] | None = getattr(endpoint, "speak", None)
         payload = getattr(endpoint, "payload", None)
         self._ladder: Ladder | None = payload if hasattr(payload, "rungs") else None

@@ -11,23 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from edgeroute.cloud import oip_tensors as oip
 from edgeroute.cloud.adaptive_input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.function_backend_and_reply_checks import checked_flag
 from edgeroute.cloud.input_codecs import Codec
-from edgeroute.cloud.oip_tensors import (
-    NAMES,
-    TEXTS,
-    Invalid,
-    Tensor,
-    datatype_of,
-    decode_tensor,
-    shape_of,
-    spec_of,
-    stack_inputs,
-    to_bytes,
-    wrong_with,
-)
 from edgeroute.confidence.detector_boxes import named_boxes
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
 from edgeroute.confidence.output_reader import KINDS, checked_kind
@@ -192,7 +180,7 @@ class ServedModel(ABC):
         """Return the beginning of requests with these tensors in binary."""
 
     @abstractmethod
-    def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+    def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[oip.Tensor]]:
         """Return the version that answered, and the tensors, of a reply of at most `most` values.
 
         Raises:
@@ -241,7 +229,7 @@ class ServedModel(ABC):
         """
         if self.inputs is None:
             return None
-        inputs = [[*spec, self.datatypes.get(spec.name, NAMES.get(spec.dtype, TEXTS))] for spec in self.inputs]
+        inputs = [[*spec, self.datatypes.get(spec.name, oip.NAMES.get(spec.dtype, oip.TEXTS))] for spec in self.inputs]
         known = {"inputs": inputs, "outputs": self.outputs, "version": self.version, "described": self._described}
         served = {"labels": None if self.served_labels is None else list(self.served_labels), "kind": self.served_kind}
         return {**known, **{key: value for key, value in served.items() if value is not None}}
@@ -256,9 +244,9 @@ class ServedModel(ABC):
         """
         if self.inputs is not None:
             return
-        datatypes = {str(name): str(*datatype) if datatype else NAMES[dtype] for name, dtype, _, *datatype in known["inputs"]}
-        specs = tuple(spec_of(name, datatypes[name], shape) for name, _, shape, *_ in known["inputs"])
-        outputs = {name: shape_of(shape, free=True) for name, shape in dict(known.get("outputs", {})).items()}
+        datatypes = {str(name): str(*datatype) if datatype else oip.NAMES[dtype] for name, dtype, _, *datatype in known["inputs"]}
+        specs = tuple(oip.spec_of(name, datatypes[name], shape) for name, _, shape, *_ in known["inputs"])
+        outputs = {name: oip.shape_of(shape, free=True) for name, shape in dict(known.get("outputs", {})).items()}
         version, described = known.get("version"), known.get("described")
         if not all(isinstance(field, str | None) for field in (version, described)):
             raise ValueError("version or hash is no text")
@@ -290,14 +278,14 @@ class ServedModel(ABC):
         inputs: tuple[TensorSpec, ...] = ()
         wrong = "there are none"
         try:
-            inputs = tuple(spec_of(t["name"], t["datatype"], t["shape"]) for t in metadata["inputs"])
+            inputs = tuple(oip.spec_of(t["name"], t["datatype"], t["shape"]) for t in metadata["inputs"])
         except (KeyError, TypeError, ValueError, OverflowError) as e:  # not chained: it may quote the reply
-            wrong = wrong_with(e)
+            wrong = oip.wrong_with(e)
         if not inputs:
             raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {wrong}")
         outputs: dict[str, tuple[int, ...]] = {}
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # many servers do not describe them
-            outputs = {str(t["name"]): shape_of(t["shape"], free=True) for t in metadata["outputs"]}
+            outputs = {str(t["name"]): oip.shape_of(t["shape"], free=True) for t in metadata["outputs"]}
         if self.output is not None and outputs and self.output not in outputs:
             there = quoted_names(outputs, [value for _, value in self.address.headers()])
             raise BadReply(f"{self.where} has no output {self.output!r}, which is to be read: it has {there}")
@@ -375,8 +363,8 @@ class ServedModel(ABC):
         """
         parts, tensors = list[Any](), list[SentTensor]()
         for name, array in feed.items():
-            datatype = datatype_of(array, self.datatypes.get(name))
-            parts.append(part := to_bytes(array, datatype))
+            datatype = oip.datatype_of(array, self.datatypes.get(name))
+            parts.append(part := oip.to_bytes(array, datatype))
             tensors.append((name, datatype, array.shape, len(part)))
         key = tuple(tensors)
         if (start := self._starts.get(key)) is None:
@@ -415,22 +403,22 @@ class ServedModel(ABC):
                 came += 1
                 if self.output not in (None, tensor.name):
                     continue
-                array = decode_tensor(tensor, self._shape(tensor, count))
+                array = oip.decode_tensor(tensor, self._shape(tensor, count))
                 if not self._all:
                     return array
                 outputs[str(tensor.name)] = array
             if outputs:
                 return outputs
-        except Invalid as e:
+        except oip.Invalid as e:
             wrong = f"{self.where}: {e}"
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:  # not chained: it may quote the reply
-            wrong = f"{self.where} answered {looks_like(reply.body[:200])}: {wrong_with(e)}"
+            wrong = f"{self.where} answered {looks_like(reply.body[:200])}: {oip.wrong_with(e)}"
         if wrong is not None:
             raise BadReply(wrong)
         wanted = "" if self.output is None else f", not {self.output!r}"
         raise BadReply(f"{self.where} gave {came} outputs{wanted}")
 
-    def _shape(self, tensor: Tensor, count: int) -> tuple[int, ...]:
+    def _shape(self, tensor: oip.Tensor, count: int) -> tuple[int, ...]:
         """Return the shape of an output, checked: it begins with the number of inputs, and agrees with the metadata.
 
         One that differs from the metadata marks that as outdated. Boxes may have any number, also none.
@@ -439,15 +427,15 @@ class ServedModel(ABC):
             Invalid: it does not fit.
         """
         boxes = (self.kind or self.served_kind) == "boxes"
-        shape = shape_of(tensor.shape, empty=boxes)
+        shape = oip.shape_of(tensor.shape, empty=boxes)
         if not boxes and (not shape or shape[0] != count):
-            raise Invalid(f"{count} inputs gave an output whose shape does not begin with {count}")
+            raise oip.Invalid(f"{count} inputs gave an output whose shape does not begin with {count}")
         declared = self.outputs.get(str(tensor.name), shape)
         if declared[1:] == shape[1:]:
             return shape
         if len(declared) != len(shape) or any(want not in (-1, size) for want, size in zip(declared[1:], shape[1:], strict=True)):
             self._changed = True
-            raise Invalid(f"an output of another shape than {list(declared)}, which its metadata gives")
+            raise oip.Invalid(f"an output of another shape than {list(declared)}, which its metadata gives")
         return shape
 
     def __repr__(self) -> str:
@@ -499,7 +487,7 @@ def _split_inputs(inputs: tuple[TensorSpec, ...], card: Card) -> _InputSources:
 def _stack(inputs: list[Any], spec: TensorSpec, plain: Plain, where: str) -> Array:
     """Return inputs as one array [n, ...]; raise BadInput."""
     try:
-        return plain.one(inputs[0]) if len(inputs) == 1 and spec.dtype != "object" else stack_inputs(inputs, spec)
+        return plain.one(inputs[0]) if len(inputs) == 1 and spec.dtype != "object" else oip.stack_inputs(inputs, spec)
     except BadInput as e:
         raise BadInput(f"{where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs") from e
 
@@ -527,7 +515,7 @@ def _hash_metadata(metadata: dict[str, Any]) -> str:
     parts: list[Any] = [str(metadata.get("name")), str(metadata.get("platform") or "")]
     for key in ("inputs", "outputs"):
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # as above
-            parts.append(sorted((str(t["name"]), str(t["datatype"]), shape_of(t["shape"], free=True)) for t in metadata[key]))
+            parts.append(sorted((str(t["name"]), str(t["datatype"]), oip.shape_of(t["shape"], free=True)) for t in metadata[key]))
     return sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -9,20 +9,9 @@ from contextlib import suppress
 from math import ceil, inf
 from typing import Any
 
+from edgeroute.cloud import streamed_call_attempts as speeches
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
-from edgeroute.cloud.streamed_call_attempts import (
-    DONE,
-    OVER,
-    PROGRESS,
-    READ,
-    AnswerPiece,
-    AnswerStream,
-    Head,
-    read_first,
-    read_line,
-    read_short,
-    read_whole,
-)
+from edgeroute.cloud.streamed_call_attempts import AnswerPiece, AnswerStream, Head
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
 from edgeroute.core.error_codes import clean
@@ -34,20 +23,8 @@ from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refuse
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
 from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number
+from edgeroute.text import read_openai_replies as replies
 from edgeroute.text.build_openai_requests import Chat, embedding_request
-from edgeroute.text.read_openai_replies import (
-    FIELDS,
-    LONG,
-    Events,
-    Gathered,
-    RunningConfidence,
-    answer,
-    content_size,
-    embeddings,
-    is_error,
-    is_piece,
-    is_silent,
-)
 
 # Errors of a language model behind OpenAI's API (key, model, length, rate) as exceptions.
 
@@ -62,7 +39,7 @@ _TOO_MUCH = re.compile(r"request too large|tokens must be reduced|fewer max_toke
 _SPENT = {"insufficient_quota", "billing_hard_limit_reached"}  # codes of a key whose quota is used up
 # Type or code of an error within a stream -> the HTTP status that it would have had before.
 _STATUS = {
-    **dict.fromkeys(LONG, 400), "invalid_request_error": 400, "authentication_error": 401,
+    **dict.fromkeys(replies.LONG, 400), "invalid_request_error": 400, "authentication_error": 401,
     "invalid_api_key": 401, "permission_error": 403, "not_found_error": 404, "rate_limit_error": 429,
     "rate_limit_exceeded": 429, "insufficient_quota": 429, "overloaded_error": 503, "unavailable_error": 503,
 }  # fmt: skip
@@ -141,7 +118,7 @@ def _codes(error: Mapping[str, Any]) -> set[str]:
 
 def _is_long(error: Mapping[str, Any]) -> bool:
     """Return True if an error says that the prompt is too long for the model: by its code, type, or the words of its message."""
-    if _codes(error) & LONG:
+    if _codes(error) & replies.LONG:
         return True
     message = error.get("message")
     return isinstance(message, str) and _LONG.search(message[:1000]) is not None
@@ -350,20 +327,21 @@ class OpenAIChat(OneByOne):
         counts are yielded as they grow, at the end the server's. An error within the answer has the answer so far as `partial`.
         """
         if head.status not in SUCCESS:
-            raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
+            raise refusal((yield from speeches.read_short(head, SHORT)), call.body, self.where, self.model, self.address)
         whole, begun = yield from _read_beginning(head)
         if whole:
-            rest = yield from read_whole(head)
+            rest = yield from speeches.read_whole(head)
             return (yield from self._at_once(rest._replace(body=(begun[0] or b"") + rest.body), call))
-        gathered, events, start = Gathered(), Events(), b""
-        sure = RunningConfidence(self._chat.rule)
+        gathered, events, start = replies.Gathered(), replies.Events(), b""
+        sure = replies.RunningConfidence(self._chat.rule)
         over = progress = shown = False
         blank = ""  # white space that the answer begins with: it may be all of it
         prompt, count = 0 if call.tokens is None else call.tokens.prompt, 0
         seen = Tokens(prompt)
         try:
             while not over:
-                part = begun.pop() if begun else (yield (OVER if gathered.ended else PROGRESS if progress else READ))
+                wanted = speeches.OVER if gathered.ended else speeches.PROGRESS if progress else speeches.READ
+                part = begun.pop() if begun else (yield wanted)
                 assert type(part) is bytes or part is None, "what is read is bytes"
                 start, progress = start or (part or b"")[:200], False
                 for event in events.end() if part is None else events.feed(part):
@@ -390,11 +368,11 @@ class OpenAIChat(OneByOne):
         except CloudError as e:
             if not gathered.ended:  # else all that is missing is what comes after it
                 came = self._answer(gathered.reply())
-                e.partial = None if is_silent(came.value, came.outputs) else came
+                e.partial = None if replies.is_silent(came.value, came.outputs) else came
                 raise
         if (tokens := _count_usage(gathered.usage, call.tokens, seen)) is not None:
             yield tokens
-        while over and (yield DONE) is not None:
+        while over and (yield speeches.DONE) is not None:
             pass
         prediction = self._answer(gathered.reply())
         self._check_said(prediction)
@@ -419,15 +397,15 @@ class OpenAIChat(OneByOne):
         if "data" in document and "choices" not in document:
             count = len(json_loads(call.body)["input"]) if call.body else None
             yield _count_usage(document.get("usage"), call.tokens, call.tokens or Tokens()) or call.tokens or Tokens()
-            return embeddings(document, count, self.where, BadReply)
+            return replies.embeddings(document, count, self.where, BadReply)
         prediction = self._answer(document)
         choice = document["choices"][0]
-        size = content_size([choice.get("text"), choice.get("message")])
+        size = replies.content_size([choice.get("text"), choice.get("message")])
         guess = Tokens(0 if call.tokens is None else call.tokens.prompt, size // LETTERS + 1)
         yield _count_usage(document.get("usage"), call.tokens, guess) or guess
-        if is_error(choice.get("finish_reason")):
+        if replies.is_error(choice.get("finish_reason")):
             e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
-            e.partial = None if is_silent(prediction.value, document) else prediction
+            e.partial = None if replies.is_silent(prediction.value, document) else prediction
             raise e
         if choice.get("finish_reason", "") is None:  # as of a stream that ends with `[DONE]`
             choice["finish_reason"] = "stop"
@@ -436,7 +414,7 @@ class OpenAIChat(OneByOne):
             yield AnswerPiece(prediction.value, None)
         return prediction
 
-    def _add_event(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
+    def _add_event(self, gathered: replies.Gathered, event: bytes, call: Call, sure: replies.RunningConfidence) -> str:
         """Add an event of a stream to `gathered`, and its log-probabilities to `sure`.
 
         Return the text that it brings; empty: none. Raise BadReply for an event that is no completion, and the server's error as
@@ -453,12 +431,12 @@ class OpenAIChat(OneByOne):
             raise of_event(gathered.error, call.body, self.where, self.model, self.address)
         return str(text or "")
 
-    def _broken(self, gathered: Gathered, start: bytes) -> CloudError:
+    def _broken(self, gathered: replies.Gathered, start: bytes) -> CloudError:
         """Return the error for a stream that ended too early: Unreachable, or BadReply for what is no stream.
 
         Nothing is quoted.
         """
-        if gathered.empty and start and not start.lstrip().startswith(FIELDS):
+        if gathered.empty and start and not start.lstrip().startswith(replies.FIELDS):
             return BadReply(f"{self.where} answered {looks_like(start)}, not a stream")
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 
@@ -467,7 +445,7 @@ class OpenAIChat(OneByOne):
 
         The error does not count for the breaker.
         """
-        if is_silent(prediction.value, prediction.outputs):
+        if replies.is_silent(prediction.value, prediction.outputs):
             why = SILENT.get(truncated(prediction.outputs), "")
             error = BadReply(f"{self.where} gave an answer without a text{why}")
             error.counts = False  # by its own stop texts or few tokens a client would take the cloud from all others
@@ -478,7 +456,7 @@ class OpenAIChat(OneByOne):
 
         Stores the name and fingerprint of the model that it names, of at most `MOST_SEEN` models, for `served`.
         """
-        prediction = answer(reply, self._chat.rule, self.where, BadReply)
+        prediction = replies.answer(reply, self._chat.rule, self.where, BadReply)
         name = "/".join(NOT_SHOWN.sub("", str(reply.get(key) or ""))[:60] for key in ("model", "system_fingerprint")).strip("/")
         if name and len(self._seen) < MOST_SEEN:
             self._seen.add(name)
@@ -523,12 +501,12 @@ def _read_beginning(head: Head) -> AnswerStream[tuple[bool, list[bytes | None]]]
     as_json = kind.startswith("application/json")
     if not as_json and kind.partition(";")[0].strip() not in {"", "text/plain"}:
         return False, []
-    first = yield from read_first()
+    first = yield from speeches.read_first()
     byte = (first or b"").lstrip()[:1]
     if first is not None and byte == b"{":
-        first = yield from read_line(first)
-        return not is_piece(first), [first]
-    return as_json and not any(field.startswith(byte or b"-") for field in FIELDS), [first]
+        first = yield from speeches.read_line(first)
+        return not replies.is_piece(first), [first]
+    return as_json and not any(field.startswith(byte or b"-") for field in replies.FIELDS), [first]
 
 
 def _count_usage(usage: Any, expected: Tokens | None, seen: Tokens) -> Tokens | None:

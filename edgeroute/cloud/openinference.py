@@ -12,38 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgeroute.cloud import oip_endpoint_base as base
+from edgeroute.cloud import oip_tensors as oip
 from edgeroute.cloud.adaptive_input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.endpoint import Talk, check_status, loads
 from edgeroute.cloud.load_reports import ASK
-from edgeroute.cloud.oip_endpoint_base import (
-    TRITON,
-    Given,
-    SentTensor,
-    ServedModel,
-    Start,
-    identity,
-    is_prompt,
-    kind_in,
-    labels_in,
-)
-from edgeroute.cloud.oip_tensors import (
-    DTYPES,
-    NAMES,
-    TEXTS,
-    Invalid,
-    Tensor,
-    datatype_of,
-    to_bytes,
-    to_json_values,
-    zeros_like_row,
-)
+from edgeroute.cloud.oip_endpoint_base import Given, SentTensor, ServedModel, Start, identity, is_prompt
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.types import TensorSpec
-
-__all__ = ["DTYPES", "LENGTH", "NAMES", "TEXTS", "OpenInference"]
 
 _DIGITS = re.compile("[0-9]{1,18}")
 TRIES = 2  # unanswered probes with binary tensors after which the server counts as JSON-only
@@ -116,7 +95,7 @@ class OpenInference(ServedModel):
         yield from self.health()
         yield from self._meet()
         if self.binary is None and self.inputs and self.payload is None and _probed(self.inputs):
-            zeros = {s.name: zeros_like_row(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs}
+            zeros = {s.name: oip.zeros_like_row(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs}
             yield from self._try_binary(Feed(zeros))
 
     def talk(self, inputs: list[Any]) -> Talk:
@@ -194,14 +173,14 @@ class OpenInference(ServedModel):
         For Triton also fetch the model's configuration, for labels, kind and the largest batch; its failure is ignored.
         """
         platform = yield from super()._meet()
-        if platform in TRITON:  # whose metadata has no parameters
+        if platform in base.TRITON:  # whose metadata has no parameters
             reply = yield Call("GET", f"{self.path}/config", probe=True)
             config: Any = None
             with suppress(CloudError):
                 config = loads(reply.body, self.where) if reply.status in SUCCESS else None
             if isinstance(config, dict):
-                self.served_labels = self.served_labels or labels_in(config)
-                self.served_kind = kind_in(config) or self.served_kind
+                self.served_labels = self.served_labels or base.labels_in(config)
+                self.served_kind = base.kind_in(config) or self.served_kind
                 most = config.get("max_batch_size")
                 self.most_rows = most if type(most) is int and most > 0 else self.most_rows
         return platform
@@ -224,17 +203,17 @@ class OpenInference(ServedModel):
         inputs: list[dict[str, Any]] = []
         parts: list[Any] = []
         for name, array in feed.items():
-            datatype = datatype_of(array, self.datatypes.get(name))
+            datatype = oip.datatype_of(array, self.datatypes.get(name))
             tensor: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
             about, files = tensor_parameters(feed, name)
             if binary:
-                parts.append(to_bytes(array, datatype))
+                parts.append(oip.to_bytes(array, datatype))
                 about["binary_data_size"] = len(parts[-1])
             elif files:
                 about["content_type"] = "base64"
                 tensor["data"] = [b64encode(item).decode() for item in array.flat]
             else:
-                tensor["data"] = to_json_values(array, datatype)
+                tensor["data"] = oip.to_json_values(array, datatype)
             if about:
                 tensor["parameters"] = about
             inputs.append(tensor)
@@ -273,7 +252,7 @@ class OpenInference(ServedModel):
             head.setdefault("parameters", {})[PARAMETER] = answers_json(edges)
         return json_dumps(head)
 
-    def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+    def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[oip.Tensor]]:
         """Return the model's version in a reply, and an iterator over its tensors, from the JSON and the bytes behind it.
 
         Raises:
@@ -283,7 +262,7 @@ class OpenInference(ServedModel):
         """
         body, length = memoryview(reply.body), reply.headers.get(_LENGTH)
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
-            raise Invalid(f"{LENGTH} is not a length of its JSON, and the body has {len(body)} bytes")
+            raise oip.Invalid(f"{LENGTH} is not a length of its JSON, and the body has {len(body)} bytes")
         cut = len(body) if length is None else int(length)
         response = loads(reply.body if length is None else body[:cut], self.where, most)
         if not isinstance(response, dict):
@@ -291,7 +270,7 @@ class OpenInference(ServedModel):
         return response.get("model_version"), _tensors(response["outputs"], body[cut:])
 
 
-def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
+def _tensors(outputs: Any, rest: memoryview) -> Iterator[oip.Tensor]:
     """Yield the tensors of a reply, not decoded, each with its JSON list, or with the next bytes if it declares their size.
 
     Raise KeyError, TypeError or AttributeError for a description that lacks a part, or has one of another type.
@@ -306,7 +285,7 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
         data = output.get("data") if size is None else rest[offset : offset + size]
         if data is None:
             raise KeyError("data")
-        yield new(Tensor, (output["name"], output["datatype"], output["shape"], data))
+        yield new(oip.Tensor, (output["name"], output["datatype"], output["shape"], data))
         offset += size or 0
 
 

@@ -19,24 +19,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+import edgeroute.stores.outbox.outbox_entries as stored
 import edgeroute.stores.outbox.schema_queries_and_eviction as tables
 from edgeroute.core.setting_units_and_ranges import Bytes, Count, Delay, Rate, Seconds
 from edgeroute.errors import Closed, PolicyError, StoreError
-from edgeroute.stores.outbox.outbox_entries import (
-    LATE,
-    LISTED,
-    WAITING,
-    Answering,
-    Damaged,
-    Late,
-    Listed,
-    Put,
-    State,
-    Waiting,
-    read_late,
-    read_lenient,
-    read_waiting,
-)
+from edgeroute.stores.outbox.outbox_entries import Late, Listed, Put, State, Waiting
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, to_json_types
@@ -160,10 +147,10 @@ class Listing(ForkSafe):
         which = f"SELECT seq FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most"  # noqa: S608 - a constant
         with self._transaction() as c:
             rows = c.execute(
-                f"SELECT {LISTED} FROM outbox_entries WHERE seq IN ({which}) ORDER BY seq",  # noqa: S608 - constants
+                f"SELECT {stored.LISTED} FROM outbox_entries WHERE seq IN ({which}) ORDER BY seq",  # noqa: S608 - constants
                 {"state": state, "most": -1 if latest is None else latest},
             )
-            return [read_lenient(row) for row in rows]
+            return [stored.read_lenient(row) for row in rows]
 
     def pages(self, state: State | None = None) -> Iterator[Listed]:
         """Yield the entries, as `list` returns them, `PAGE` per transaction, so that memory and writers' waits are bounded.
@@ -174,10 +161,10 @@ class Listing(ForkSafe):
         while True:
             with self._transaction() as c:
                 rows = c.execute(
-                    f"SELECT {LISTED} FROM outbox_entries WHERE seq > :seq {of} ORDER BY seq LIMIT {PAGE}",  # noqa: S608 - constants
+                    f"SELECT {stored.LISTED} FROM outbox_entries WHERE seq > :seq {of} ORDER BY seq LIMIT {PAGE}",  # noqa: S608 - constants
                     {"seq": seq, "state": state},
                 )
-                page = [read_lenient(row) for row in rows]
+                page = [stored.read_lenient(row) for row in rows]
             if not page:
                 return
             yield from page
@@ -414,7 +401,7 @@ class Outbox(Listing):
             self._plausible = max(total, self.max_bytes)
         return total
 
-    def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
+    def answer(self, name: str, answer: stored.Answering, *, attempts: int = 0) -> bool:
         """Store the answer to the request with this id, for the callback, and notify the listeners.
 
         The request's body is deleted, and the delivery counted. A dead letter may be answered too.
@@ -517,17 +504,17 @@ class Outbox(Listing):
             with self._transaction() as c:
                 try:
                     return choose(tables.Heads(c))
-                except Damaged as e:
+                except stored.Damaged as e:
                     self._bury(c, e.seq, e)
 
     def waiting(self, name: str) -> Waiting | None:
         """Return the request with this id if it is waiting and not expired, else None; a damaged one becomes a dead letter."""
         return self._read(
-            f"SELECT outbox_entries.seq, {WAITING} FROM outbox_entries"  # noqa: S608 - a constant
+            f"SELECT outbox_entries.seq, {stored.WAITING} FROM outbox_entries"  # noqa: S608 - a constant
             " LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_origins USING (seq)"
             " WHERE id = ? AND state = 'waiting' AND since >= ?",
             name,
-            read_waiting,
+            stored.read_waiting,
         )
 
     def late(self, name: str) -> Late | None:
@@ -536,10 +523,10 @@ class Outbox(Listing):
         A damaged one becomes a dead letter. Expired answers count as gone.
         """
         return self._read(
-            f"SELECT seq, {LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
+            f"SELECT seq, {stored.LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
             " WHERE id = ? AND state = 'answered' AND since >= ?",
             name,
-            read_late,
+            stored.read_late,
         )
 
     def _read(self, statement: str, name: str, read: Callable[[Sequence[Any]], T]) -> T | None:
@@ -551,11 +538,11 @@ class Outbox(Listing):
                 return None
             try:
                 return read(row[1:])
-            except Damaged as e:
+            except stored.Damaged as e:
                 self._bury(c, row[0], e)
                 return None
 
-    def _bury(self, c: sqlite3.Connection, seq: int, why: Damaged) -> None:
+    def _bury(self, c: sqlite3.Connection, seq: int, why: stored.Damaged) -> None:
         """Make a damaged entry a dead letter in the open transaction, log it, and pass its id to `report_damaged`."""
         name = tables.bury(c, seq, _text(str(why)), self.clock())
         log.error("%s: entry %s is damaged, and a dead letter now: %s", self.path, name, why)

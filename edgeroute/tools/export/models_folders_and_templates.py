@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute import __version__
-from edgeroute.cloud.openinference import NAMES
+from edgeroute.cloud.oip_tensors import NAMES
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.inputs_constants_and_states import Inputs, batch_axis_problem

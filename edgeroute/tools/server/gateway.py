@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cloud.openinference import LENGTH, NAMES
+from edgeroute.cloud.oip_tensors import NAMES
+from edgeroute.cloud.openinference import LENGTH
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.input_checks_and_stacking import row_shape
