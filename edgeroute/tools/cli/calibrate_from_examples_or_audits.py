@@ -19,33 +19,8 @@ import typer
 from edgeroute.errors import BadInput, PolicyError, StoreError
 from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.untrusted_files import read_json
-from edgeroute.tools.cli.example_options_and_routers import (
-    DataClass,
-    DataOrNone,
-    EdgeNumber,
-    Every,
-    FileExamples,
-    LabelColumn,
-    named_by_file,
-    one_edge,
-    plain_router,
-    read_examples,
-)
-from edgeroute.tools.cli.tables_and_options import (
-    CERTIFICATE,
-    SCORE,
-    Count,
-    Json,
-    Name,
-    Policy,
-    Share,
-    check_output,
-    console,
-    pairs,
-    print_notes,
-    share,
-    table,
-)
+from edgeroute.tools.cli import example_options_and_routers as shared
+from edgeroute.tools.cli import tables_and_options as ui
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
@@ -61,28 +36,28 @@ Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
 
 def calibrate(
     *,
-    policy: Policy,
-    data: DataOrNone = None,
-    max_loss: Share | None = None,
-    max_error: Share | None = None,
-    max_defer: Share | None = None,
+    policy: ui.Policy,
+    data: shared.DataOrNone = None,
+    max_loss: ui.Share | None = None,
+    max_error: ui.Share | None = None,
+    max_defer: ui.Share | None = None,
     sure: Annotated[str, typer.Option(metavar="SHARE")] = "95%",
-    metric: Name = "",
+    metric: ui.Name = "",
     per_class: bool = False,
     score: Annotated[Score | None, typer.Option(show_default="the policy's")] = None,
     ood: bool = False,
     score_out: Annotated[Path | None, typer.Option(metavar="FILE", show_default="MODEL.score.json beside the model")] = None,
     audited: bool = False,
-    every: Every = 1,
-    edge: EdgeNumber = 0,
-    data_class: DataClass = None,
-    label: LabelColumn = None,
+    every: shared.Every = 1,
+    edge: shared.EdgeNumber = 0,
+    data_class: shared.DataClass = None,
+    label: shared.LabelColumn = None,
     ask: bool = False,
     page: bool = False,
     answers: Annotated[Path | None, typer.Option(metavar="FILE", show_default="answers.jsonl beside the policy")] = None,
-    batch: Count = 32,
+    batch: ui.Count = 32,
     out: Annotated[Path | None, typer.Option(metavar="FILE", show_default="certificate.json beside the policy")] = None,
-    as_json: Json = False,
+    as_json: ui.Json = False,
 ) -> None:
     """Find the lowest threshold with the requested guarantee, and write it as a certificate.
 
@@ -146,15 +121,15 @@ def calibrate(
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
     with (
         environment(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
-        plain_router(policy) as router,
+        shared.plain_router(policy) as router,
     ):
-        check_output(path := out or policy.parent / "certificate.json", CERTIFICATE, "--out")
+        ui.check_output(path := out or policy.parent / "certificate.json", ui.CERTIFICATE, "--out")
         if score_out is not None:
-            check_output(score_out, SCORE, "--score-out")
+            ui.check_output(score_out, ui.SCORE, "--score-out")
         prompt_lines = None if audited else read_prompts(data or [], every)
         scored = None if audited or prompt_lines is not None else read_graded(data or [], every)
         if prompt_lines is not None or scored is not None:
-            edge = one_edge(edge, "graded answers")
+            edge = shared.one_edge(edge, "graded answers")
         if prompt_lines is not None:
             scored = grade_prompts(prompt_lines, DirectCalls(router.engine, edge), router)
         if scored is None and metric:
@@ -166,16 +141,16 @@ def calibrate(
             only_graded(score=score, per_class=per_class, data_class=data_class)
             result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
         elif audited and kind == "max_loss":
-            result = _calibrate_counts(router, value, odds or 0.0, one_edge(edge, "audits"), policy, every)
+            result = _calibrate_counts(router, value, odds or 0.0, shared.one_edge(edge, "audits"), policy, every)
         elif audited:
             result = _calibrate_recorded(router, None, want, edge, policy, every)
-        elif (examples := read_examples(data or [], every, router, label, blanks=asks)).recorded:
+        elif (examples := shared.read_examples(data or [], every, router, label, blanks=asks)).recorded:
             if asks:
                 raise typer.BadParameter("the outputs are recorded: a person has to see the inputs", param_hint="--ask")
             result = _calibrate_recorded(router, examples, want, edge, policy, every)
         else:
             want |= {"groups": examples.groups, "edge": edge, "data_class": data_class, "batch": batch}
-            with named_by_file(examples.names):
+            with shared.named_by_file(examples.names):
                 if asks:
                     file = answers or policy.parent / "answers.jsonl"
                     calibration = _calibrate_asking(partial(router.calibrate, examples.inputs, **want), file, examples, ask, page)
@@ -196,12 +171,12 @@ def calibrate(
         certificate = result.certificate.as_dict()
         print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes], **read}))
         return
-    print_notes(result.notes)
+    ui.print_notes(result.notes)
     _show(result, path, lines, edge)
 
 
 def _calibrate_asking(
-    run: Callable[..., CalibrationResult], path: Path, examples: FileExamples, ask: bool, page: bool
+    run: Callable[..., CalibrationResult], path: Path, examples: shared.FileExamples, ask: bool, page: bool
 ) -> CalibrationResult:
     """Calibrate with labels of the data, else of the file at `path`, else of a person: on a page if `page`, or in the terminal.
 
@@ -248,7 +223,7 @@ def _sure(text: str, kind: Kind) -> float | None:
     """
     if text != "average":
         try:
-            return proper_share(share(text), "--sure")
+            return proper_share(ui.share(text), "--sure")
         except typer.BadParameter as e:
             e.param_hint = "--sure"
             raise
@@ -301,7 +276,12 @@ def environment(**keys: str | None) -> Iterator[None]:
 
 
 def _calibrate_recorded(
-    router: Router, file_examples: FileExamples | None, want: dict[str, Any], edge: int | Literal["all"], policy: Path, every: int
+    router: Router,
+    file_examples: shared.FileExamples | None,
+    want: dict[str, Any],
+    edge: int | Literal["all"],
+    policy: Path,
+    every: int,
 ) -> CalibrationResult:
     """Calibrate on recorded outputs, or, if `file_examples` is None, on the audits in the policy's state folder. Runs no model.
 
@@ -314,7 +294,7 @@ def _calibrate_recorded(
     from edgeroute.tools.measure.certification_and_verdicts import audited_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
 
-    edge = one_edge(edge, "audits" if file_examples is None else "recorded outputs")
+    edge = shared.one_edge(edge, "audits" if file_examples is None else "recorded outputs")
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
     target = checked_request(**options)
     calls = DirectCalls(router.engine, edge, "msp" if target.fit else target.score)
@@ -421,11 +401,11 @@ def _show(result: CalibrationResult | CertificateAlone, path: Path, lines: dict[
     from edgeroute.tools.measure.report.numbers_in_words import certificate_rows, level
 
     certificate = result.certificate
-    console().print(certificate.guarantee, markup=False)
-    pairs(certificate_rows(certificate, result.why))
+    ui.console().print(certificate.guarantee, markup=False)
+    ui.pairs(certificate_rows(certificate, result.why))
     if certificate.thresholds:
         thresholds = [(label, level(t)) for label, t in certificate.thresholds.items()]
-        table(("class", "threshold"), thresholds, ("class", "threshold"))
+        ui.table(("class", "threshold"), thresholds, ("class", "threshold"))
     print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge and edge != "all" else ":"))
     for key, value in lines.items():
         print(f"    {key} = {json.dumps(value)}")

@@ -8,12 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeroute.tools.cli.tables_and_options import (
-    File,
-    Json,
-    pairs,
-    print_notes,
-)
+from edgeroute.tools.cli.tables_and_options import File, Json, pairs, print_notes
 
 
 def convert(

@@ -16,11 +16,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from edgeroute.tools.cli.tables_and_options import (
-    Json,
-    Seconds,
-    share,
-)
+from edgeroute.tools.cli.tables_and_options import Json, Seconds, share
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router

@@ -11,14 +11,7 @@ import typer
 from edgeroute.core.routing_policy import Rules
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
-from edgeroute.tools.cli.tables_and_options import (
-    File,
-    Json,
-    OptionalPolicy,
-    pairs,
-    print_notes,
-    share,
-)
+from edgeroute.tools.cli.tables_and_options import File, Json, OptionalPolicy, pairs, print_notes, share
 
 
 def distil(

@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.tools.cli import example_options_and_routers as shared
-from edgeroute.tools.cli.tables_and_options import (
-    REPORT,
-    Amount,
-    Count,
-    File,
-    Json,
-    Policy,
-    check_output,
-    console,
-    pairs,
-    print_notes,
-    table,
-)
+from edgeroute.tools.cli import tables_and_options as ui
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -33,18 +21,18 @@ if TYPE_CHECKING:
 
 def evaluate(
     *,
-    policy: Policy,
+    policy: ui.Policy,
     data: shared.Data,
-    report: File | None = None,
+    report: ui.File | None = None,
     no_cloud: bool = False,
     every: shared.Every = 1,
     edge: shared.EdgeNumber = None,
     data_class: shared.DataClass = None,
     label: shared.LabelColumn = None,
-    batch: Count = 1,
-    edge_usd: Amount | None = None,
-    edge_joules: Amount | None = None,
-    as_json: Json = False,
+    batch: ui.Count = 1,
+    edge_usd: ui.Amount | None = None,
+    edge_joules: ui.Amount | None = None,
+    as_json: ui.Json = False,
 ) -> None:
     """Evaluate the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
 
@@ -96,7 +84,7 @@ def evaluate(
     if as_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
         return
-    print_notes(filter(None, [*result.notes, seen_before(result.evaluation)]))
+    ui.print_notes(filter(None, [*result.notes, seen_before(result.evaluation)]))
     _show(result.evaluation)
     if report is not None:
         print(f"written to {report}")
@@ -109,7 +97,7 @@ def _may_write(report: Path) -> None:
         RuntimeMissing: the plotting library is not installed.
         typer.BadParameter: its folder does not exist, or the file is no report.
     """
-    check_output(report, REPORT, "--report")
+    ui.check_output(report, ui.REPORT, "--report")
     if find_spec("matplotlib") is None:
         raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
 
@@ -140,7 +128,7 @@ def _show(evaluation: Evaluation) -> None:
     from edgeroute.tools.measure.report.numbers_in_words import interval, levels, percent, ranking, side_rows, size, verdict
 
     examples, certificate = evaluation.examples, evaluation.certificate
-    table(*side_rows(evaluation), ("",))
+    ui.table(*side_rows(evaluation), ("",))
     rows: list[tuple[str, object]] = [
         ("examples", f"{evaluation.n:,}" + ("" if evaluation.labelled else ", without labels")),
         ("threshold", levels(evaluation.threshold, evaluation.thresholds, evaluation.ladder)),
@@ -155,6 +143,6 @@ def _show(evaluation: Evaluation) -> None:
         rows.append(("score's area", ranking(area)))
     if certificate is not None:
         rows.append(("guarantee", certificate.label))
-    pairs(rows)
+    ui.pairs(rows)
     short, long = verdict(evaluation, verdicts(evaluation))
-    console().print(f"{short} {long}", markup=False)
+    ui.console().print(f"{short} {long}", markup=False)

@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeroute.errors import BadInput, StoreError
+from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.fleet_alarm_and_calibrate import alarm, calibrate
 from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
-from edgeroute.tools.cli.tables_and_options import (
-    REPORT,
-    Json,
-    OptionalPolicy,
-    OptionalState,
-    check_output,
-    print_notes,
-    seconds,
-    table,
-)
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.digest_collection import Collected
@@ -42,8 +33,8 @@ def collect(
     to: Annotated[Path, typer.Option(metavar="DIR")],
     key: str | None = None,
     models: list[str] | None = None,
-    for_s: Annotated[float | None, typer.Option("--for", parser=seconds, metavar="TIME")] = None,
-    as_json: Json = False,
+    for_s: Annotated[float | None, typer.Option("--for", parser=ui.seconds, metavar="TIME")] = None,
+    as_json: ui.Json = False,
 ) -> None:
     """Add the devices' digests to a store of tables. Each digest counts once, however often this is run; bad ones are refused.
 
@@ -77,7 +68,7 @@ def report(
     days: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
     key: str | None = None,
-    as_json: Json = False,
+    as_json: ui.Json = False,
 ) -> int:
     """Report requests, deferral, cost, degradation and latency of a fleet, by model, policy, site and week, and unlike devices.
 
@@ -104,7 +95,7 @@ def report(
     from edgeroute.tools.fleet.digest_tables import is_store, open_store, reading
 
     if html is not None:
-        check_output(html, REPORT, "--html")
+        ui.check_output(html, ui.REPORT, "--html")
     with tempfile.TemporaryDirectory() as folder:
         store = Path(source)
         if not is_store(store):
@@ -136,16 +127,16 @@ def _print(result: FleetReport) -> None:
     from edgeroute.tools.measure.report.numbers_in_words import count_text
 
     print(f"{result.first} to {result.last}, {count_text(result.total.devices, 'device')}")
-    print_notes(page.gaps_in_data(result))
+    ui.print_notes(page.gaps_in_data(result))
     for by in page.TITLES:
         rows = page.rows(result, by)
         if by == "model":
             rows.append(["all", *page.cells(result.total)])
-        table((by, *page.HEAD), rows, (by,))
+        ui.table((by, *page.HEAD), rows, (by,))
     if result.worst:
-        table(page.OUTLIER_HEAD, [page.outlier_cells(device) for device in result.worst], ("device", "site", "share"))
+        ui.table(page.OUTLIER_HEAD, [page.outlier_cells(device) for device in result.worst], ("device", "site", "share"))
     if result.costly:
-        table(page.COSTLY_HEAD, page.costly_rows(result), ("device", "site"))
+        ui.table(page.COSTLY_HEAD, page.costly_rows(result), ("device", "site"))
     if any(money := page.money_in_words(result.forecast)):
         print(*money)
 
@@ -172,10 +163,10 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
     if source.startswith(("mqtt://", "mqtts://")):
         from edgeroute.tools.fleet.broker_inbox import collect_messages
 
-        result = collect_messages(source, to, rules, for_s=for_s, ready=lambda: print_notes(["receiving"]))
+        result = collect_messages(source, to, rules, for_s=for_s, ready=lambda: ui.print_notes(["receiving"]))
     else:
         result = collect(source_of(source), to, rules())
-    print_notes(f"{count:,} refused: {REASONS[why]}" for why, count in result.refused.items() if count)
+    ui.print_notes(f"{count:,} refused: {REASONS[why]}" for why, count in result.refused.items() if count)
     return result
 
 
@@ -201,7 +192,7 @@ def _key(name: str | None) -> bytes:
 
 
 @command(fleet)
-def rotate(*, policy: OptionalPolicy = None, state: OptionalState = None, as_json: Json = False) -> None:
+def rotate(*, policy: ui.OptionalPolicy = None, state: ui.OptionalState = None, as_json: ui.Json = False) -> None:
     """Draw a new random id for this device's digests. A day of which there is a digest keeps its id.
 
     The owner sees a new device. Programs that run take the new id.

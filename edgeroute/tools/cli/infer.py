@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.system.clock_json_and_fork_safety import to_json_types
 from edgeroute.tools.cli.command_runner import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.example_options_and_routers import DataClass, LabelColumn, edge_columns, edge_labels
 from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds
@@ -187,32 +188,24 @@ def infer(
 def _answers(
     router: Router, items: Iterator[Item], batch: int, options: dict[str, Any]
 ) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
-    """Yield each input with its answer or error, in batches; the last may be smaller."""
-    while group := [*islice(items, batch)]:
-        yield from _group(router, group, options)
-
-
-def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
-    """Answer a batch in one call; if that fails, each input alone, yielding its error in place of its answer.
+    """Answer the inputs in batches, and yield each with its answer. A batch that fails is answered one by one, with errors.
 
     Raises:
         PolicyError, ModelMissing, RuntimeMissing: the error would recur for each input.
     """
-    if len(group) > 1:
-        try:
-            answers = router.infer_many([item.x for item in group], **options)
-        except EdgerouteError:  # an invalid input fails the whole batch: answer each alone
-            pass
-        else:
-            yield from zip(group, answers, strict=True)
-            return
-    for item in group:
-        try:
-            yield item, router.infer(item.x, **options)
-        except EdgerouteError as e:  # noqa: PERF203 - one input must not lose the others
-            if isinstance(e, PolicyError | ModelMissing | RuntimeMissing):  # would recur for each input
+    while group := [*islice(items, batch)]:
+        answers: list[Answer] = []
+        if len(group) > 1:
+            with suppress(EdgerouteError):  # an invalid input fails the whole batch: answer each alone
+                answers = router.infer_many([item.x for item in group], **options)
+        yield from zip(group, answers, strict=False)
+        for item in group[len(answers) :]:
+            try:
+                yield item, router.infer(item.x, **options)
+            except (PolicyError, ModelMissing, RuntimeMissing):  # noqa: PERF203 - one input must not lose the others, unless it recurs
                 raise
-            yield item, e
+            except EdgerouteError as e:
+                yield item, e
 
 
 def _plain(item: Item, answer: Answer) -> dict[str, Any]:
@@ -220,21 +213,11 @@ def _plain(item: Item, answer: Answer) -> dict[str, Any]:
     return {
         "id": answer.id,
         "input": item.name,
-        "value": _numbers_of_json(answer.value),
+        "value": to_json_types(answer.value),
         "source": answer.source,
-        "confidence": _numbers_of_json(answer.confidence),
+        "confidence": to_json_types(answer.confidence),
         "degraded": answer.degraded,
         "reason": answer.reason,
         "malformed": answer.malformed,
         "latency_s": round(answer.latency_s, 6),
     }
-
-
-def _numbers_of_json(value: Any) -> Any:
-    """Return a value with arrays as lists, and NaN and infinities, which JSON has not, as None, at any depth."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, Mapping):
-        return {key: _numbers_of_json(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_numbers_of_json(part) for part in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

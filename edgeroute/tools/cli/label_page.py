@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from queue import Empty
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.system.mailbox import Mailbox
-from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.tools.cli.label_questions_and_answers import REPLIES, Asked, Reply
 
 try:
@@ -24,7 +22,7 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from edgeroute.tools.dashboard.web_app_and_metrics import HEADERS, OPEN, page_reply
+    from edgeroute.tools.dashboard.web_app_and_metrics import HEADERS, OPEN, START_S, page_reply, serve_in_thread
     from edgeroute.tools.server.access_limits_and_errors import HANDLERS, Guard
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
 except ImportError as e:
@@ -33,7 +31,6 @@ except ImportError as e:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-START_S = 30.0  # longest wait for the server to listen, seconds
 LOOK_S = 1.0  # interval at which a waiting question checks that the server lives, seconds
 
 
@@ -56,33 +53,15 @@ class LabelPage:
         self.url = ""
 
     def __enter__(self) -> Self:
-        ready, errors = threading.Event(), list[BaseException]()
-
-        def on_ready(url: str) -> None:
-            """Store the page's address."""
-            self.url = f"{url}/#token={self._token}"
-            ready.set()
-
-        def serve() -> None:
-            """Serve until stopped, and pass an exception to the caller's thread."""
-            try:
-                run(self._app(), "127.0.0.1", 0, partial(notify_alive, "asking"), on_ready, self._set_stop)
-            except BaseException as e:
-                errors.append(e)
-                raise
-            finally:
-                ready.set()
-
-        self._thread = start_thread("edgeroute-label-page", serve)
-        if self._thread is None or not ready.wait(START_S) or not self.url:
-            raise errors[0] if errors else PolicyError(f"the page did not listen within {START_S:g} s")
+        serve = partial(run, self._app(), "127.0.0.1", 0, partial(notify_alive, "asking"), stops=self._set_stop)
+        self._thread, url = serve_in_thread("edgeroute-label-page", serve)
+        self.url = f"{url}/#token={self._token}"
         print(f"answer on {self.url}", file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
-        if self._thread is not None:
-            self._thread.join(START_S)
+        self._thread.join(START_S)
 
     def ask(self, asked: Asked) -> Reply:
         """Show a question on the page, in place of the one before, and wait for its reply, without a limit.
@@ -95,7 +74,7 @@ class LabelPage:
         number = self._question["number"] + 1
         parts = [{"kind": part.kind, "data": part.data} for part in asked.parts]
         self._question = {**asked._asdict(), "parts": parts, "number": number}
-        while self._thread is not None and self._thread.is_alive():
+        while self._thread.is_alive():
             try:
                 of, reply = self._replies.get(timeout=LOOK_S)  # Ctrl-C does not end a wait without a limit on Windows
             except Empty:

@@ -21,15 +21,7 @@ import typer
 from edgeroute.errors import BadInput, PolicyError, StoreError
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.tools.cli.command_runner import FAILED, OK, command, line
-from edgeroute.tools.cli.tables_and_options import (
-    File,
-    Json,
-    OptionalPolicy,
-    OptionalState,
-    local_time,
-    seconds,
-    table,
-)
+from edgeroute.tools.cli.tables_and_options import File, Json, OptionalPolicy, OptionalState, local_time, seconds, table
 
 if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox

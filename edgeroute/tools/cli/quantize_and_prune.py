@@ -11,14 +11,7 @@ import typer
 
 from edgeroute.errors import PolicyError
 from edgeroute.tools.cli.example_options_and_routers import all_or_none
-from edgeroute.tools.cli.tables_and_options import (
-    Json,
-    console,
-    pairs,
-    print_notes,
-    share,
-    table,
-)
+from edgeroute.tools.cli.tables_and_options import Json, console, pairs, print_notes, share, table
 from edgeroute.tools.import_by_module_and_name import python_object
 
 if TYPE_CHECKING:

@@ -14,20 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy
 from edgeroute.tools.cli.command_runner import OK, TOO_FEW
-from edgeroute.tools.cli.tables_and_options import (
-    CERTIFICATE,
-    Amount,
-    Json,
-    Name,
-    OptionalPolicy,
-    Seconds,
-    Share,
-    check_output,
-    print_notes,
-    share,
-)
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.logs.answer_pairs_and_samples import Price, Prices
@@ -116,14 +105,14 @@ def replay(
     context: typer.Context,
     trace: Annotated[list[Path], typer.Argument(metavar="FILE")],
     *,
-    policy: OptionalPolicy = None,
-    network: Name | None = None,
-    server_time: Seconds | None = None,
-    battery: Share | None = None,
-    battery_wh: Amount = 10.0,
-    idle_watts: Amount = 0.0,
-    edge_joules: Amount | None = None,
-    thermal: Name | None = None,
+    policy: ui.OptionalPolicy = None,
+    network: ui.Name | None = None,
+    server_time: ui.Seconds | None = None,
+    battery: ui.Share | None = None,
+    battery_wh: ui.Amount = 10.0,
+    idle_watts: ui.Amount = 0.0,
+    edge_joules: ui.Amount | None = None,
+    thermal: ui.Name | None = None,
     keep_mode: bool = False,
     keep_deadline: bool = False,
     seed: int = 0,
@@ -138,8 +127,8 @@ def replay(
     out: Annotated[Path | None, _of_edge(metavar="FILE", show_default="beside the log")] = None,
     judge_calls: Annotated[int, _of_edge(min=0)] = 0,
     certificate: Annotated[Path | None, _of_edge(metavar="FILE", show_default="none")] = None,
-    max_loss: Annotated[Any, _of_log(parser=share, metavar="SHARE")] = "1%",
-    sure: Annotated[Any, _of_log(parser=share, metavar="SHARE")] = "95%",
+    max_loss: Annotated[Any, _of_log(parser=ui.share, metavar="SHARE")] = "1%",
+    sure: Annotated[Any, _of_log(parser=ui.share, metavar="SHARE")] = "95%",
     edge_model: Annotated[str, _of_log(metavar="NAME")] = "",
     cloud_model: Annotated[str, _of_log(metavar="NAME")] = "",
     edge_price: Annotated[Any, _of_log(parser=_prices, metavar="USD", show_default="as the log says")] = None,
@@ -147,7 +136,7 @@ def replay(
     id_at: Annotated[str, _of_log("--id", metavar="KEY", show_default="its messages")] = "",
     score_at: Annotated[str, _of_log("--score", metavar="KEY")] = "",
     match: Annotated[Literal["text", "exact"], _of_log()] = "text",
-    as_json: Json = False,
+    as_json: ui.Json = False,
 ) -> int:
     """Replay recorded requests under another policy or network. Only --edge runs a model; only --judge-calls sends.
 
@@ -197,7 +186,7 @@ def replay(
     """
     _check_given(context, log, edge=bool(edge))
     if certificate is not None:
-        check_output(certificate, CERTIFICATE, "--certificate")
+        ui.check_output(certificate, ui.CERTIFICATE, "--certificate")
     if log is not None:
         from edgeroute.tools.replay.logs import Read
         from edgeroute.tools.replay.savings_estimate import saving
@@ -211,7 +200,7 @@ def replay(
                 sure=sure, how=how, progress=None,
             )  # fmt: skip
             if certificate is not None and (result.unbound or result.certificate is None):
-                print_notes([f"no certificate is written: {result.unbound or result.problem or 'no threshold is certified'}"])
+                ui.print_notes([f"no certificate is written: {result.unbound or result.problem or 'no threshold is certified'}"])
             elif certificate is not None and result.certificate is not None:
                 result.certificate.save(certificate)
                 result = result._replace(policy=(f'threshold = "{path_in_policy(Path(edge), certificate)}"',))

@@ -23,21 +23,10 @@ from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.untrusted_files import MOST_DATA, parse_json, read_text
+from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options_and_routers import read_only
 from edgeroute.tools.cli.outbox_egress_and_state_folder import opened_outbox, state_folder
-from edgeroute.tools.cli.tables_and_options import (
-    REPORT,
-    File,
-    Json,
-    OptionalPolicy,
-    OptionalState,
-    check_output,
-    console,
-    local_time,
-    print_notes,
-    table,
-)
 from edgeroute.trials.trial_setting import STORED
 
 if TYPE_CHECKING:
@@ -112,7 +101,7 @@ def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
     from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows
 
     rows = [(arm.get("arm"), arm.get("model"), *arm_cells(arm, "-")) for arm in arms]
-    table(("arm", "model", *arm_rows(arms)), rows, ("arm", "model"))
+    ui.table(("arm", "model", *arm_rows(arms)), rows, ("arm", "model"))
     for arm in arms:
         if arm.get("stopped"):
             print(printable(f"  {arm.get('arm')} is stopped: {arm['stopped']}"))
@@ -222,7 +211,7 @@ class Edge(NamedTuple):
     labelled: int | None = None  # audited answers with a reported label; None: labels are not expected
 
 
-def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_json: Json = False) -> None:
+def status(*, policy: ui.OptionalPolicy = None, state: ui.OptionalState = None, as_json: ui.Json = False) -> None:
     """Show the state that routers have stored: guarantees, latencies, spending, the outbox. Changes nothing.
 
     With --state alone, values from the policy are left out: limits, and whether a certificate fits the models.
@@ -240,7 +229,7 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
         print(json.dumps(report.as_dict(), allow_nan=False))
         return
     edges, latencies, links, spent, box, written, joules, shadow, trials, fleet, notes, alarms = report
-    print_notes(notes)
+    ui.print_notes(notes)
     for name, alarm in alarms.items():
         print(printable(f"ALARM of {name}: {alarm}"))
     for edge in edges:
@@ -255,12 +244,12 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     show_arms(arms_of(trials))
     if latencies:
         rows = [(name, f"{leg['count']:,}", *(_ms(leg[q]) for q in ("p50_s", "p99_s"))) for name, leg in latencies.items()]
-        table(("leg", "answers", "p50", "p99"), rows, ("leg",))
+        ui.table(("leg", "answers", "p50", "p99"), rows, ("leg",))
     for name, link in links.items():
         speed = "" if link["bytes_per_s"] is None else f", and its bytes go at {link['bytes_per_s'] / MB:.3g} MB/s"
         print(printable(f"{name}: a call takes {_ms(link['call_s'])}{speed}"))
     rows = [(name, f"{use['spent']:.4g}", "none" if use["limit"] is None else f"{use['limit']:g}") for name, use in spent.items()]
-    table(("spent", "so far", "limit"), rows, ("spent",))
+    ui.table(("spent", "so far", "limit"), rows, ("spent",))
     for name, one_call in joules.items():
         print(printable(f"energy: {one_call:.3g} J a call of {name}"))
     if snapshot is not None and (line := _break_even(snapshot, joules)):
@@ -271,7 +260,7 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
         oldest = f", the oldest of {fleet['oldest']}" if fleet["oldest"] else ""
         print(printable(f"fleet: digests waiting: {fleet['waiting']:,}{oldest}; last one made: of {fleet['last']}"))
     if written is not None:
-        print(f"last written at {local_time(written)}")
+        print(f"last written at {ui.local_time(written)}")
 
 
 class Opened(NamedTuple):
@@ -559,7 +548,7 @@ def edge_lines(edge: Mapping[str, Any]) -> list[str]:
     if made is not None:
         lines.append(f"  certificate of {made}, {_age_days(made)} days old")
     if alarm is not None:
-        lines.append(f"  ALARM at {local_time(alarm['at'])}: {alarm['what']}; action: {alarm['action']}")
+        lines.append(f"  ALARM at {ui.local_time(alarm['at'])}: {alarm['what']}; action: {alarm['action']}")
     if audited := edge["audited"]:
         labelled, disagreed = edge.get("labelled"), edge["disagreed"]
         most = "" if limit is None or labelled is not None else f", and at most {limit * 100:.2f} % should"
@@ -589,7 +578,10 @@ def _ms(seconds: float | None) -> str:
 
 
 def arms(
-    devices: Annotated[list[Path], typer.Argument(metavar="DEVICE...")], *, report: File | None = None, as_json: Json = False
+    devices: Annotated[list[Path], typer.Argument(metavar="DEVICE...")],
+    *,
+    report: ui.File | None = None,
+    as_json: ui.Json = False,
 ) -> int:
     """Compare the arms of a trial over many devices, and report whether the one on trial is worse than allowed.
 
@@ -609,7 +601,7 @@ def arms(
     from edgeroute.tools.measure.report.report_pages_and_results import basis, document, fleets_page
 
     if report is not None:
-        check_output(report, REPORT, "--report")
+        ui.check_output(report, ui.REPORT, "--report")
     trials: dict[tuple[str, str], list[Device]] = {}
     for path in devices:
         of_path = [*_read(path)]
@@ -689,6 +681,6 @@ def _show(fleet: FleetTrial, summary: str) -> None:
         return
     less = f"{fleet.arms[1].arm} less {fleet.arms[0].arm}"
     rows = [(row.measure, *difference(row)) for row in fleet.differences]
-    table((less, "difference", "interval", "allowed", ""), rows, (less, ""))
+    ui.table((less, "difference", "interval", "allowed", ""), rows, (less, ""))
     print(how(fleet))
-    console().print(" ".join(verdict(fleet)), markup=False)
+    ui.console().print(" ".join(verdict(fleet)), markup=False)

@@ -18,7 +18,6 @@ from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process
-from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources
 from edgeroute.tools.dashboard.request_window_and_replays import certificates_of, policy_summary
 from edgeroute.tools.replay.replay_setup_and_result import Setup
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
 
 MOST = 20_000  # most answers in the queue to the page; beyond that the oldest are dropped, and counted
-START_S = 30.0  # longest wait for the server to listen, seconds
+CLOSE_S = 30.0  # longest wait for the server's end, seconds
 
 
 class AnswerFeed:
@@ -121,36 +120,20 @@ class Dashboard(ForkSafe, Instrument):
             PolicyError: the page is served already, or the address cannot be listened on, or not within 30 s.
             RuntimeMissing: starlette, uvicorn, or for metrics prometheus_client, is not installed.
         """
-        from edgeroute.tools.dashboard.web_app_and_metrics import serve
+        from edgeroute.tools.dashboard.web_app_and_metrics import serve, serve_in_thread
 
         if self._monitor is not None:
             raise PolicyError("this dashboard is served already: create another one for another router")
         more["routes"] = [*routes, *([_metrics(router)] if metrics else [])]
         self._closed = False
         monitor = self._monitor = Monitor(self._feed, sources_of(router), "a router in this process")
-        ready, urls, errors = threading.Event(), list[str](), list[BaseException]()
-
-        def on_ready(url: str) -> None:
-            """Pass the URL to the caller's thread."""
-            urls.append(url)
-            ready.set()
-
-        def run() -> None:
-            """Serve until stopped; pass an exception to the caller's thread, or to the log once the page was served."""
-            try:
-                serve(monitor, host=host, port=port, on_ready=on_ready, stops=self._set_stop, **more)
-            except BaseException as e:
-                errors.append(e)  # raised in the caller's thread
-                if urls:
-                    raise
-            finally:
-                ready.set()
-
-        self._thread = start_thread("edgeroute-dashboard-page", run)
-        if self._thread is None or not ready.wait(START_S) or not urls:
+        run = partial(serve, monitor, host=host, port=port, stops=self._set_stop, **more)
+        try:
+            self._thread, url = serve_in_thread("edgeroute-dashboard-page", run)
+        except BaseException:
             self._monitor = None
-            raise errors[0] if errors else PolicyError(f"the dashboard did not listen within {START_S:g} s")
-        return urls[0]
+            raise
+        return url
 
     def _set_stop(self, stop: Callable[[], object]) -> None:
         """Store the function that stops the server; call it at once if the dashboard is closed already."""
@@ -166,7 +149,7 @@ class Dashboard(ForkSafe, Instrument):
         if stop is not None:
             stop()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(START_S)
+            self._thread.join(CLOSE_S)
 
 
 def _metrics(router: BaseRouter) -> BaseRoute:

@@ -203,7 +203,10 @@ class Tail:
         self._part.clear()
 
     def _read(self, file: FileIO, most: int, lines: list[bytes]) -> int:
-        """Read on in a file up to an error, append its complete, not blank lines to `lines`; return the number of bytes read."""
+        """Read on in a file up to an error, append its complete, not blank lines to `lines`; return the number of bytes read.
+
+        A line of more than 16 MiB is discarded, counted in `left_out`, and its rest skipped.
+        """
         read = 0
         file.seek(self._offset)
         while read < most:
@@ -215,28 +218,18 @@ class Tail:
                 break
             read += len(piece)
             self._offset += len(piece)
-            end = piece.rfind(b"\n")
-            if end < 0:
-                self._grow(piece)
-                continue
-            whole, rest = piece[:end], piece[end + 1 :]
-            if self._skips:
-                whole, self._skips = whole.partition(b"\n")[2], False
-            self._part += whole
-            lines += [line for line in bytes(self._part).split(b"\n") if line.strip()]
-            self._part.clear()
-            self._part += rest
+            whole, newline, rest = piece.rpartition(b"\n")
+            if newline:
+                if self._skips:
+                    whole, self._skips = whole.partition(b"\n")[2], False
+                lines += [line for line in bytes(self._part + whole).split(b"\n") if line.strip()]
+                self._part.clear()
+            if not self._skips:
+                self._part += rest
+            if len(self._part) > LONGEST:
+                self._cut()
+                self._skips = True
         return read
-
-    def _grow(self, piece: bytes) -> None:
-        """Append to an incomplete line; beyond 16 MiB discard it, count it in `left_out`, and skip its rest."""
-        if self._skips:
-            return
-        self._part += piece
-        if len(self._part) > LONGEST:
-            self.left_out += 1
-            self._part.clear()
-            self._skips = True
 
     def _hold(self, files: list[FileIO]) -> None:
         """Keep a second descriptor of the file in reading open, and close the former one; nothing on Windows.

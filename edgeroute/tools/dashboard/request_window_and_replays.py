@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
@@ -264,6 +264,11 @@ class _Leg:
         """True if it does not answer, by its latest calls."""
         return self.breaker == "open" or self.faults >= FAULTS
 
+    def set_breaker(self, state: str, time: float) -> None:
+        """Record the state of a cloud's circuit breaker, and its time if it changed; nothing for an edge."""
+        if self.side == "cloud" and self.breaker != state:
+            self.breaker, self.breaker_at = state, time
+
     def is_fault(self, run: Run) -> bool:
         """Return True if a run counts against a cloud as for its breaker; a late one only if it took at least the usual time."""
         late = run.what == "timeout" or run.code == "timeout"
@@ -285,8 +290,7 @@ class Series:
 
     def __init__(self, width_s: int, steps: int) -> None:
         self.width_s, self.steps = width_s, steps
-        self._counts = OrderedDict[int, Counter[str]]()
-        self._took = OrderedDict[int, dict[str, list[float]]]()
+        self._steps: dict[int, tuple[Counter[str], dict[str, list[float]]]] = {}  # step -> its counts, and latencies by leg
 
     def add(self, request: Row) -> None:
         """Count a request in its step, with the latencies of its answers; drop the oldest steps.
@@ -294,19 +298,16 @@ class Series:
         One before all steps is ignored.
         """
         step = int(request.at // self.width_s)
-        counts = self._counts.get(step)
-        if counts is None:
-            if self._counts and step <= max(self._counts) - self.steps:
+        if step not in self._steps:
+            if self._steps and step <= max(self._steps) - self.steps:
                 return  # older than all steps
-            counts = self._counts[step] = Counter()
-            self._took[step] = {}
-            while len(self._counts) > self.steps:
-                oldest = min(self._counts)
-                del self._counts[oldest], self._took[oldest]
+            self._steps[step] = Counter(), {}
+            while len(self._steps) > self.steps:
+                del self._steps[min(self._steps)]
+        counts, took = self._steps[step]
         counts[request.state or "none"] += 1
         counts["requests"] += 1
         counts["deferred"] += request.deferred
-        took = self._took[step]
         for run in request.runs:
             if run.what in ANSWERED:
                 latencies = took.setdefault(run.name, [])
@@ -319,18 +320,15 @@ class Series:
         Steps after that time are dropped: the clock was set back.
         """
         last = int(now // self.width_s)
-        for step in [step for step in self._counts if step > last + 1]:  # the clock was set back
-            del self._counts[step], self._took[step]
-        steps = range(last - self.steps + 1, last + 1)
-        no_counts = Counter[str]()
-        legs = sorted({name for took in self._took.values() for name in took})[:LEGS]
+        for step in [step for step in self._steps if step > last + 1]:  # the clock was set back
+            del self._steps[step]
+        steps = [self._steps.get(step, (Counter[str](), {})) for step in range(last - self.steps + 1, last + 1)]
+        legs = sorted({name for _, took in self._steps.values() for name in took})[:LEGS]
         return {
             "width_s": self.width_s,
             "end": (last + 1) * self.width_s,
-            **{name: [self._counts.get(step, no_counts)[name] for step in steps] for name in COUNTED},
-            "p50_s": {
-                name: [at_quantile(sorted(self._took.get(step, {}).get(name, ())), 0.5) for step in steps] for name in legs
-            },
+            **{name: [counts[name] for counts, _ in steps] for name in COUNTED},
+            "p50_s": {name: [at_quantile(sorted(took.get(name, ())), 0.5) for _, took in steps] for name in legs},
         }
 
 
@@ -350,11 +348,10 @@ class Window:
         self.latest: Row | None = None
         self.recent, self.odd = deque[Row](maxlen=SHOWN), deque[Row](maxlen=SHOWN)
         self.series = {name: Series(*width) for name, width in WIDTHS.items()}
-        self._kinds = deque[tuple[str, str]]()
-        self._reasons = Counter[tuple[str, str]]()
+        self._kinds = deque[tuple[str, str]](maxlen=RECENT)
         self._deferred, self._took = deque[bool](maxlen=RECENT), deque[float](maxlen=RECENT)
         self._legs: dict[str, _Leg] = {}
-        self._batches = OrderedDict[tuple[str, str], None]()
+        self._batches = deque[tuple[str, str]](maxlen=BATCHES)
 
     def add(self, request: Row) -> None:
         """Count a request in all sums, lists and metrics; those of reasons and latencies have the latest 2,000 requests."""
@@ -367,14 +364,7 @@ class Window:
         self.answered[request.side] += 1
         self._deferred.append(request.deferred)
         self._took.append(request.latency_s)
-        key = request.state or "none", request.kind
-        self._kinds.append(key)
-        self._reasons[key] += 1
-        if len(self._kinds) > RECENT:
-            old = self._kinds.popleft()
-            self._reasons[old] -= 1
-            if not self._reasons[old]:
-                del self._reasons[old]
+        self._kinds.append((request.state or "none", request.kind))
         self.recent.append(request)
         if request.odd:
             self.odd.append(request)
@@ -402,12 +392,12 @@ class Window:
             leg.accepted += run.what == "accepted"
             leg.took.append(run.took_s)
             leg.was_away = (leg.away_at, time) if leg.away else leg.was_away
-            self._set_breaker(leg, "closed", time)
+            leg.set_breaker("closed", time)
             leg.faults = leg.unserved = 0
         elif run.what == "held":
             leg.held += 1
             if run.code == "breaker":
-                self._set_breaker(leg, "open", time)
+                leg.set_breaker("open", time)
         else:
             leg.failed += run.what == "failed" and run.code not in UNFIT  # an unfit input is not the leg's fault, as in `stats()`
             leg.late += run.what == "timeout"
@@ -419,21 +409,13 @@ class Window:
         if batch:  # the rows of a batch share a call, and each row's record has its costs
             if (batch, run.name) in self._batches:
                 return
-            self._batches[batch, run.name] = None
-            if len(self._batches) > BATCHES:
-                self._batches.popitem(last=False)
+            self._batches.append((batch, run.name))
         leg.faults += fault
         if run.what == "held":
             self.tally.limit_hit(run.name, run.code)
         leg.sent_bytes += run.sent_bytes
         leg.received_bytes += run.received_bytes
         leg.usd += run.usd
-
-    @staticmethod
-    def _set_breaker(leg: _Leg, state: str, time: float) -> None:
-        """Record the state of a cloud leg's circuit breaker and its time, if it changed."""
-        if leg.side == "cloud" and leg.breaker != state:
-            leg.breaker, leg.breaker_at = state, time
 
     def shown(self, now: float) -> dict[str, Any]:
         """Return all sums as plain data for a page. now: seconds since 1970."""
@@ -452,7 +434,7 @@ class Window:
             "deferral_rate": sum(self._deferred) / len(self._deferred) if self._deferred else None,
             "p50_s": at_quantile(took, 0.5), "p99_s": at_quantile(took, 0.99),
             "legs": legs,
-            "reasons": [{"state": state, "text": text, "count": n} for (state, text), n in self._reasons.most_common(12)],
+            "reasons": [{"state": state, "text": text, "count": n} for (state, text), n in Counter(self._kinds).most_common(12)],
             "recent": [request.shown() for request in reversed(self.recent)],
             "odd": [request.shown() for request in reversed(self.odd)],
             "series": {name: series.shown(now) for name, series in self.series.items()},

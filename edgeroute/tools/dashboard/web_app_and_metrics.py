@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, partial
@@ -16,10 +17,11 @@ from typing import Any
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits
-from edgeroute.errors import BadInput, RuntimeMissing
+from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Status
 from edgeroute.record.prometheus import Page, check_installed, of_status, of_tally, shown
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
+from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.tools.dashboard.monitor_and_file_tail import OLD_S, Monitor
 from edgeroute.tools.palette import STATES, css, svg_hatches
 from edgeroute.tools.replay.recorded_requests_and_statistics import MOST
@@ -38,6 +40,7 @@ except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e
 
 PORT = 8585
+START_S = 30.0  # longest wait for a server to listen, seconds
 OPEN = ("/",)  # paths that need no token: the page itself has no data, and requests all of it with the token in its address
 NONCE = "@NONCE@"
 HEADERS = {
@@ -85,6 +88,38 @@ def serve(
             on_ready(f"{url}/#token={secret}")
 
     return run(application, host, port, partial(notify_alive, "serving the dashboard"), ready, stops)
+
+
+def serve_in_thread(name: str, serve: Callable[..., object]) -> tuple[threading.Thread, str]:
+    """Call `serve` in a daemon thread, wait until it calls its argument `on_ready`, and return the thread, and the URL passed.
+
+    An exception before that is raised here, and a later one logged.
+
+    Raises:
+        PolicyError: it has not listened within 30 s, or ended before it did.
+    """
+    ready, urls, errors = threading.Event(), list[str](), list[BaseException]()
+
+    def on_ready(url: str) -> None:
+        """Pass the URL to the caller's thread."""
+        urls.append(url)
+        ready.set()
+
+    def run() -> None:
+        """Serve until stopped; pass an exception to the caller's thread, or to the log once the page was served."""
+        try:
+            serve(on_ready=on_ready)
+        except BaseException as e:
+            errors.append(e)
+            if urls:
+                raise
+        finally:
+            ready.set()
+
+    thread = start_thread(name, run)
+    if thread is None or not ready.wait(START_S) or not urls:
+        raise errors[0] if errors else PolicyError(f"the page did not listen within {START_S:g} s")
+    return thread, urls[0]
 
 
 def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iterable[BaseRoute] = ()) -> Starlette:
