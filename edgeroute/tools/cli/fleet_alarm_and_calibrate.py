@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,14 +55,12 @@ def alarm(
     """
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
 
-    tests = FleetAlarms(store, learn=learn, tolerance=tolerance, liars=_few(liars))
-    try:
+    with closing(FleetAlarms(store, learn=learn, tolerance=tolerance, liars=_few(liars))) as tests:
         report = tests.look()
         if again is not None:
-            _begin_anew(tests, again)
+            if not tests.again(again):
+                raise BadInput(f"--again {again}: the store has no such model: give NAME, or NAME:DIGEST as the report does")
             report = tests.look()
-    finally:
-        tests.close()
     if as_json:
         print(json.dumps(report))
     else:
@@ -75,12 +74,6 @@ def _few(liars: float) -> float:
     if not 0 <= liars < 0.5:  # noqa: PLR2004 - half
         raise typer.BadParameter("the share must be below 50%", param_hint="--liars")
     return liars
-
-
-def _begin_anew(tests: FleetAlarms, model: str) -> None:
-    """Begin the tests of a model anew; raise `BadInput` if the store has no such model."""
-    if not tests.again(model):
-        raise BadInput(f"--again {model}: the store has no such model: give NAME, or NAME:DIGEST as the report does")
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
@@ -178,27 +171,22 @@ def calibrate(
     value, risk = proper_share(max_loss, "--max-loss"), 1 - proper_share(sure, "--sure")
     out = out or policy.with_name("certificate-fleet.json")
     check_output(out, CERTIFICATE, "--out")
-    tests = FleetAlarms(store)
-    try:
-        with plain_router(policy) as router:
-            calls = _edge(router, tests, model)
-            audits = tests.audits(_key(calls), only_policy or "")
-            if (part := audits.liars_weight(_few(liars))) == 1:
-                raise BadInput(
-                    f"all the audits, of {count_text(audits.devices, 'device')}, may be those of devices that report anything "
-                    "(--liars): collect from more devices, or trust all, by --liars 0%"
-                )
-            certificate = certify_audits(
-                store / "alarm", audits.counts(), calls, value * (1 - part), 1 - risk, remember=True
-            )._replace(value=value)
+    with closing(FleetAlarms(store)) as tests, plain_router(policy) as router:
+        calls = _edge(router, tests, model)
+        audits = tests.audits(_key(calls), only_policy or "")
+        if (part := audits.liars_weight(_few(liars))) == 1:
+            raise BadInput(
+                f"all the audits, of {count_text(audits.devices, 'device')}, may be those of devices that report anything "
+                "(--liars): collect from more devices, or trust all, by --liars 0%"
+            )
+        certificate = certify_audits(store / "alarm", audits.counts(), calls, value * (1 - part), 1 - risk, remember=True)
+        certificate = certificate._replace(value=value)
         if catalog and certificate.threshold == INF:
             raise BadInput(f"no threshold keeps the loss within {value:.3g} by {certificate.n:,} audits: nothing is published")
         certificate.save(out)
         index = threshold_index(certificate.threshold)
         rows, mean = audits.worst(index), audits.mean_bound(index, risk)
         unstated = audits.unstated
-    finally:
-        tests.close()
     if catalog and name and version and keys:
         from edgeroute.tools.catalog_keys_and_publishing import publish_certificate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -207,13 +208,10 @@ def rotate(*, policy: ui.OptionalPolicy = None, state: ui.OptionalState = None, 
     path = state_folder(policy, state) / "state.db"
     if not path.exists():
         raise BadInput(f"{path}: there is no state: no router with this state folder has run, or it was removed")
-    store = KeyValueStore(path)
-    try:
+    with closing(KeyValueStore(path)) as store:
         device = new_device(store)
         if not store.flush():
             raise StoreError(f"{path} cannot be written now")
-    finally:
-        store.close()
     print(json.dumps({"device": device}) if as_json else f"this device is {device} from the next day on")
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
@@ -201,20 +201,14 @@ def recorded_outputs(path: Path, note: Note = lambda _: None) -> Recorded | None
     Raises:
         BadInput: the file cannot be read, or its arrays differ in length.
     """
-    if _suffix(path) != ".npz" or path.is_dir():
-        return None
-    with _reading(path), _open(path) as file:
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
+    with _archive(path) as archive:
+        if archive is None or "edge_logits" not in archive.files or any(name in archive.files for name in INPUTS):
             return None
-        with archive:
-            if "edge_logits" not in archive.files or any(name in archive.files for name in INPUTS):
-                return None
-            used = ["edge_logits", "cloud_logits", _first_present(LABELS, archive.files) or "labels", GROUPS]
-            _note_unused(path, [name for name in archive.files if name not in used], "outputs are in 'edge_logits'", note)
-            edge = _array(archive, "edge_logits")
-            cloud = _array(archive, "cloud_logits") if "cloud_logits" in archive.files else None
-            labels, groups = _labels(archive), _groups(archive)
+        used = ["edge_logits", "cloud_logits", _first_present(LABELS, archive.files) or "labels", GROUPS]
+        _note_unused(path, [name for name in archive.files if name not in used], "outputs are in 'edge_logits'", note)
+        edge = _array(archive, "edge_logits")
+        cloud = _array(archive, "cloud_logits") if "cloud_logits" in archive.files else None
+        labels, groups = _labels(archive), _groups(archive)
     for name, column in {"cloud_logits": cloud, "labels": labels, "groups": groups}.items():
         if column is not None and (not edge.ndim or len(column) != len(edge)):
             raise BadInput(f"{path} cannot be read: it has {len(edge) if edge.ndim else 1} edge_logits and {len(column)} {name}")
@@ -267,13 +261,8 @@ def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
     Raises:
         BadInput: a line is no JSON, has an empty prompt, or there are none.
     """
-    with _reading(path):
-        text = _piped() if path == STDIN else read_bytes(path)
     items = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    for where, line in numbered_lines(path):
         try:
             data = parse_json(line)
             plain = path == STDIN or keys or not isinstance(data, dict) or {"prompt", "messages"}.isdisjoint(data)
@@ -287,6 +276,17 @@ def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
     if not items:
         raise BadInput(f"{path} has no lines")
     return items
+
+
+def numbered_lines(path: Path) -> list[tuple[str, bytes]]:
+    """Read the lines of a file, or of stdin, that are not blank; return them, each with its place: path and number.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    with _reading(path):
+        text = _piped() if path == STDIN else read_bytes(path)
+    return [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
 def prompt_of(line: dict[str, Any], where: str) -> Any:
@@ -323,14 +323,20 @@ def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         BadInput: the file cannot be read.
     """
+    with _archive(path) as archive:
+        return {name: _array(archive, name) for name in names if archive is not None and name in archive.files}
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[Any]:
+    """Provide the arrays of an .npz file for a `with` block, whose errors are raised as `BadInput`; None for any other file."""
     if _suffix(path) != ".npz" or path.is_dir():
-        return {}
+        yield None
+        return
     with _reading(path), _open(path) as file:
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            return {}
-        with archive:
-            return {name: _array(archive, name) for name in names if name in archive.files}
+        data = np.load(file, allow_pickle=False)
+        with nullcontext() if isinstance(data, np.ndarray) else data as archive:
+            yield archive
 
 
 @contextmanager

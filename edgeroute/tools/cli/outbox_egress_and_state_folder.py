@@ -9,8 +9,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from datetime import datetime
 from math import inf
 from pathlib import Path
@@ -188,8 +188,7 @@ def _dumps(value: Any) -> str:
         return json.dumps(to_json_types(value))
 
 
-@contextmanager
-def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
+def _open_outbox(policy: Path | None, state: Path | None) -> closing[Outbox]:
     """Open the outbox of a state folder, and close it at the end of the `with` block. Creates none.
 
     Raises:
@@ -198,20 +197,14 @@ def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
     path = state_folder(policy, state) / "outbox.db"
     if not os.access(path, os.R_OK):  # opening it would create one
         raise BadInput(f"{path}: there is no outbox, or it cannot be read")
-    with opened_outbox(path) as box:
-        yield box
+    return opened_outbox(path)
 
 
-@contextmanager
-def opened_outbox(path: Path) -> Iterator[Outbox]:
+def opened_outbox(path: Path) -> closing[Outbox]:
     """Open an outbox, created if missing, and close it at the end of the `with` block. Entries do not expire here."""
     from edgeroute.stores.outbox import Outbox
 
-    box = Outbox(path, ttl_s=inf)  # the router expires entries: its policy has the time to live
-    try:
-        yield box
-    finally:
-        box.close()
+    return closing(Outbox(path, ttl_s=inf))  # the router expires entries: its policy has the time to live
 
 
 def _ids(ids: list[str] | None, every: bool, option: str) -> list[str] | None:

@@ -17,9 +17,9 @@ from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply
-from edgeroute.system.untrusted_files import parse_json, read_bytes
+from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.cli.graded_answers import Graded
-from edgeroute.tools.cli.input_files import expand_folders, prompt_of
+from edgeroute.tools.cli.input_files import expand_folders, numbered_lines, prompt_of
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -55,7 +55,7 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
     from edgeroute.tools.measure.collect_edge_and_cloud import check_possible
 
     json_files = [path for path in expand_folders(paths) if path.suffix.lower() == ".jsonl"]
-    lines = [_line(f"{path}:{n}", text) for path in json_files for n, text in _numbered_lines(path)][::every]
+    lines = [_line(*line) for path in json_files for line in numbered_lines(path)][::every]
     if not lines or not any(line.answers["edge"] is not None or line.grades["edge"] is not None for line in lines):
         return None
     if len(json_files) < len(expand_folders(paths)):
@@ -114,14 +114,6 @@ def _confidence(line: Line, calls: DirectCalls, router: Router) -> float:
             "the confidence with the answer, as logprobs or confidence, or grade its present answers"
         )
     return float("nan") if answer.confidence is None else answer.confidence
-
-
-def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
-    """Return the lines of a file that are not empty, with their numbers; raise `BadInput` if it cannot be read."""
-    try:
-        return [(n, text) for n, text in enumerate(read_bytes(path).splitlines(), 1) if text.strip()]
-    except OSError as e:
-        raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
 
 
 def _line(where: str, text: bytes) -> Line:
