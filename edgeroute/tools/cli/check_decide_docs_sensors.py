@@ -98,22 +98,19 @@ def docs(name: Annotated[str | None, typer.Argument(metavar="PAGE")] = None, *, 
 
     The list has each page's heading, and the folder. An unknown name is refused, with the nearest that is known.
     """
-    all_pages = {file.stem: file for file in sorted(docs_folder().glob("*.md"))}
-    if as_json and name in {None, *all_pages}:
-        texts = {title: file.read_text(encoding="utf-8") for title, file in all_pages.items() if name in {None, title}}
-        data = {"pages": [*texts], "folder": str(docs_folder())} if name is None else {"page": name, "text": texts[name]}
-        print(json.dumps(data))
-        return
-    if name is None:
-        width = max(map(len, all_pages), default=0)
-        for title, file in all_pages.items():
-            heading = re.search(r"^# (.+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    pages = {file.stem: file.read_text(encoding="utf-8") for file in sorted(docs_folder().glob("*.md"))}
+    if name is not None:
+        if name not in pages:
+            raise typer.BadParameter(f"there is no page {name!r}: {nearest(name, pages)}", param_hint="PAGE")
+        print(json.dumps({"page": name, "text": pages[name]}) if as_json else pages[name], end="\n" if as_json else "")
+    elif as_json:
+        print(json.dumps({"pages": [*pages], "folder": str(docs_folder())}))
+    else:
+        width = max(map(len, pages), default=0)
+        for title, text in pages.items():
+            heading = re.search(r"^# (.+)", text, re.MULTILINE)
             print(f"{title:{width}}  {heading[1] if heading else ''}")
         print(f"\nin {docs_folder()}")
-        return
-    if name not in all_pages:
-        raise typer.BadParameter(f"there is no page {name!r}: {nearest(name, all_pages)}", param_hint="PAGE")
-    print(all_pages[name].read_text(encoding="utf-8"), end="")
 
 
 def schema(what: Literal["policy", "card"] = "policy", *, as_json: Json = False) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -83,38 +84,31 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
     """
     from edgeroute.models import fashion
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.demo_measurements_and_report import (
-        SLACK,
-        Report,
-        Run,
-        choose,
-        measure,
-        sweep,
-        test_images,
-        validation,
-    )
+    from edgeroute.tools.cli import demo_measurements_and_report as results
     from edgeroute.tools.measure.report.progress_bar import bar
 
     pair = fashion()
     folder = pair.edge.parent
-    test = test_images(folder, data)
+    test = results.test_images(folder, data)
     n = min(n or (WITH_RTT if rtt else len(test.images)), len(test.images))
     test = test._replace(images=test.images[:n], labels=test.labels[:n])
-    validated = validation(folder)
-    choice = choose(sweep(*validated), goal=float(validated.cloud_right.mean()) - SLACK, most=most)
+    validated = results.validation(folder)
+    goal = float(validated.cloud_right.mean()) - results.SLACK
+    choice = results.choose(results.sweep(*validated), goal=goal, most=most)
     singly = n if n <= MANY else SINGLY
     with _exit_on_sigterm(), serving(pair.cloud) as (url, name), _link(url, rtt) as base, bar() as progress:
         model = f"{base}/v2/models/{name}"
 
-        def over(what: str, router: Router, singly: int = n) -> Run:
+        def over(what: str, router: Router, singly: int = n) -> results.Run:
             """Answer all images with this router, advance a progress bar, and close the router."""
             task = progress.add_task(what, total=n)
-            return measure(router, test.images, test.labels, singly=singly, advance=lambda count: progress.advance(task, count))
+            advance = partial(progress.advance, task)
+            return results.measure(router, test.images, test.labels, singly=singly, advance=advance)
 
         edge = over("edge alone", Router(pair.edge, mode="only_edge"))
         cloud = over("cloud alone", Router(cloud=model, mode="only_cloud"), singly)
         cascade = over("cascade", Router(pair.edge, model, threshold=choice.threshold))
-    return Report(test, edge, cloud, cascade, choice, len(validated.confidence), most, singly, rtt)
+    return results.Report(test, edge, cloud, cascade, choice, len(validated.confidence), most, singly, rtt)
 
 
 @contextmanager

@@ -139,11 +139,8 @@ def copy_policy(
     if name not in (known := _policies()):
         raise typer.BadParameter(f"there is no policy {name!r}: {nearest(name, known)}", param_hint="POLICY")
     _write(new := out or Path(f"{name}.toml"), read_text(known[name]), force=force)
-    print(
-        json.dumps({"policy": str(new)})
-        if as_json
-        else printable(f"{new} is written; `edgeroute check {new}` shows what it needs")
-    )
+    text = f"{new} is written; `edgeroute check {new}` shows what it needs"
+    print(json.dumps({"policy": str(new)}) if as_json else printable(text))
 
 
 @command(service)

@@ -56,7 +56,12 @@ def inspect(
         path = Path(model)
         if write:
             _check_free(path, force=force)
-        report = _of_file(path, sample, index, timeout)
+        from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file, inspect_gguf
+
+        gguf = path.suffix.lower() == ".gguf"
+        if gguf and sample is not None:
+            raise typer.BadParameter("a language model is run by `edgeroute infer`", param_hint="--sample")
+        report = inspect_gguf(path) if gguf else inspect_file(path, sample, index, timeout)
         if write and report.card is not None:
             report.written = str(_write(path, report.card, force=force))
     if as_json:
@@ -64,23 +69,6 @@ def inspect(
     else:
         report.show()
     return FAILED if report.shown and all(answer.error for answer in report.shown) else OK
-
-
-def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
-    """Inspect a model file, for at most `seconds`; of a .gguf file only its header, and a sample for it is refused.
-
-    Raises:
-        typer.BadParameter: there is a sample, and the file is a .gguf file.
-    """
-    if path.suffix.lower() == ".gguf":
-        if sample is not None:
-            raise typer.BadParameter("a language model is run by `edgeroute infer`", param_hint="--sample")
-        from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_gguf
-
-        return inspect_gguf(path)
-    from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
-
-    return inspect_file(path, sample, index, seconds)
 
 
 def _check_free(path: Path, *, force: bool) -> None:

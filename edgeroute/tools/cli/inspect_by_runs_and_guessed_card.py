@@ -119,7 +119,10 @@ class Model:
         with tempfile.TemporaryDirectory() as folder:
             bare = Path(folder) / "card.json"
             bare.write_text("{}", encoding="utf-8")
-            model = _load_bare(path, bare)
+            try:
+                model: EdgeModel = load(path, card=bare)
+            except PolicyError:  # it takes no card; or there is no runtime, which is raised again
+                model = load(path)
         self.session: Any = None
         self.missing = ""
         try:
@@ -168,14 +171,6 @@ class Model:
         """Free the model by its `close`; a no-op for a model without one."""
         if (close := member(self.model, "close")) is not None:
             close()
-
-
-def _load_bare(path: Path, bare: Path) -> EdgeModel:
-    """Load the model with the empty card `bare`, or without a card if its runtime takes none."""
-    try:
-        return load(path, card=bare)
-    except PolicyError:  # it takes no card; or there is no runtime, which is raised again
-        return load(path)
 
 
 def _run_within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None = None) -> Any:
@@ -378,9 +373,7 @@ class _Inspection:
             if missing := ", ".join(quoted(guess.spec.name) for guess in self._unknown_constants()):
                 raise BadInput(f"it cannot be run without {missing}: add it to an .npz sample by that name")
             tried = Card(_with_preprocess(card_of(self.inputs, self.states, []), preprocess))
-            plan = Inputs(tried, self.model.inputs, self.model.outputs)
-            self.model.renew()
-            return Way(about, preprocess, self.model.run(self._feed(plan, x)), "")
+            return Way(about, preprocess, self._run_sample(tried, x), "")
         except (EdgerouteError, ValueError) as e:
             return Way(about, preprocess, None, error_text(e))
 
@@ -388,9 +381,15 @@ class _Inspection:
         """Return the constant inputs whose value neither the file nor the sample has."""
         return [guess for guess in self.inputs if guess.role == "constant" and guess.value is None]
 
-    def _feed(self, plan: Inputs, x: Any) -> dict[str, Any]:
-        """Return the tensors of an input, with constants and states."""
-        return {**plan.feed([x], self.model.name), **plan.constants, **plan.state}
+    def _run_sample(self, card: Card, x: Any) -> dict[str, Any]:
+        """Run the model on the sample with the preprocessing, constants and states of a card, in a new time limit.
+
+        Raises:
+            BadInput, ModelError, ValueError: the card does not fit, or the model does not take the sample.
+        """
+        plan = Inputs(card, self.model.inputs, self.model.outputs)
+        self.model.renew()
+        return self.model.run({**plan.feed([x], self.model.name), **plan.constants, **plan.state})
 
     def _apply_sample(self, ways: Sequence[Way], new_card: dict[str, Any], findings: list[Finding]) -> None:
         """Put the layout on the card if the sample fits in one way only, and ask how pictures are fitted if their size differs.
@@ -419,26 +418,19 @@ class _Inspection:
         """Return the answers or errors for the sample: first with the existing card (a new run), then for each way's outputs."""
         shown = list[SampleAnswer]()
         if old is not None and self.sample is not None:
-            shown.append(self._with_existing_card(old))
+            picture = self.sample.picture if any(field.preprocess and field.preprocess.picture for field in old.inputs) else None
+            about = "with the card that is there"
+            try:
+                raw = self._run_sample(old, self.sample.x if picture is None else picture)
+                shown.append(self._answer(about, old, raw))
+            except EdgerouteError as e:
+                shown.append(SampleAnswer(about, error=error_text(e)))
         for way in ways:
             if way.raw is None:
                 shown.append(SampleAnswer(way.about, error=way.error))
             else:
                 shown.append(self._answer(way.about, Card(_with_preprocess(new_card, way.preprocess)), way.raw))
         return shown
-
-    def _with_existing_card(self, old: Card) -> SampleAnswer:
-        """Run the model on the sample with the existing card, in a new time limit; return the answer, or an error as one."""
-        assert self.sample is not None
-        about = "with the card that is there"
-        pictures = self.sample.picture is not None and any(field.preprocess and field.preprocess.picture for field in old.inputs)
-        try:
-            plan = Inputs(old, self.model.inputs, self.model.outputs)
-            self.model.renew()
-            raw = self.model.run(self._feed(plan, self.sample.picture if pictures else self.sample.x))
-        except EdgerouteError as e:
-            return SampleAnswer(about, error=error_text(e))
-        return self._answer(about, old, raw)
 
     def _answer(self, about: str, used_card: Card, raw: Mapping[str, Any]) -> SampleAnswer:
         """Return the answer, or the error, with which a router with this card would read raw outputs. Runs nothing.

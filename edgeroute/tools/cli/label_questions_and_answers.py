@@ -329,7 +329,7 @@ class AskedLabels(FunctionLabels):
     """
 
     def __init__(self, answers: AnswersFile, ask: Ask | None, labels: Sequence[Any] | None, names: Sequence[str]) -> None:
-        super().__init__(_nobody, dict(enumerate(labels or ())))
+        super().__init__(lambda _: None, dict(enumerate(labels or ())))
         self._file, self._ask, self._names, self._asked = answers, ask, names, 0
 
     def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
@@ -384,9 +384,7 @@ class AskedLabels(FunctionLabels):
         """
         key, name = self._keys[question.number], self._names[question.number]
         line = {"edge": to_json_types(question.edge), "cloud": to_json_types(question.cloud)}
-        first, second = sides = (
-            ("cloud", "edge") if int(key[-1], 16) % 2 else ("edge", "cloud")
-        )  # so that nobody learns whose it is
+        first, second = sides = ("cloud", "edge") if int(key[-1], 16) % 2 else ("edge", "cloud")  # nobody learns whose it is
         reply = ask(Asked(name, tuple(parts_of(question.x)), (_text(line[first]), _text(line[second])), self._asked, left))
         right: Any = reply if reply in {"neither", "unknown"} else sides[int(reply) - 1]
         self._file.add({"input": key, "name": name, **line, "right": right})
@@ -397,7 +395,3 @@ class AskedLabels(FunctionLabels):
 def _text(answer: Any) -> str:
     """Return an answer as text."""
     return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-
-
-def _nobody(_: Any) -> None:
-    """Return no label."""

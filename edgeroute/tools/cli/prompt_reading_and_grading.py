@@ -54,11 +54,12 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
     """
     from edgeroute.tools.measure.collect_edge_and_cloud import check_possible
 
-    json_files = [path for path in expand_folders(paths) if path.suffix.lower() == ".jsonl"]
+    files = expand_folders(paths)
+    json_files = [path for path in files if path.suffix.lower() == ".jsonl"]
     lines = [_line(*line) for path in json_files for line in numbered_lines(path)][::every]
     if not lines or not any(line.answers["edge"] is not None or line.grades["edge"] is not None for line in lines):
         return None
-    if len(json_files) < len(expand_folders(paths)):
+    if len(json_files) < len(files):
         raise BadInput("some of the files are lines of JSON with answers, and others are not: pass one kind at a time")
     for side in SIDES:
         missing = [line.where for line in lines if line.grades[side] is None]

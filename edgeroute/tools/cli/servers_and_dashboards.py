@@ -303,6 +303,6 @@ def top(
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):  # on which it reads and draws
         raise BadInput("there is no terminal to show it in: --json prints it once")
-    from edgeroute.tools.dashboard.terminal_view import run
+    from edgeroute.tools.dashboard.terminal_view import Top
 
-    run(monitor)
+    Top(monitor).run()

@@ -1,4 +1,4 @@
-"""Terminal view of a router with Textual, `run`: requests, targets, reasons, routes, guarantees and budgets.
+"""Terminal view of a router with Textual, `Top`: requests, targets, reasons, routes, guarantees and budgets.
 
 The functions below `Top` write parts of a view as lines of text.
 """
@@ -143,11 +143,6 @@ class Top(App[None]):
         if rows:
             table.move_cursor(row=min(cursor, len(rows) - 1), scroll=False)
             table.scroll_to(y=top, animate=False)
-
-
-def run(monitor: Monitor) -> None:
-    """Run the application until the user quits; blocks."""
-    Top(monitor).run()
 
 
 def marked(name: str | None, text: str = "") -> Text:

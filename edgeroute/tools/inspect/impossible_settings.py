@@ -234,28 +234,24 @@ def _may_be_boxes(row: Any) -> bool:
     return len(shape) == 2 and max(shape) >= RAW and min(shape) >= BOX_AND_SCORE  # noqa: PLR2004 - boxes and columns
 
 
+def _read_by_form(backend: EdgeBackend) -> Any:
+    """Return the edge's outputs for zeros if they are read as logits by their form alone; None if not, or if unknown."""
+    answer, reader = backend.on_zeros, backend.reader
+    named = reader.kind is not None or "logit" in reader.output_name().lower()
+    return None if named or answer is None or answer.confidence is None or type(answer.value) is list else answer.outputs
+
+
 def _ends_in_branches(backend: EdgeBackend) -> bool:
     """Return True if a row of an ONNX file's output is read as logits by its form alone, and an `If` makes the output."""
-    answer, reader, path = backend.on_zeros, backend.reader, member(backend.model, "path")
-    named = reader.kind is not None or "logit" in reader.output_name().lower()
-    if named or answer is None or answer.confidence is None or type(answer.value) is list:
-        return False
-    operators = last_operators(path) if str(path).lower().endswith(".onnx") else {}
+    path = member(backend.model, "path")
+    operators = last_operators(path) if _read_by_form(backend) is not None and str(path).lower().endswith(".onnx") else {}
     return operators.get(member(backend.model, "output") or next(iter(operators), "")) == "If"
 
 
 def _from_0_to_1(backend: EdgeBackend) -> bool:
     """Return True if several numbers between 0 and 1, as sigmoids give them for zeros, are read as logits by their form alone."""
-    answer, reader = backend.on_zeros, backend.reader
-    row = None if answer is None or answer.confidence is None or type(answer.value) is list else answer.outputs
-    named = reader.kind is not None or "logit" in reader.output_name().lower() or callable(reader.score)
-    return (
-        not named
-        and isinstance(row, np.ndarray)
-        and row.size > 1
-        and row.dtype.kind == "f"
-        and bool(((row > 0) & (row < 1)).all())
-    )
+    row = None if callable(backend.reader.score) else _read_by_form(backend)
+    return isinstance(row, np.ndarray) and row.size > 1 and row.dtype.kind == "f" and bool(((row > 0) & (row < 1)).all())
 
 
 def _unnamed(backend: EdgeBackend) -> list[str]:
