@@ -49,16 +49,12 @@ class Target(Section):
 
     def files(self) -> list[str]:
         """Return the paths of the files that the section names."""
-        return [str(path) for value in self.given().values() for path in _as_list(value) if isinstance(path, Path)]
+        lists = (value if isinstance(value, list | tuple) else [value] for value in self.given().values())
+        return [str(path) for values in lists for path in values if isinstance(path, Path)]
 
     def resolved(self, folder: Path) -> dict[str, Any]:
         """Return argument -> value of the keys that are set; relative paths start from `folder`."""
         return {name: _resolve_paths(value, folder) for name, value in self.given().items()}
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Return a value as a list."""
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _resolve_paths(value: Any, folder: Path) -> Any:

@@ -31,6 +31,7 @@ from edgeroute.policy.model_and_endpoint_sections import (
     InstalledCloud,
     Target,
     group_variants,
+    loaded_score,
 )
 from edgeroute.policy.policy_keys_from_signatures import Section, configures
 from edgeroute.policy.policy_problems_and_contradictions import (
@@ -148,11 +149,7 @@ class Settings(Top):
     )
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        *_: Any,
-        **sources: Any,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources that `load` made; the first one takes precedence."""
         return sources["init_settings"]()["sources"]  # type: ignore[no-any-return]
 
@@ -292,12 +289,10 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
     """
     if score in SCORES:
         return score, score
-    from edgeroute.confidence.learned_score import Learned
-
     path = at(folder, score)
     key = (path, file_stamp(path))
     saved = _made.get(key)
-    return (_made.first(key, Learned.load(path)) if saved is None else saved), key
+    return (_made.first(key, loaded_score(score, folder)) if saved is None else saved), key
 
 
 def _make_or_reuse(section: Target, folder: Path, score: Any) -> Any:
@@ -341,14 +336,6 @@ def _files(target: Any) -> Any:
 
 
 # Messages for users, translated from pydantic's errors: they name the key, quote no secret, and suggest a valid one.
-
-# Section of an earlier policy -> what replaces it.
-REPLACED = {
-    "ab": "write [trial] with edge = the path of B, and the other keys as they are (trials.md)",
-    "candidate": "write [trial] with shown = false, and its keys in [trial.edge] (trials.md)",
-    "cloud_arms": "write a [[trial]] for each endpoint but the first: cloud = its name; shown = false for shadow (trials.md)",
-    "saver": 'a [[rule]] of = "battery" and one of = "heat" with the same `then` do the same (rules.md)',
-}
 
 
 def explain(error: ValidationError) -> list[Problem]:
@@ -405,13 +392,11 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
 
 
 def _suggestion(word: str, model: type[Section | Settings]) -> str:
-    """Return a suggestion for an unknown key: the protocol that has it, what replaced it, its section, or the nearest key."""
+    """Return a suggestion for an unknown key: the protocol that has it, its section, or the nearest key."""
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:
                 return f'only a cloud with protocol = "{protocol}" has it'
-    if model is Settings and word in REPLACED:
-        return REPLACED[word]
     if word in SECTIONS:
         return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:

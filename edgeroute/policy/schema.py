@@ -68,10 +68,8 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
             keys[section]["description"] = text
             continue
         item = keys[section].pop("items")
-        if section == "edge" and runtimes:
-            item = {"anyOf": [item, *runtimes]}
         if section == "edge":
-            item = {"anyOf": [*item.get("anyOf", [item]), VARIANTS]}
+            item = {"anyOf": [item, *runtimes, VARIANTS]}
         keys[section] = {"anyOf": [item, {"type": "array", "items": item}], "description": text}
     keys["local"] = {"type": "object", "description": "Keys of the device itself, over those of a signed policy."}
     return {

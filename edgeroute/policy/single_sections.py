@@ -16,16 +16,7 @@ from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.policy_keys_from_signatures import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected_error, share, text
-from edgeroute.policy.value_types import (
-    AnyTexts,
-    DigestsTo,
-    Flag,
-    SecretReference,
-    Text,
-    Texts,
-    message_error,
-    not_only_cloud,
-)
+from edgeroute.policy.value_types import AnyTexts, DigestsTo, Flag, SecretReference, Text, Texts, message_error, not_only_cloud
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
 from edgeroute.system.clock_json_and_fork_safety import set_within
@@ -177,8 +168,7 @@ class Fleet(Section):
     rotate: Duration | None = Field(None, description="Age at which the device's random id is replaced. Without it: never.")
     every: Duration | None = Field(None, description="Time between two digests of a day. Without it: one, when the day is over.")
     policy: Text | None = Field(
-        None,
-        description="Signed policy that the device follows, under its own keys in `[local]`. Needs `state`.",
+        None, description="Signed policy that the device follows, under its own keys in `[local]`. Needs `state`."
     )
     catalog: Text | None = Field(None, description="Catalog with the signed policy: a folder, or an address with https://.")
     root: Text | None = Field(None, description="The owner's `root.json`, whose signatures count.")
@@ -237,8 +227,6 @@ class Rule(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Rule:
         """Return the rule; raise PydanticCustomError if its keys contradict each other."""
-        if self.of == "throttled" and self.model_fields_set & {"enter", "leave"}:
-            raise message_error("a rule of throttled has neither enter nor leave")
         if problem := rules.problem(self.make()):
             raise message_error(problem)
         return self
