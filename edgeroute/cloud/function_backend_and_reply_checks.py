@@ -67,7 +67,7 @@ class ReplyReader(Reader):
                 self.settle(kind)
         return super().read_many(outputs, count)
 
-    def _read(self, row: Any) -> Prediction:
+    def read_answer(self, row: Any) -> Prediction:
         """Check one row of outputs, and return its prediction. Raise BadReply for one that cannot be an answer.
 
         Takes a `Prediction`, a pair (value, confidence), an array, or outputs by name; the form of boxes is checked later.
@@ -84,7 +84,7 @@ class ReplyReader(Reader):
         elif not boxes_without_batch(self.kind, row):
             for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
                 self._check_row(part)
-        return super()._read(row)
+        return super().read_answer(row)
 
     def _check_pair(self, value: Any, sure: Any) -> None:
         """Raise BadReply for a value of None, an invalid confidence, or a value that is none of the labels, if there are labels.

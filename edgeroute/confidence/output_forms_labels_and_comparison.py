@@ -44,7 +44,8 @@ def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
         return None, ""
     number = number_of(given)
     if number is None:
-        if type(given) is list and 0 < len(given) <= SHORT and isfinite(_total(given)) and max(given) <= SLACK:
+        floats = type(given) is list and 0 < len(given) <= SHORT and all(type(number) is float for number in given)
+        if floats and isfinite(sum(given)) and max(given) <= SLACK:
             return quantile_row(given), ""
         logprobs = None if isinstance(given, str | bytes | Mapping | set) else as_array(given)
         if logprobs is not None and logprobs.ndim == 1 and logprobs.dtype.kind in "fiu" and not (logprobs > SLACK).any():
@@ -56,11 +57,6 @@ def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
     if not -SLACK <= number <= 1 + SLACK:
         return None, f"the confidence {number:g}: a confidence is from 0 to 1{percent(number)}"
     return min(max(number, 0.0), 1.0), ""
-
-
-def _total(given: list[Any]) -> float:
-    """Return the sum of a list of floats; NaN if it has anything else."""
-    return sum(given) if all(type(number) is float for number in given) else NAN
 
 
 def probabilities_warning(name: str) -> str:
@@ -126,12 +122,6 @@ def greedy_path(z: Array, blank: int) -> tuple[list[int], Array]:
     return best[read].tolist(), logprobs[read] if read.any() else logprobs
 
 
-def without_batch(value: Any, axes: int) -> Array:
-    """Return outputs of one input as an array, without a batch axis of 1 before so many axes."""
-    array = as_array(value)
-    return array[0] if array.ndim == axes + 1 and len(array) == 1 else array
-
-
 def along_one_axis(array: Array, kind: str | None = None) -> Array:
     """Return one row, or one picture's classes [n, 1, 1], with one axis; by a given kind, also of other axes of size 1."""
     known = kind is not None or array.shape[1:] == (1, 1) or (array.ndim == 2 and len(array) == 1)  # noqa: PLR2004 - rows
@@ -168,7 +158,8 @@ def read_sequence(value: Any, names: Labels, blank: int, wrong: Callable[[str], 
         blank: class of the blank; -1: the last.
         wrong: makes the exception.
     """
-    z = without_batch(value, 2)
+    z = as_array(value)
+    z = z[0] if z.ndim == 3 and len(z) == 1 else z  # noqa: PLR2004 - with a batch axis
     if z.ndim == 2 and z.dtype.kind in "iu":  # noqa: PLR2004 - steps and classes
         raise wrong(f"gives {UNSCALED}")
     if z.ndim != 2 or z.dtype.kind != "f" or not z.size:  # noqa: PLR2004 - steps and classes
@@ -199,9 +190,9 @@ def binary(x: float, kind: str | None) -> list[float]:
 
 def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
     """Return the first output that is one label, and the first with a number for each class; None if either is missing."""
-    parts = [_without_batch(v) for v in row.values()]
-    label = next((v for v in parts if _is_label(v)), None)
-    p = next((v for v in parts if is_by_class(v) or _is_row(v)), None)
+    parts = [(value, as_array(value)) for value in map(_without_batch, row.values())]
+    label = next((value for value, a in parts if a.size == 1 and a.dtype.kind in "biuUS"), None)
+    p = next((value for value, a in parts if is_by_class(value) or (a.ndim == 1 and a.size > 0 and a.dtype.kind == "f")), None)
     return None if label is None or p is None else (label, p)
 
 
@@ -222,12 +213,6 @@ def _without_batch(value: Any) -> Any:
         return value[0]
     array = as_array(value)
     return array[0] if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f" else value  # noqa: PLR2004 - rows
-
-
-def _is_label(value: Any) -> bool:
-    """Return True if a value is one integer, bool or text."""
-    array = as_array(value)
-    return array.size == 1 and array.dtype.kind in "biuUS"
 
 
 def is_by_class(value: Any) -> bool:
@@ -256,12 +241,6 @@ def best_label(result: Any) -> Any:
                 best = max(rows, key=lambda row: row["score"])
                 return best[name], best["score"]
     return result
-
-
-def _is_row(value: Any) -> bool:
-    """Return True for a row of floats."""
-    array = as_array(value)
-    return array.ndim == 1 and array.size > 0 and array.dtype.kind == "f"
 
 
 def several(row: Any) -> bool:

@@ -173,11 +173,11 @@ class Reader:
             if (sure := self._row(z, top)) == sure:  # false for NaN
                 return new(Prediction, (self.labels[z.index(top)], sure, row))  # type: ignore[index]
         if type(outputs) is list and len(outputs) == 1:  # of a callable
-            return self._read(outputs[0])
+            return self.read_answer(outputs[0])
         if boxes_without_batch(self.kind, outputs):
-            return self._read(outputs)
+            return self.read_answer(outputs)
         _check_count(outputs, 1)
-        return self._read(_row(outputs, 0))
+        return self.read_answer(_row(outputs, 0))
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions for outputs of `count` inputs along the first axis; of one picture, boxes may lack it.
@@ -186,17 +186,13 @@ class Reader:
             BadReply: the number of outputs differs.
         """
         if type(outputs) is np.ndarray and outputs.ndim and len(outputs) == count:  # the usual case
-            return list(map(self._read, outputs))
+            return list(map(self.read_answer, outputs))
         if count == 1 and boxes_without_batch(self.kind, outputs):
-            return [self._read(outputs)]
+            return [self.read_answer(outputs)]
         _check_count(outputs, count)
-        return [self._read(_row(outputs, i)) for i in range(count)]
+        return [self.read_answer(_row(outputs, i)) for i in range(count)]
 
-    def read_answer(self, result: Any) -> Prediction:
-        """Return the prediction for what a callable returned for one input."""
-        return self._read(result)
-
-    def _read(self, row: Any) -> Prediction:
+    def read_answer(self, row: Any) -> Prediction:
         """Return the prediction for one input's outputs, without batch axis: array, list, number, or the first output by name.
 
         Takes (value, confidence) and a `Prediction` too. Raises BadReply, PolicyError or `wrong` for what cannot be an answer.
@@ -293,7 +289,7 @@ class Reader:
             return self._regression(row, float(array)) if self.kind not in CLASSES else self._classes(row, [float(array)], first)
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
             # not a classifier's outputs: the value is the raw output, and only a custom score applies
-            return Prediction(row, self._custom_score(row) if self._custom is not None else None, row)
+            return Prediction(row, self._custom_score(row), row)
         if array.dtype.name in {"int8", "uint8"} and self.kind != "probabilities" and self._custom is None:
             value = self._names.at(int(array.argmax()), array.size) if array.size > 1 else None
             return Prediction(value, Unscored(UNSCALED), row)
@@ -324,14 +320,14 @@ class Reader:
                 f"{self.name} gives one number, and there are {len(self.labels)} labels. If it is a binary classifier write "
                 'kind = "probabilities" (after the sigmoid) or "logits" (before it), and two labels; if it is a value, no labels'
             )
-        return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
+        return Prediction(value, self._custom_score(row), row)
 
     def _label(self, row: Any, first: Any, array: Array) -> Prediction:
         """Return the prediction for integers, bools and texts: labels, which are never taken for scores.
 
         Several are the value as they are; raises `wrong` for several integers where there are labels but no custom score.
         """
-        sure = self._custom_score(row) if self._custom is not None else None
+        sure = self._custom_score(row)
         if array.size != 1:
             if self.labels is not None and array.dtype.kind in "biu" and self._custom is None:
                 raise self.wrong(
@@ -353,7 +349,7 @@ class Reader:
             return self._pair(first)
         array = as_array(first)
         value = array.reshape(-1)[0].item() if array.size == 1 and array.dtype.kind in "fiub" else first
-        return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
+        return Prediction(value, self._custom_score(row), row)
 
     def _mapping(self, row: Mapping[Any, Any]) -> Prediction | None:
         """Return the prediction for named outputs whose names or forms tell their kind; None to read the first output.
@@ -369,11 +365,10 @@ class Reader:
             return self._by_class(row, row)
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            sure = self._custom_score(row) if self._custom is not None else None
+            sure = self._custom_score(row)
             if self._custom is None:
-                sure = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(
-                    logprobs
-                )
+                wrong = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs)
+                sure = wrong or quantile(logprobs)
             return Prediction(plain(value), sure, row)
         if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
             p = parts[1]
@@ -465,11 +460,12 @@ class Reader:
         return Prediction(value, sure, outputs)
 
     def _custom_score(self, outputs: Any) -> float | None:
-        """Return the custom score; if it fails, log that and return an `Unscored`: there is an answer all the same.
+        """Return the custom score; None if there is none, or it is None.
 
-        None stays None.
+        If it fails, log that and return an `Unscored`: there is an answer all the same.
         """
-        assert self._custom is not None
+        if self._custom is None:
+            return None
         try:
             sure = call_contained(self._custom, outputs)
             return None if sure is None else float(sure)
@@ -495,16 +491,11 @@ def _row(outputs: Any, i: int) -> Any:
     return outputs[i] if getattr(outputs, "ndim", 1) else outputs
 
 
-def _length(outputs: Any) -> int:
-    """Return the length of the first axis, 1 for a number without axes. The shortest, for a dict of outputs."""
-    parts = outputs.values() if type(outputs) is dict else (outputs,)
-    return min(len(part) if getattr(part, "ndim", 1) else 1 for part in parts)
-
-
 def _check_count(outputs: Any, count: int) -> None:
     """Raise BadReply for outputs whose first axis does not count the inputs: a row of them would belong to no input."""
+    parts = outputs.values() if type(outputs) is dict else (outputs,)
     try:
-        length = _length(outputs)
+        length = min(len(part) if getattr(part, "ndim", 1) else 1 for part in parts)  # a number without axes is one input's
         if length == count:
             return
         description = f"{length} outputs"
