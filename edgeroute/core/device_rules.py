@@ -54,8 +54,7 @@ Then = Literal["small_model", "only_edge", "prefer_cloud", "cheapest_energy", "u
 #
 # Not only_cloud: a rule would then cost an answer that the edge has, if the cloud does not answer or the data may not leave. With
 # prefer_edge, a policy that prefers the cloud spares it.
-RuleMode = Literal["only_edge", "prefer_cloud", "prefer_edge"]
-RULE_MODES: Final[tuple[str, ...]] = get_args(RuleMode)
+RULE_MODES: Final = frozenset({"only_edge", "prefer_cloud", "prefer_edge"})
 NO_ONLY_CLOUD: Final = "only_cloud would cost answers that the edge has: prefer_cloud asks the cloud first"
 BINDING: Final = frozenset({"heat", "memory"})  # quantities whose rules override a call's own mode: they protect the device
 
@@ -228,14 +227,9 @@ def problem(rule: Rule) -> str:
     for name, value in (("enter", rule.enter), ("leave", rule.enter if rule.leave is None else rule.leave)):
         if not _number(value) or (kind.share and not 0 <= value <= 1) or (rule.of == "power" and value < 0):
             return f"{name} of {rule.of} is {_unit(rule.of)}, not {_shown(value)}"
-    if kind.low and not rule.enter < rule.ends:
-        return _wrong_side_message(rule, "more")
-    return "" if kind.low or rule.ends < rule.enter else _wrong_side_message(rule, "less")
-
-
-def _wrong_side_message(rule: Rule, sign: str) -> str:
-    """Return the message for a rule whose `leave` is on the wrong side of `enter`."""
-    enter, leave = amount(rule.of, rule.enter or 0.0), amount(rule.of, rule.ends)
+    if rule.enter < rule.ends if kind.low else rule.ends < rule.enter:
+        return ""
+    sign, enter, leave = "more" if kind.low else "less", amount(rule.of, rule.enter), amount(rule.of, rule.ends)
     return f"a rule of {rule.of} ends at {sign} than it begins at, or it would flicker: leave is {leave}, and enter is {enter}"
 
 

@@ -217,7 +217,6 @@ Own = Literal[
     "confident", "first", "stays", "below", "malformed", "input", "faster", "failed", "deadline", "busy", "left", "cached",
     "stale", "error",
 ]  # fmt: skip
-ReasonCode = Own | ErrorCode | HeldCode
 CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
 ALONE = 2  # number of marks in the log of a request with a single leg
 

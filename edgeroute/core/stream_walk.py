@@ -543,7 +543,7 @@ class StreamWalk:
                 self._end(i, _partial_answer(state.pieces, state.error), accepted=False)
         elif fatal and not self.stream.held and self.stream.shown is None:
             yield from self._cancel(self.stream.running())
-            self.outcome = Outcome(None, None, False, self.log, self.stream.begun, self.stream.now)
+            self._end(None, None, accepted=False)
 
     # lateness, and the end
 
@@ -587,7 +587,7 @@ class StreamWalk:
         """
         i = self.stream.best(cut)
         if i is None:
-            self.outcome = Outcome(None, None, False, self.log, self.stream.begun, self.stream.now)
+            self._end(None, None, accepted=False)
             return
         state = self.stream.states[i]
         if type((held := self.stream.held.get(i, NOTHING)).confidence) is Malformed:
@@ -635,8 +635,8 @@ class StreamWalk:
             self.log.append(Mark("cancelled", i, self.stream.now))
             self.stream.states[i].ended = self.stream.states[i].failed = True
 
-    def _end(self, i: int, prediction: Prediction, *, accepted: bool) -> None:
-        """Set the outcome."""
+    def _end(self, i: int | None, prediction: Prediction | None, *, accepted: bool) -> None:
+        """Set the outcome: the answer of leg `i`, or None for both."""
         self.outcome = Outcome(i, prediction, accepted, self.log, self.stream.begun, self.stream.now, self.stream.held)
 
 

@@ -229,9 +229,7 @@ def _orjson() -> Any:
     """Return the module orjson, which the first call imports; None if it is not installed."""
     global orjson  # noqa: PLW0603 - the module is imported once
     if orjson is NotImplemented:
-        from edgeroute.system.late_imports_and_plugins import (
-            import_late,  # a fork waits for it: no child finds a lock of an import
-        )
+        from edgeroute.system.late_imports_and_plugins import import_late  # a fork waits for it: no child finds an import's lock
 
         try:
             orjson = import_late("orjson")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
@@ -136,7 +136,10 @@ def _rebuild(x: Any, memo: Memo) -> Any:
     memo.setdefault(id(memo), []).append((x, reduced))
     if state is not None:
         _set_state(copied, _copy(state, memo))
-    _fill(copied, items, pairs, memo)
+    for item in items or ():
+        copied.append(_copy(item, memo))
+    for key, value in pairs or ():
+        copied[_copy(key, memo)] = _copy(value, memo)
     return copied
 
 
@@ -150,14 +153,6 @@ def _set_state(copied: Any, state: Any) -> None:
         vars(copied).update(attributes)
     for name, value in slots.items():
         setattr(copied, name, value)
-
-
-def _fill(copied: Any, items: Iterator[Any] | None, pairs: Iterator[tuple[Any, Any]] | None, memo: Memo) -> None:
-    """Add copies of the items of a sequence, and of the pairs of a mapping, to a new object. Changes `copied` in place."""
-    for item in items or ():
-        copied.append(_copy(item, memo))
-    for key, value in pairs or ():
-        copied[_copy(key, memo)] = _copy(value, memo)
 
 
 def _copy_view(x: memoryview) -> memoryview:

@@ -115,14 +115,12 @@ class Chat:
             request = {key: value for key, value in request.items() if key in keys or key not in {"grammar", "response_format"}}
         if "messages" in keys:
             request["messages"] = self._with_system(_messages(keys["messages"], self._texts_only))
-            _check_json(keys)
-            return request, True
-        prompt = keys.get("prompt")
-        if not isinstance(prompt, str):
+        elif isinstance(prompt := keys.get("prompt"), str):
+            _check_text(prompt)
+        else:
             raise BadInput("a request has messages, a list, or a prompt, which is one text")
-        _check_text(prompt)
         _check_json(keys)
-        return request, False
+        return request, "messages" in keys
 
     def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the messages after the system's, unless they begin with one. The same list if there is no system text."""
