@@ -700,10 +700,10 @@ def test_records_without_a_time(tmp_path):
         read(with_old)
 
 
-def events(**details):
-    """A change of a record: the edge's answer has these details."""
+def events(side="cloud", **details):
+    """A change of a record: the answer has these details."""
     return {
-        "plan": [{"leg": "c", "side": "cloud", "label": ""}],
+        "plan": [{"leg": "c", "side": side, "label": ""}],
         "answered_by": None,
         "events": [
             {"leg": "c", "what": "start", "at_s": 0.0},
@@ -740,17 +740,10 @@ def test_infinite_confidences(tmp_path):
         (events(confidence=[0.5]), "line 3: .* incomplete"),
         (events(usd="1"), "line 3: .* incomplete"),
         (events(sent_bytes=1e301), "line 3: .* incomplete"),
-        (
-            {
-                "plan": [{"leg": "c", "side": "cloud", "label": ""}],
-                "answered_by": None,
-                "events": [
-                    {"leg": "c", "what": "start", "at_s": 0.0},
-                    {"leg": "c", "what": {}, "at_s": 1.0},
-                ],
-            },
-            "expected a trace's records, found some that do not fit together",
-        ),
+        (events(usd=None), "line 3: .* as usd, found None"),
+        (events(what={}), "line 3: .* there is no event {}"),
+        (events(side="edge", what=[]), r"line 3: .* there is no event \[\]"),
+        (events(what="x"), "line 3: .* there is no event 'x'"),
         ({"events": [{"leg": "nobody", "what": "start", "at_s": 0.0}]}, "line 3: .* incomplete"),
     ],
 )

@@ -17,13 +17,13 @@ from numbers import Real
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from statistics import StatisticsError, linear_regression, median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.reason_text_and_trace_record import VERSION
 from edgeroute.core.routing_policy import INF, MODES, Mode
-from edgeroute.core.walk import Malformed, new
+from edgeroute.core.walk import Kind, Malformed, new
 from edgeroute.errors import BadInput
 from edgeroute.router.offline_queue import BEING_STORED, WAITING
 from edgeroute.tools.replay.trace_reading_and_conversion import TraceRecords
@@ -132,8 +132,10 @@ ROUNDED_S: Final = 2e-3
 STEP_S: Final = 1e-6
 BEGUN: Final = attrgetter("begun")
 _WELL: Final = Failure()
+KINDS: Final = frozenset(get_args(Kind))  # kinds of events
 # Keys of an event whose values are finite numbers.
-NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
+COSTS: Final = "sent_bytes", "received_bytes", "usd", "joules"
+NUMBERS: Final = frozenset({"at_s", *COSTS})
 BARE: Final = 3  # number of keys of an event that has a time, a leg and a kind alone
 _WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
@@ -347,7 +349,7 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
         try:
             reader.take(record)
         except _WRONG as e:
-            why = f"expected a trace's record, found an incomplete one ({e!r})"
+            why = f"expected a trace's record, found an incomplete one ({type(e).__name__}: {e})"
             raise BadInput(f"{name}: line {number + skipped()}: {why}") from e
     if not reader.requests:
         why = (
@@ -411,6 +413,8 @@ class _Reader:
                 for key in NUMBERS & event.keys():
                     checked_number(event[key])
             what, name = event["what"], event["leg"]
+            if what.__class__ is not str or what not in KINDS:
+                raise ValueError(f"there is no event {what!r:.40}")
             away, label = labels[name]
             if what == "start":
                 started[name] = event["at_s"]
@@ -440,10 +444,10 @@ class _Reader:
                 leg_confidence = confidence(leg_confidence)
             failure = failure_of(event) if error else _WELL
             if away:
-                legs[name] = seen = Seen(
-                    what, took_s, leg_confidence, error, True, event.get("sent_bytes", 0),
-                    event.get("received_bytes", 0), event.get("usd", 0.0), event.get("joules", 0.0), own_threshold, failure,
-                )  # fmt: skip
+                costs = [event.get(key, 0) for key in COSTS]
+                if None in costs:
+                    raise TypeError(f"expected a number as {COSTS[costs.index(None)]}, found None")
+                legs[name] = seen = new(Seen, (what, took_s, leg_confidence, error, True, *costs, own_threshold, failure))
                 self._cost(seen, (batch, name))
             else:
                 joules = max(0.0, event.get("joules") or 0.0)
