@@ -119,16 +119,15 @@ class Runs(ForkSafe):
         """
         if self._threads[me]:  # as in a signal handler: what it waits for would wait for it
             raise ModelError(f"{model_text(self._model)} runs in this thread already, and takes {self._most:g} at a time")
-        if cancel is not None:
-            cancel.on_ask(self._wake)
-        turn_by = inf if cancel is None else cancel.turn_by
-        while not self._is_free() and not (cancel is not None and cancel.asked):
+        stop = StopToken() if cancel is None else cancel
+        stop.on_ask(self._wake)
+        turn_by = stop.turn_by
+        while not self._is_free() and not stop.asked:
             if not self._free.wait(None if turn_by == inf else max(0.0, turn_by - monotonic())) and monotonic() >= turn_by:
                 raise Busy(f"{model_text(self._model)} was busy: it takes {self._most:g} at a time")
-        if cancel is not None and cancel.asked:
+        if stop.asked:
             raise ModelError(f"{model_text(self._model)} was stopped before its turn came")
-        if cancel is not None:
-            cancel.on_ask(None)
+        stop.on_ask(None)
 
     def _wake(self) -> None:
         """Wake the waiting threads, so that they look for a stop request."""

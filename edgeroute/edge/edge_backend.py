@@ -205,8 +205,8 @@ class EdgeBackend(AbandonedRuns):
     def ready(self, until: float) -> None:
         """Load the model, and run it on zeros for a limited time to check its outputs, if its inputs are known.
 
-        Sets `on_zeros` to the answer, or `doubt` to the reason why the outputs were not checked. Axes of any size are tried with
-        several sizes. A model that cannot be run on zeros passes unchecked.
+        Sets `on_zeros` to the answer, or `doubt` to the reason why the outputs were not checked, and the reader's kind if they
+        tell it. Axes of any size are tried with several sizes. A model that cannot be run on zeros passes unchecked.
 
         Args:
             until: monotonic instant at which the run on zeros is stopped at the latest.

@@ -259,7 +259,7 @@ class LiteRTModel(ModelFile):
         return super()._load()
 
     def _open(self) -> Interpreters:
-        """Read and check the file, make the first interpreter, and store the model's inputs and outputs; return the pool.
+        """Read and check the file, make the first interpreter, store inputs, outputs and `stateful`; return the pool.
 
         Raises:
             ModelError: the file is damaged, was replaced, or cannot run here.
@@ -275,8 +275,6 @@ class LiteRTModel(ModelFile):
             signature = self._signature(description.signatures)
             first = self._worker(module, data, description, signature)
         except (OSError, MemoryError, ValueError, RuntimeError) as e:
-            if isinstance(e, ModelError):
-                raise
             raise ModelError(f"{_NAMES[name]} cannot load {self.path}: {first_line(e)}") from e
         self._describe_ports(first)
         self.stateful = description.resources

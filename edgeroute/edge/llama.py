@@ -254,11 +254,10 @@ class LlamaModel(LoadsLate):
             if self._session is None and len(self._ends) == MOST_ENDS and monotonic() - self._ends[0] < ENDS_S:
                 raise ModelError(f"{self.name}: its process ended {MOST_ENDS} times within {ENDS_S:g} s, and is not started now")
             try:
-                engine: Engine = super().load()
+                return super().load()  # type: ignore[no-any-return]
             except EngineEnded:
                 self._ends.append(monotonic())
                 raise
-            return engine
 
     def _loaded_engine(self, stop: StopToken) -> Engine:
         """Return the engine; load the model if there is none, or if its process has ended. Blocks for the load.
@@ -277,8 +276,8 @@ class LlamaModel(LoadsLate):
         """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one.
 
         In a process of its own if `isolate` is set, or, by default, if this one serves others. Without a context size the file's,
-        `MOST_CONTEXT` at most. A listener of llama.cpp is recorded as a downgrade. Raises ModelError, ModelMissing, PolicyError
-        and RuntimeMissing.
+        `MOST_CONTEXT` at most. Sets `fingerprint` if a SHA-256 is expected, and `downgraded` for a listener of llama.cpp. Raises
+        ModelError, ModelMissing, PolicyError and RuntimeMissing.
         """
         about = gguf.read(self.path)
         if self._expected:

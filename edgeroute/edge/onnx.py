@@ -420,7 +420,7 @@ class OnnxModel(ModelFile):
         return {"runtime": "onnxruntime", "providers": [provider.setting for provider in used], "output": self.output}
 
     def _open(self) -> Any:
-        """Open a session, store its placement and downgrade, and check the types of its tensors. Raises as `load`."""
+        """Open a session; store its placement, downgrade, inputs and outputs, and check their types. Raises as `load`."""
         ort = runtime()
         result = open_session(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
         session, self.nodes, self.downgraded = result.session, result.nodes, result.downgraded

@@ -61,13 +61,11 @@ class Lookup:
             if addresses:
                 RESOLVER.keep(self.host, self.port, addresses)
             self.end(addresses)
-        except socket.gaierror as e:
-            if self.earlier and e.errno not in _FINAL:
+        except BaseException as e:  # noqa: BLE001 - passed to the waiting callers
+            if isinstance(e, socket.gaierror) and e.errno not in _FINAL and self.earlier:
                 self.end(self.earlier)
             else:
                 self.end([], e)
-        except BaseException as e:  # noqa: BLE001 - passed to the waiting callers
-            self.end([], e)
 
     def end(self, addresses: list[SocketAddress], error: BaseException | None = None) -> None:
         """Set the result, and wake all waiting callers."""
@@ -168,14 +166,12 @@ def _numeric(host: str, port: int) -> Lookup | None:
     lookup = Lookup(host, port)
     if address.version == 4:  # noqa: PLR2004
         lookup.end([SocketAddress(socket.AF_INET, (host, port))])
-    elif "%" not in host:
-        lookup.end([SocketAddress(socket.AF_INET6, (host, port, 0, 0))])
-    else:  # an IPv6 interface has a scope number
-        with contextlib.suppress(OSError):
-            scope = host.partition("%")[2]
-            index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
-            lookup.end([SocketAddress(socket.AF_INET6, (host.partition("%")[0], port, 0, index))])
-        if not lookup.done:
+    else:
+        number, _, scope = host.partition("%")
+        try:
+            interface = int(scope) if scope.isdigit() else socket.if_nametoindex(scope) if scope else 0
+            lookup.end([SocketAddress(socket.AF_INET6, (number, port, 0, interface))])
+        except OSError:
             lookup.end([], OSError(f"this device has no interface {scope!r}"))
     return lookup
 

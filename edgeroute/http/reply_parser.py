@@ -223,17 +223,13 @@ class Early:
         self.data += data
         if not data or len(self.data) > EARLY:
             return True
-        while len(self.data) - self._last_begin >= len("HTTP/1.1 100"):
-            if (
-                self.data[self._last_begin : self._last_begin + 5] != b"HTTP/"
-                or self.data[self._last_begin + 9 : self._last_begin + 10] != b"1"
-            ):
+        while len(reply := self.data[self._last_begin :]) >= len("HTTP/1.1 100"):
+            if reply[:5] != b"HTTP/" or reply[9:10] != b"1":
                 return True
-            end = self.data.find(END, self._last_begin)
-            if end < 0:
+            if (end := reply.find(END)) < 0:
                 return False
-            self._last_begin = end + len(END)
-        return not b"HTTP/".startswith(self.data[self._last_begin : self._last_begin + 5])
+            self._last_begin += end + len(END)
+        return not b"HTTP/".startswith(reply[:5])
 
 
 class Reading:

@@ -423,14 +423,11 @@ class Line:
         self._wire = wire
         self._layer: Plain | Tls = Plain()
         self._early = Early()
-        self._forwarding: Proxy | None = None
-        # Host and port to connect to: the proxy's, or the endpoint's.
-        self.there: tuple[str, int] = (wire.address.host, wire.address.port)
         if wire.address.https:
             wire.context()  # unreadable files are reported before anything is connected
         self._proxy = wire.proxy()
-        if self._proxy is not None:
-            self.there = self._proxy[:2]
+        # Host and port to connect to: the proxy's, or the endpoint's.
+        self.there = (wire.address.host, wire.address.port) if self._proxy is None else self._proxy[:2]
         self.opened = False  # True if requests can be sent
         self.served = False  # True after the first reply: from then on, the server may just have closed the connection
 
@@ -448,8 +445,6 @@ class Line:
                 yield from self._secure(_new_context(), proxy.host)
             if address.https:
                 yield from self._connect_through(proxy)
-            else:
-                self._forwarding = proxy
         if address.https:
             yield from self._secure(wire.context(), address.host, address.pins)
         self.opened = True
@@ -496,7 +491,8 @@ class Line:
         """
         early, layer = self._early, self._layer
         try:
-            whole = yield from layer.write(self._wire.request(call, self._forwarding), early.heard)
+            forwarding = None if self._wire.address.https else self._proxy
+            whole = yield from layer.write(self._wire.request(call, forwarding), early.heard)
         except TimeoutError:
             raise
         except OSError:  # a server that refuses and closes: what it said can often be read

@@ -365,7 +365,7 @@ class Observer(ForkSafe):
     def no_hedge(self, backends: Sequence[Backend]) -> str:
         """Return the reason why hedges and audits are forbidden now; empty: they are allowed.
 
-        Metered link, half of a limit spent, an open breaker, or a loaded endpoint.
+        Metered link (calls `metered`), half of a limit spent, an open breaker, or a loaded endpoint.
 
         Args:
             backends: those of the route, without an endpoint on trial.

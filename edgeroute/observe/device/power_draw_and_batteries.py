@@ -166,17 +166,10 @@ class Battery:
 
         Cut to 1; far above 1 counts as not reported.
         """
-        share = self._files.number(f"{path}/capacity")
-        if share is not None:
-            charge = share / 100
-        else:
-            for unit in ("energy", "charge"):
-                now, full = self._files.number(f"{path}/{unit}_now"), self._files.number(f"{path}/{unit}_full")
-                if now is not None and full:
-                    charge = now / full
-                    break
-            else:
-                return None
+        number = self._files.number
+        pairs = ((number(f"{path}/{unit}_now"), number(f"{path}/{unit}_full")) for unit in ("energy", "charge"))
+        percent = number(f"{path}/capacity")
+        charge = next((now / full for now, full in pairs if now is not None and full), -1.0) if percent is None else percent / 100
         return min(charge, 1.0) if 0 <= charge <= MOST else None
 
     def _drawn(self, path: str) -> float | None:
