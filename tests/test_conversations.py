@@ -26,7 +26,7 @@ from edgeroute.errors import StoreError
 from edgeroute.router import message_forms_and_digests as conversation_digests
 from edgeroute.router import private_conversations
 from edgeroute.router.message_forms_and_digests import bound_digests, looked_up, read_conversation, text_digest
-from edgeroute.router.private_conversations import UNKNOWN, WHY, Digests, within
+from edgeroute.router.private_conversations import DAYS, UNKNOWN, WHY, Digests, within
 from edgeroute.stores import sqlite_file_and_key_values
 from edgeroute.stores.sqlite_file_and_key_values import Database
 
@@ -595,6 +595,23 @@ def test_what_cannot_be_written_keeps_the_conversations_of_others(tmp_path, monk
             assert later.infer(public).source == "edge"
             sign.unlink()
         assert later.infer(public).source == "cloud"
+
+
+@pytest.mark.parametrize("name", ["unwritten-0123456789ab", "corrupt-1"])
+def test_what_others_lost_is_forgotten_with_what_it_stands_for(tmp_path, monkeypatch, name):
+    """After 90 days the digests would have expired, too: the sign is deleted, and a damaged file stays as it is."""
+    public, lost = [user("What is the capital of France?")], tmp_path / f"conversations.db.{name}"
+    make = partial(Router, lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS))
+    with make() as router:
+        router.infer([user("A first turn that creates the file")], data_class="medical")
+    lost.touch()
+    at = lost.stat().st_mtime
+    for days, source in ((0, "edge"), (DAYS, "edge"), (DAYS + 1, "cloud")):
+        monkeypatch.setattr(private_conversations, "now", lambda days=days: at + days * 86_400)
+        with make() as router:
+            router.infer([user(f"A turn of day {days}")], data_class="medical")
+            assert router.infer(public).source == source
+    assert lost.exists() is name.startswith("corrupt")
 
 
 def test_what_a_thread_still_writes_at_the_end(tmp_path, monkeypatch):

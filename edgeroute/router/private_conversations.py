@@ -74,8 +74,8 @@ class Digests(ForkSafe):
 
     Look-ups use memory alone. A thread reads the rows that other processes have added, and writes; no call waits for a lock of
     the file. A file that cannot be read, or is damaged, sets `blind`: it is then unknown which digests are stored. So does, in
-    other processes, now and later, an empty file beside it, made when digests cannot be written, and deleted once they are. There
-    is no fsync: a power cut may lose the last ones.
+    other processes, now and later, an empty file beside it, made when digests cannot be written, and deleted once they are, or
+    after `DAYS`, when they have expired. There is no fsync: a power cut may lose the last ones.
 
     Args:
         path: path of the SQLite file; None: in memory only.
@@ -191,8 +191,8 @@ class Digests(ForkSafe):
             if self._unwritten:
                 self._warn_others()
                 log.error(
-                    "%s: %d digests are not written as it is closed, and lost: until somebody deletes %s, all conversations stay",
-                    self.path, len(self._unwritten), self._sign.name,
+                    "%s: %d digests are not written as it is closed, and lost: for %d days, or until somebody deletes %s, all "
+                    "conversations stay", self.path, len(self._unwritten), DAYS, self._sign.name,
                 )  # fmt: skip
 
     def _warn_others(self) -> None:
@@ -274,8 +274,9 @@ class Digests(ForkSafe):
         elif self._known:  # it was deleted
             self._last_id, self._known = 0, OrderedDict()
         for kind, why in (("corrupt", "what was in {} is not known"), ("unwritten", "{} says that some are not in the file")):
-            if lost := next((file for file in path.parent.glob(f"{path.name}.{kind}-*") if file != self._sign), None):
-                return why.format(lost.name)
+            for lost in path.parent.glob(f"{path.name}.{kind}-*"):
+                if lost != self._sign and not _is_expired(lost):
+                    return why.format(lost.name)
         return ""
 
     def _write(self, database: Database) -> None:
@@ -301,6 +302,25 @@ class Digests(ForkSafe):
             for raw, day in days.items():
                 if self._unwritten.get(raw) == day:
                     self._unwritten.pop(raw, None)
+
+
+def _is_expired(file: Path) -> bool:
+    """Return True if a file was last changed more than `DAYS` ago, as all digests that it stands for; a sign is deleted then.
+
+    False for one of a clock that was never set. True for a file that is gone.
+    """
+    try:
+        stat = file.stat()
+        day = int(max(stat.st_mtime, stat.st_ctime) / _DAY_S)  # the latter: since it was renamed
+        if not SET_DAY <= day < int(now() / _DAY_S) - DAYS:
+            return False
+        if file.suffix.startswith(".unwritten-"):
+            file.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def _put(digests: OrderedDict[bytes, int], digest: bytes, day: int) -> None:
