@@ -164,7 +164,7 @@ def _beside(
                 ended.set()
             return Prediction("dog", 0.9, None)
 
-        delivery = Delivery(outbox, send, parallel=8, rate_per_s=RATE)
+        delivery = Delivery(outbox, send)
         delivery.hurry_at, delivery._hurry = math.inf, {}  # nothing that waits is made due
         delivery.start()
         begun = time.perf_counter()

@@ -45,7 +45,7 @@ from edgeroute.system.clock_json_and_fork_safety import now, to_json_types
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested
 T0 = 1_800_000_000.0
-FAST = {"rate_per_s": 1e6, "poll_s": 0.02}
+FAST = {"poll_s": 0.02}
 FIXED = ROW_BYTES + len("[]") + len("null")
 """What an entry without a body counts."""
 
@@ -72,7 +72,7 @@ def make(tmp_path, clock):
     with contextlib.ExitStack() as stack:
 
         def make(path=tmp_path / "box" / "outbox.db", **kwargs):
-            outbox = Outbox(path, **{"clock": clock, "spread_s": 0.0, **kwargs})
+            outbox = Outbox(path, **{"clock": clock, "spread_s": 0.0, "rate_per_s": 1e6, **kwargs})
             stack.callback(outbox.close)
             return outbox
 
@@ -596,7 +596,7 @@ def put_many(outbox):
 
 def test_a_full_disk(disk, make, deliver):
     """A put says that the disk is full; nothing is lost, what was sent meanwhile is not sent again, and later it works."""
-    outbox = make(disk / "o.db")
+    outbox = make(disk / "o.db", parallel=1)
     for n in range(20):
         outbox.put(request(f"r{n}", body=bytes(3000)))
     sent, gate = [], threading.Event()
@@ -606,7 +606,7 @@ def test_a_full_disk(disk, make, deliver):
         sent.append(waiting.id)
         return sure(outputs=np.zeros(200))
 
-    deliver(outbox, send, parallel=1)
+    deliver(outbox, send)
     try:
         fill(disk / "ballast")
         with pytest.raises(StoreError, match="full"):
@@ -794,10 +794,10 @@ def test_one_that_is_held_does_not_starve_the_others(outbox, deliver):
     assert {e.attempts for e in outbox.list("waiting")} == {0}
 
 
-def test_ordered_means_in_order(outbox, deliver, call, no_wait):
+def test_ordered_means_in_order(make, deliver, call, no_wait):
     """Ordered, a target gets one at a time, in the order of puts; failures hold up, dead ones and other targets do not."""
     failures = {"a3": [Unreachable("away"), Held("breaker")], "a5": [BadReply("no")]}
-    sent, told, under_way = [], [], set()
+    outbox, sent, told, under_way = make(ordered=True, parallel=4), [], [], set()
 
     def send(waiting):
         assert waiting.target not in under_way
@@ -811,8 +811,8 @@ def test_ordered_means_in_order(outbox, deliver, call, no_wait):
     names = [f"{t}{n}" for n in range(10) for t in "ab"]
     for name in names:
         outbox.put(request(name, target=name[0]))
-    call(outbox, lambda late: told.append(late.id), ordered=True)
-    deliver(outbox, send, ordered=True, parallel=4)
+    call(outbox, lambda late: told.append(late.id))
+    deliver(outbox, send)
     until(lambda: outbox.counts()["called"] == 19)
     for target in "ab":
         mine = [n for n in names if n[0] == target]
@@ -821,13 +821,13 @@ def test_ordered_means_in_order(outbox, deliver, call, no_wait):
     assert [n for n in sent if n[0] == "a"].count("a3") == 3
 
 
-def test_ordered_the_head_blocks(outbox, deliver):
+def test_ordered_the_head_blocks(make, deliver):
     """Ordered, a request that is not ready yet holds up those behind it, and `ready` lets them go."""
-    sent = Queue()
+    outbox, sent = make(ordered=True), Queue()
     outbox.put(request("a", ready_at=T0 + 1000))
     outbox.put(request("b"))
     outbox.put(request("c", target="other"))
-    deliver(outbox, lambda w: sent.put(w.id) or sure(), ordered=True)
+    deliver(outbox, lambda w: sent.put(w.id) or sure())
     assert sent.get(timeout=30) == "c"
     until(lambda: ids(outbox, "answered") == ["c"])
     assert sent.empty()
@@ -1112,15 +1112,15 @@ def test_a_server_says_when_to_come_back(outbox, deliver, no_wait):
     assert outbox.list()[0].ready_at == T0 + 120
 
 
-def test_the_rate_is_bounded(outbox, deliver, monkeypatch):
+def test_the_rate_is_bounded(make, deliver, monkeypatch):
     """After a reconnect not more are begun than the rate allows: each a spacing after the one before, by delivery's own clock."""
     from edgeroute.stores.outbox import delivery_and_callbacks as module
 
-    at, looked, began = [1000.0], [], []
+    outbox, at, looked, began = make(rate_per_s=0.5, parallel=8), [1000.0], [], []
     monkeypatch.setattr(module, "monotonic", lambda: (looked.append(1), at[0])[1])
     for n in range(5):
         outbox.put(request(str(n)))
-    delivery = deliver(outbox, lambda w: began.append(w.id) or sure(), rate_per_s=0.5, parallel=8)
+    delivery = deliver(outbox, lambda w: began.append(w.id) or sure())
     for n in range(1, 6):
         until(lambda n=n: len(ids(outbox, "answered")) == n)
         at[0] += 1.9
@@ -1147,16 +1147,16 @@ def test_an_answer_by_another_way(outbox, deliver, call):
     assert not outbox.answer("a", sure("again"))
 
 
-def test_close_leaves_what_waits(make, outbox):
+def test_close_leaves_what_waits(make):
     """After a close nothing is begun; what was under way still has its answer kept, and only then another may deliver."""
-    gate, begun = threading.Event(), Queue()
+    outbox, gate, begun = make(parallel=1), threading.Event(), Queue()
 
     def send(waiting):
         begun.put(waiting.id)
         gate.wait()
         return sure()
 
-    delivery = Delivery(outbox, send, parallel=1, **FAST)
+    delivery = Delivery(outbox, send, **FAST)
     delivery.start()
     for name in "ab":
         outbox.put(request(name))
@@ -1294,11 +1294,10 @@ def test_a_callback_may_put(outbox, call, no_wait):
 
 
 @pytest.mark.parametrize(("ordered", "order"), [(False, ["b", "c", "a"]), (True, ["c", "a", "b"])])
-def test_a_callback_that_raises_is_called_again(outbox, call, monkeypatch, caplog, ordered, order):
+def test_a_callback_that_raises_is_called_again(make, call, monkeypatch, caplog, ordered, order):
     """It is logged and repeated with a pause; other answers go on, of the same target only if order was not asked for."""
     monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.backoff", lambda *_: 0.3)
-    outbox.clock = now
-    told, failed = [], []
+    outbox, told, failed = make(clock=now, ordered=ordered), [], []
 
     def f(late):
         if late.id == "a" and len(failed) < 2:
@@ -1308,19 +1307,19 @@ def test_a_callback_that_raises_is_called_again(outbox, call, monkeypatch, caplo
 
     answered(outbox, "a", "b")
     answered(outbox, "c", target="other")
-    call(outbox, f, ordered=ordered)
+    call(outbox, f)
     until(lambda: outbox.counts()["called"] == 3)
     assert told == order
     assert caplog.text.count("failed at a") == 2
 
 
-def test_ordered_answers_wait_for_those_before(outbox, call):
+def test_ordered_answers_wait_for_those_before(make, call):
     """In order means also: not before the answer to an earlier request that still waits."""
-    told = Queue()
+    outbox, told = make(ordered=True), Queue()
     outbox.put(request("a"))
     answered(outbox, "b")
     answered(outbox, "c", target="other")
-    call(outbox, told.put, ordered=True)
+    call(outbox, told.put)
     assert told.get(timeout=30).id == "c"
     outbox.answer("a", sure())
     assert [told.get(timeout=30).id, told.get(timeout=30).id] == ["a", "b"]
@@ -1404,13 +1403,13 @@ PROCESS = """
 import os, sys, threading
 from edgeroute import Prediction
 from edgeroute.stores.outbox import *
-outbox = Outbox(sys.argv[1])
+outbox = Outbox(sys.argv[1], parallel=1, rate_per_s=1e6)
 def send(waiting):
     print(waiting.id, flush=True)
     if waiting.id.startswith("stuck"):
         threading.Event().wait()
     return Prediction(os.getpid(), 1.0, None)
-delivery = Delivery(outbox, send, parallel=1, rate_per_s=1e6, poll_s=0.02)
+delivery = Delivery(outbox, send, poll_s=0.02)
 if sys.argv[2:]:
     for n in range(int(sys.argv[3])):
         outbox.put(Waiting(f"{sys.argv[2]}{n}", "cloud", "call", b"x"))

@@ -67,10 +67,10 @@ def empty(outbox):
 
 import edgeroute.stores.outbox.delivery_and_callbacks
 edgeroute.stores.outbox.delivery_and_callbacks.backoff = lambda *_: 0.01
-outbox = Outbox(path)
-callbacks = Callbacks(outbox, ordered=ordered, poll_s=0.05)
+outbox = Outbox(path, ordered=ordered, parallel=PARALLEL, rate_per_s=1e6)
+callbacks = Callbacks(outbox, poll_s=0.05)
 callbacks.register(within_one if within else told)
-delivery = Delivery(outbox, send, ordered=ordered, parallel=PARALLEL, rate_per_s=1e6, poll_s=0.05)
+delivery = Delivery(outbox, send, poll_s=0.05)
 delivery.start()
 for n in range(int(first), int(last)):
     stored = False

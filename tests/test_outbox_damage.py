@@ -82,11 +82,9 @@ def until(condition):
 
 def deliver(box, count, *, ordered=False):
     """Delivers and hands over until so many were; -> what was sent, and what was handed over."""
-    sent, told = [], Queue()
-    delivery = Delivery(
-        box, lambda w: sent.append(w.id) or Prediction(w.id, 0.9, None), ordered=ordered, rate_per_s=1e6, poll_s=0.02
-    )
-    callbacks = Callbacks(box, ordered=ordered, poll_s=0.02)
+    box.ordered, sent, told = ordered, [], Queue()
+    delivery = Delivery(box, lambda w: sent.append(w.id) or Prediction(w.id, 0.9, None), poll_s=0.02)
+    callbacks = Callbacks(box, poll_s=0.02)
     try:
         callbacks.register(told.put)
         delivery.start()

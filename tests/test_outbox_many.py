@@ -83,7 +83,7 @@ def make(tmp_path, steps):
     with contextlib.ExitStack() as stack:
 
         def make(n, *, entries=None, name=None, **kwargs):
-            outbox = Outbox(tmp_path / f"{name or n}.db", **{"spread_s": 0.0, "max_bytes": 1 << 40, **kwargs})
+            outbox = Outbox(tmp_path / f"{name or n}.db", **{"spread_s": 0.0, "max_bytes": 1 << 40, "rate_per_s": 1e9, **kwargs})
             stack.callback(outbox.close)
             fill(outbox, n, **(entries or {}))
             return outbox
@@ -125,8 +125,8 @@ def test_no_more_work_where_more_waits(make, steps, at_once, monkeypatch, work, 
 
     for n in (FEW, MANY):
         more = {"later": {"ready_at": now() + 1e6}, "failed": {"ready_at": now() + 1e6, "error": "away"}}.get(waits, {})
-        outbox = make(0, name=n)
-        delivery = Delivery(outbox, send, ordered=ordered, rate_per_s=1e9)  # before the entries: it cuts no waits of theirs short
+        outbox = make(0, name=n, ordered=ordered)
+        delivery = Delivery(outbox, send)  # before the entries: it cuts no waits of theirs short
         fill(outbox, n, **more)
         if waits == "answered":
             answer(outbox, n)
@@ -169,7 +169,7 @@ def test_waits_are_cut_short_little_by_little(make, steps, at_once, monkeypatch)
             raise Unreachable("away")
         return Prediction("a", 0.9, None)
 
-    delivery = Delivery(outbox, send, rate_per_s=1e9)
+    delivery = Delivery(outbox, send)
     few = steps.count(delivery.step)
     due = sum(e.ready_at <= now() for e in outbox.list("waiting"))
     assert 0 < due < 2 * tables.SLICE
@@ -191,7 +191,7 @@ def test_a_lane_that_is_held_lets_others_pass(make, at_once):
             raise Held("no consent")
         return Prediction("a", 0.9, None)
 
-    delivery = Delivery(outbox, send, rate_per_s=1e9)
+    delivery = Delivery(outbox, send)
     for _ in range(3):
         delivery.step()
     delivery.close()
@@ -204,7 +204,7 @@ def test_a_data_class_of_its_own_for_each(make, steps, at_once):
     outbox, sent = make(0), []
     classes = range(3 * MOST_LANES + 7)
     outbox.put_all([entry(f"r{i}", data_class=f"class {i}", ready_at=now() + (0 if i % 2 else 1e6)) for i in classes])
-    delivery = Delivery(outbox, lambda w: sent.append(w.id) or Prediction("a", 0.9, None), rate_per_s=1e9)
+    delivery = Delivery(outbox, lambda w: sent.append(w.id) or Prediction("a", 0.9, None))
     most = max(steps.count(delivery.step) for _ in range(400))
     delivery.close()
     assert sorted(sent) == sorted(f"r{i}" for i in classes if i % 2)

@@ -139,10 +139,7 @@ class OfflineQueue:
         self._storing: dict[str, Future[None]] = {}
         self._refusal = ""  # reason of a closed queue to store nothing
         outbox.report_damaged = partial(router.note, "damaged")
-        self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
-        self.delivery = Delivery(
-            outbox, self.send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
-        )
+        self.callbacks, self.delivery = Callbacks(outbox), Delivery(outbox, self.send)
 
     def start(self) -> None:
         """Start the delivery's thread."""

@@ -38,10 +38,11 @@ class _CallbackError(Exception):
 class Callbacks(ForkSafe):
     """Calls the app's function with each late answer, again after a failure, in the one process with the lock `path.callback`.
 
+    If the outbox is ordered, it delivers the answers of a target in the order of its requests, each only after all earlier ones
+    are delivered or dead. Else an answer whose callback fails does not block others.
+
     Args:
         outbox: the outbox that holds the answers.
-        ordered: if True, deliver the answers of a target in the order of its requests, each only after all earlier ones are
-            delivered or dead. If False, an answer whose callback fails does not block others.
         poll_s: seconds between polls for other processes' answers.
     """
 
@@ -49,8 +50,8 @@ class Callbacks(ForkSafe):
     _called: set[str] = per_process(set)  # ids whose callback returned, but whose call is not recorded yet
     _turns, _soon_s = per_process(Turns), initially(inf)
 
-    def __init__(self, outbox: Outbox, *, ordered: bool = False, poll_s: float = 5.0) -> None:
-        self._outbox, self._ordered = outbox, ordered
+    def __init__(self, outbox: Outbox, *, poll_s: float = 5.0) -> None:
+        self._outbox = outbox
         # The callback, and True if it takes a transaction; in one attribute, since `register` may come at any time.
         self._f: tuple[Callable[..., object], bool] | None = None
         place = outbox.path.with_name(outbox.path.name + ".callback")
@@ -72,10 +73,6 @@ class Callbacks(ForkSafe):
             raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
         self._f = f, _takes_tx(f)
         self.loop.start()
-        self.loop.nudge()
-
-    def wake(self) -> None:
-        """Poll now. Not needed after a put by this process."""
         self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
@@ -116,7 +113,7 @@ class Callbacks(ForkSafe):
         If ordered, a target's answer waits until all its older requests are answered and delivered, or dead; else lanes (target
         and data class) take turns.
         """
-        if not self._ordered:
+        if not self._outbox.ordered:
             row_or_none, self._soon_s = self._turns.first(heads, "answered", partial(self._of_lane, heads))
             return row_or_none
         self._soon_s, due = inf, list[Listed]()
@@ -264,17 +261,14 @@ def backoff(attempts: int, spread_s: float = 0.0) -> float:
 class Delivery(ForkSafe):
     """Sends the requests of an outbox, in the one process that holds the lock `path.deliver`; others poll to take over.
 
-    A request whose answer could not be stored before a crash is sent again with the same id (at-least-once delivery).
+    A request whose answer could not be stored before a crash is sent again with the same id (at-least-once delivery). If the
+    outbox is ordered, a waiting request blocks those behind it (head-of-line); a dead one does not.
 
     Args:
-        outbox: the outbox to deliver from.
+        outbox: the outbox to deliver from, by its settings `ordered`, `parallel` and `rate_per_s`.
         send: sends one request, and returns the answer. A CloudError with `held` leaves the request waiting without counting an
             attempt; a `retriable` one counts and backs off; both for at least `retry_after_s`. Any other exception makes the
             entry dead.
-        ordered: if True, deliver the requests of a target one at a time, in the order of puts. A waiting one blocks those behind
-            it (head-of-line); a dead one does not.
-        parallel: maximum concurrent requests.
-        rate_per_s: maximum requests started per second.
         poll_s: seconds between polls when idle, and before a held request is retried.
     """
 
@@ -297,19 +291,9 @@ class Delivery(ForkSafe):
     hurry_at = initially(-inf)
     _stop = per_process(threading.Event)
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        send: Send,
-        *,
-        ordered: bool = False,
-        parallel: int = 2,
-        rate_per_s: float = 10.0,
-        poll_s: float = 5.0,
-    ) -> None:
-        self._outbox, self._send, self._ordered, self._parallel = outbox, send, ordered, parallel
-        self._spacing_s, self._poll_s = 1.0 / rate_per_s, poll_s
-        self._workers = ThreadPool("edgeroute-delivery", parallel)
+    def __init__(self, outbox: Outbox, send: Send, *, poll_s: float = 5.0) -> None:
+        self._outbox, self._send, self._poll_s = outbox, send, poll_s
+        self._workers = ThreadPool("edgeroute-delivery", outbox.parallel)
         outbox.first_put = None
         place = outbox.path.with_name(outbox.path.name + ".deliver")
         self.loop = LockedWorker("edgeroute-outbox", place, self.step, poll_s=poll_s, busy=lambda: bool(self._in_flight))
@@ -349,7 +333,7 @@ class Delivery(ForkSafe):
         if now_s >= max(self.hurry_at, self._hurried + HURRY_S):
             self._starts = self.hurry_at == -inf
             self.hurry_at, self._hurried, self._paused, self._hurry = inf, now_s, {}, None
-        if len(self._in_flight) >= self._parallel:
+        if len(self._in_flight) >= self._outbox.parallel:
             return inf  # a finished request nudges
         if now_s < self._next:
             return self._next - now_s
@@ -360,7 +344,7 @@ class Delivery(ForkSafe):
         waiting = self._outbox.waiting(chosen.id)
         if waiting is None:
             return 0.0  # it is damaged, or too old, or somebody was faster
-        self._next = max(self._next, now_s) + self._spacing_s
+        self._next = max(self._next, now_s) + 1 / self._outbox.rate_per_s
         self._in_flight.add(chosen.id)
         if not self._workers.submit(lambda: self._deliver(chosen, waiting)):
             self._in_flight.discard(chosen.id)
@@ -383,7 +367,7 @@ class Delivery(ForkSafe):
                 self._through = first - 1
             for target in targets:
                 self._cut_waits(heads, target)
-        if self._ordered:
+        if self._outbox.ordered:
             row_or_none, self._soon_s = self._first_in_order(heads, targets)
         else:
             row_or_none, self._soon_s = self._turns.first(heads, "waiting", partial(self._of_lane, heads))
