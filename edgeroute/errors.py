@@ -31,13 +31,10 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
-from edgeroute.core import error_codes as codes
 from edgeroute.core.error_codes import Coded, ErrorCode, HeldCode, clean, may_succeed_again
 
 if TYPE_CHECKING:
     from edgeroute.core.walk import Prediction
-
-INPUTS_OWN = codes.INPUTS_OWN
 
 
 class EdgerouteError(Coded, Exception):

@@ -372,12 +372,8 @@ class Answer(Generic[V]):
                 outcome = new(type(outcome), (leg, None, accepted, log, begun, ended, {}))
         copy: Answer[Any] = Answer.from_entry(self, self.source, self._note, self.id, self.latency_s)
         copy.value = copy.outputs = None
-        return copy._set_route(plan, outcome, costs)
-
-    def _set_route(self, plan: Plan | _Route | None, outcome: Outcome | None, costs: Mapping[int, Spent] | None) -> Answer[V]:
-        """Set the route, in place, from which `reason` and `trace` are computed; return this answer."""
-        self._plan, self._outcome, self._costs = plan, outcome, costs
-        return self
+        copy._plan, copy._outcome, copy._costs = plan, outcome, costs
+        return copy
 
     @property
     def trace(self) -> Mapping[str, Any]:

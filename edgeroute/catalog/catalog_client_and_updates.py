@@ -20,13 +20,13 @@ import numpy as np
 from edgeroute.catalog.catalog_entry import Entry, entries
 from edgeroute.catalog.catalog_source_and_verification import Source, download_index, source_of
 from edgeroute.catalog.installed_and_active_models import KNOWN, Installed, resolved_folder, trying
-from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress, download, loads, replace_durably, translate_os_errors
+from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress, download, replace_durably, translate_os_errors
 from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import ClosedByWith, log
 from edgeroute.system.thread_pool_and_workers import Worker
-from edgeroute.system.untrusted_files import MOST_TEXT, open_file, read_bytes
+from edgeroute.system.untrusted_files import MOST_TEXT, open_file, read_bytes, read_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -107,7 +107,13 @@ class Catalog(Installed, ClosedByWith):
             CatalogError: the stored one cannot be read.
         """
         if self._source is None:
-            known = loads(self.store.folder / SOURCE)
+            path, known = self.store.folder / SOURCE, None
+            try:
+                known = read_json(path)
+            except FileNotFoundError:
+                pass
+            except (OSError, ValueError) as e:
+                raise CatalogError(f"{path} cannot be read: {e}") from e
             if not isinstance(known, dict) or not isinstance(known.get("source"), str):
                 raise PolicyError(f"{self.store.folder}: no catalog is known: give it once, by source=, or by --from")
             self._source = source_of(known["source"], verify=known.get("verify", True), patience_s=self._patience_s)

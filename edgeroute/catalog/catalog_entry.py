@@ -43,8 +43,7 @@ def checked_version(version: object) -> str:
     Raises:
         CatalogError: it is not.
     """
-    fits = isinstance(version, str) and VERSION.fullmatch(version)
-    if not fits or not isinstance(version, str) or version.endswith(".") or _RESERVED.fullmatch(version):
+    if not isinstance(version, str) or not VERSION.fullmatch(version) or version[-1] == "." or _RESERVED.fullmatch(version):
         raise CatalogError(f"{_quote(version)} is not a version: use up to 64 letters, digits, and . _ + -")
     return version
 

@@ -238,10 +238,7 @@ def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s
     Raises:
         PolicyError: the address is not valid or not safe.
     """
-    text = str(where)
-    if "://" in text:
-        return Web(text, verify=verify, patience_s=patience_s)
-    return Folder(Path(where))
+    return Web(str(where), verify=verify, patience_s=patience_s) if "://" in str(where) else Folder(Path(where))
 
 
 def _checked_address(url: str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, checked_version, entries, fits, own_version
-from edgeroute.catalog.model_folder_and_downloads import SUFFIX, Pointer, Store, pointer
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.catalog.model_folder_and_downloads import Pointer, Store, pointer
+from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, load
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import set_within
 from edgeroute.system.untrusted_files import read_bytes
@@ -87,10 +87,7 @@ class Installed:
             ModelMissing: the version is not on the device.
             CatalogError: a file is damaged.
         """
-        return self._verify_entry(name, version or self.active(name).version)
-
-    def _verify_entry(self, name: str, version: str) -> Entry:
-        """Return the entry of a version, after checking its files. Raises as `verify` does."""
+        version = version or self.active(name).version
         entry = self.store.entry(name, version)
         if (entry.name, entry.version) != (name, version):
             raise CatalogError(f"{name} {version}: its entry is that of {entry.name} {entry.version}")
@@ -154,7 +151,7 @@ class Installed:
 
         Raises as `activate` does.
         """
-        _checked_requires(self._verify_entry(name, version))
+        _checked_requires(self.verify(name, version))
         old = Pointer("")
         with suppress(CatalogError):  # it is damaged: this is how it is repaired
             old = self.store.pointer(name) or old
@@ -183,7 +180,7 @@ class Installed:
             old = self.active(name)
             if not old.previous:
                 raise ModelMissing(f"{self.store.folder}: there was no version of {name} before {old.version}")
-            self._verify_entry(name, old.previous)
+            self.verify(name, old.previous)
             new = Pointer(old.previous, "", old.pinned, _refused_with(old, old.version, why or "rolled back by hand"))
             self.store.point(name, new)
         return new
@@ -261,7 +258,7 @@ class Installed:
         try:
             now = self.store.pointer(name)
             if now is not None:
-                self._verify_entry(name, now.version)
+                self.verify(name, now.version)
         except (CatalogError, ModelMissing) as e:
             problems.append(str(e))
         active = now or Pointer("")
@@ -321,7 +318,7 @@ def version_of(path: str | Path) -> str:
         CatalogError, StoreError: the file that names it is damaged, or cannot be read.
     """
     path = Path(path)
-    fixed = path.name.removesuffix(SUFFIX).partition("@")[2]
+    fixed = path.name.removesuffix(ACTIVE).partition("@")[2]
     if fixed:
         return fixed
     trial = _trying.get()
@@ -329,8 +326,7 @@ def version_of(path: str | Path) -> str:
         return trial[1]
     active = pointer(path)
     if active is None:
-        name = path.name.removesuffix(SUFFIX)
-        raise ModelMissing(f"no version of {name} is active in {path.parent}: edgeroute models activate {name}")
+        raise ModelMissing(f"no version of {_name(path)} is active in {path.parent}: edgeroute models activate {_name(path)}")
     return active.version
 
 
@@ -352,7 +348,7 @@ def model_file(path: str | Path) -> Path:
 
 def _name(path: str | Path) -> str:
     """Return the model's name in such a path."""
-    return Path(path).name.removesuffix(SUFFIX).partition("@")[0]
+    return Path(path).name.removesuffix(ACTIVE).partition("@")[0]
 
 
 def active_model(path: str | Path, **options: Any) -> EdgeModel:

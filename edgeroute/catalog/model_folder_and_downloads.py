@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, FileEntry, checked_name, checked_version, is_name, read_entry, version_order
 from edgeroute.catalog.catalog_source_and_verification import Source
@@ -30,7 +30,6 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, file_sha256, json_dumps, per_process
 from edgeroute.system.untrusted_files import read_json
 
-SUFFIX = ACTIVE
 ENTRY = "entry.json"
 TURN_S = 10.0  # maximum time that a change of the active version waits for another change, seconds
 
@@ -108,7 +107,7 @@ class Store:
 
         Raises CatalogError for an invalid name.
         """
-        return self.folder / f"{checked_name(name)}{SUFFIX}"
+        return self.folder / f"{checked_name(name)}{ACTIVE}"
 
     def entry(self, name: str, version: str) -> Entry:
         """Return the entry of a version on this device.
@@ -134,7 +133,7 @@ class Store:
 
     def names(self) -> list[str]:
         """Return the models that have a folder of versions or an active version here, sorted; without files of other programs."""
-        names = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}")}
+        names = {path.name.removesuffix(ACTIVE) for path in self.folder.glob(f"*{ACTIVE}")}
         names |= {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()}
         return sorted(filter(is_name, names))
 
@@ -252,20 +251,6 @@ def flush_folder(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def loads(path: Path) -> Any:
-    """Return the JSON of a file; None if there is no file.
-
-    Raises:
-        CatalogError: it is not JSON, or cannot be read.
-    """
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as e:
-        raise CatalogError(f"{path} cannot be read: {e}") from e
 
 
 # Downloads of a version's files: resumed, bounded by the stated size, and verified before they are used.

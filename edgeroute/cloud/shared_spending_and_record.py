@@ -221,7 +221,7 @@ class SharedSpending:
         Return None if that is done. Else return a Rejection; the cost, which was booked before, is then to be returned by
         `settle`. Nothing is written, and None returned, if all is in the file, there is no file, or the cost has no limit.
         """
-        if not (self._account.stored and self._account.unwritten):
+        if not self._account.unwritten:
             return None
         kind = next((k for k, part, limit in zip(Limits._fields, cost, self._limits, strict=True) if part and limit < INF), "")
         if not kind or self._account.write():
@@ -298,7 +298,7 @@ class _Account(ForkSafe):
         """
         with self.lock:
             self._spending.add(cost, now)
-        if self.stored and self.unwritten:
+        if self.unwritten:
             self.put() if process.on_event_loop() else self.write()
 
     @property

@@ -16,11 +16,10 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapV
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edgeroute.catalog.installed_and_active_models import version_of
-from edgeroute.catalog.model_folder_and_downloads import SUFFIX
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.edge_interface_and_fingerprints import is_model, stamps
-from edgeroute.edge.runtime_registry_and_model_groups import BUILT_IN, is_address, suffix_of
+from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
 from edgeroute.policy.model_and_endpoint_sections import (
     CLOUDS,
@@ -323,7 +322,7 @@ def _stamp(path: Path) -> Any:
 
     None if there is no file, or the version is unknown.
     """
-    if path.suffix.lower() != SUFFIX:
+    if path.suffix.lower() != ACTIVE:
         return file_stamp(path)
     with suppress(EdgerouteError):  # said where the model is made
         return version_of(path)
@@ -446,7 +445,7 @@ def missing_files(data: Mapping[str, Any], folder: Path, given: Collection[str])
         values = {"path": section} if isinstance(section, str) else section if isinstance(section, dict) else {}
         for key, value in [(key, values.get(key)) for key in _FILES if {*place[:1], key}.isdisjoint(given)]:
             for name in value if isinstance(value, list) else [value]:
-                if not isinstance(name, str) or name in SCORES or is_address(name) or name.endswith(SUFFIX):
+                if not isinstance(name, str) or name in SCORES or is_address(name) or name.endswith(ACTIVE):
                     continue
                 if key == "path" and suffix_of(name) not in BUILT_IN:  # a class of others may run a model that is in no file
                     continue

@@ -12,11 +12,11 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
-from edgeroute.core.error_codes import failure_text
+from edgeroute.core.error_codes import INPUTS_OWN, failure_text
 from edgeroute.core.routing_policy import INF, Permit
 from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
-from edgeroute.errors import INPUTS_OWN, BadInput, Busy, Held, ModelError, Refused, Unreachable
+from edgeroute.errors import BadInput, Busy, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
 from edgeroute.router.leg_inputs import CallInputs

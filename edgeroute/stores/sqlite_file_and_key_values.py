@@ -189,8 +189,7 @@ class Database(ForkSafe):
         """Close the read-only connection, if open; errors of SQLite are suppressed."""
         if self._reader is not None:
             self._opened.discard(self._reader)
-            with contextlib.suppress(sqlite3.Error):
-                self._reader.close()
+            _close_each([self._reader])
             self._reader = None
 
     def _check_regular(self) -> None:
@@ -309,8 +308,7 @@ class Database(ForkSafe):
         """Close the connection, if open; errors of SQLite are suppressed."""
         if self._connection is not None:
             self._opened.discard(self._connection)
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.close()
+            _close_each([self._connection])
             self._connection = None
 
     def close(self) -> None:

@@ -36,8 +36,6 @@ CREATE INDEX IF NOT EXISTS answers_at ON answers (at)
 """
 # Query of an entry. The cast matters in a damaged file, where a column may have another type.
 _FIND = "SELECT at, crc, CAST(entry AS BLOB) FROM answers WHERE key = ?"
-# UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message.
-_FAULTS = (StoreError, UnicodeDecodeError)
 WAITING_BYTES = 4 << 20  # write-behind buffer limit; beyond it, new entries stay in memory only
 TOGETHER = 64  # maximum entries written in one transaction
 BUSY_MS = 100  # maximum time that a write waits for another process's lock, milliseconds; the entries are dropped then
@@ -106,7 +104,7 @@ class Disk(ForkSafe):
             return None
         try:
             rows: list[Any] = self._database.read(_FIND, (key,))
-        except _FAULTS as e:
+        except StoreError as e:
             self._reads.failed(e)
             return None
         self._reads.succeeded()
@@ -160,7 +158,7 @@ class Disk(ForkSafe):
         for pause_s in PAUSES_S:
             try:
                 self._insert(rows)
-            except _FAULTS as e:  # noqa: PERF203 - there are three tries
+            except StoreError as e:  # noqa: PERF203 - there are three tries
                 fault: Exception = e
                 sleep(pause_s)
             else:
