@@ -221,12 +221,12 @@ def _runtime() -> Any:
     Raises:
         RuntimeMissing: it is not installed.
     """
-    logger = logging.getLogger("coremltools")
-    before, logger.disabled = logger.disabled, True  # it warns of libraries to convert from, and of what Linux lacks
+    logger, none = logging.getLogger("coremltools"), logging.Filter("none of its records are of this logger")
+    logger.addFilter(none)  # it warns of each library that it could convert from, and of what Linux lacks
     try:
         return import_needed("coremltools", "coremltools is not installed: pip install 'edgeroute[coreml]'")
     finally:
-        logger.disabled = before
+        logger.removeFilter(none)
 
 
 def _root(package: Path) -> Path:

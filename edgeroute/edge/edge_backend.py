@@ -216,9 +216,7 @@ class EdgeBackend(AbandonedRuns):
                 unknown.
             BadReply: the outputs have other classes than there are labels, or another number of rows than there are inputs.
         """
-        load = member(self.model, "load")
-        if load is not None:
-            load()
+        self.load()
         card = member(self.model, "card")
         if card is not None and (
             text := import_late("edgeroute.edge.inputs_constants_and_states").batch_axis_problem(

@@ -67,9 +67,7 @@ class Inputs:
                 raise ValueError(f"the card's batch of {spec.name}: there is no axis {batch} in {list(spec.shape)}")
             given.append(spec)
             axes.append((batch, 1 if batch is None else spec.shape[batch]))
-            self._prepare[spec.name] = (
-                card_input.preprocess if card_input is not None and card_input.preprocess is not None else plain(spec, batch)
-            )
+            self._prepare[spec.name] = (card_input and card_input.preprocess) or plain(spec, batch)
         self.given = tuple(given)
         sizes = {size for _, size in axes if size != -1}
         self.size = 1 if self.state or len(sizes) > 1 else sizes.pop() if sizes else None
@@ -119,11 +117,8 @@ def last_user_text(x: Any) -> Any:
     messages = x.get("messages", x.get("prompt", x)) if isinstance(x, Mapping) else x
     if isinstance(messages, str):
         return messages
-    if (
-        not isinstance(messages, list | tuple)
-        or not messages
-        or not all(isinstance(m, Mapping) and "role" in m for m in messages)
-    ):
+    is_chat = isinstance(messages, list | tuple) and all(isinstance(m, Mapping) and "role" in m for m in messages)
+    if not is_chat or not messages:
         return x
     text = next((text_of([m]) for m in reversed(messages) if m["role"] == "user"), "")
     if not text:

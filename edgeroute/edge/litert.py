@@ -130,13 +130,13 @@ class Interpreters:
     """Pool of the interpreters of one model. Any number of runs go at a time: a run that finds no idle interpreter makes one.
 
     Args:
-        make: makes an interpreter.
+        make: makes an interpreter, which is not in the pool; also as the attribute `new`.
         first: an interpreter that exists already.
         resets: True if variables are reset before each run, as tensors of the model hold the state of the run before.
     """
 
     def __init__(self, make: Callable[[], LockedInterpreter], first: LockedInterpreter, *, resets: bool) -> None:
-        self._make, self._inputs, self.resets = make, first.inputs, resets
+        self.new, self._inputs, self.resets = make, first.inputs, resets
         self.idle: deque[LockedInterpreter] = deque([first], maxlen=MOST_IDLE)  # taking and putting back are atomic
 
     def tensors(self, feed: Mapping[str, Array]) -> list[Array]:
@@ -147,11 +147,6 @@ class Interpreters:
             KeyError: an input is missing.
         """
         return [port.as_elements(feed[port.name]) for port in self._inputs]
-
-    def new(self) -> LockedInterpreter:
-        """Make another interpreter, which is not in the pool. Waits while the process forks."""
-        with no_fork.lock:
-            return self._make()
 
     def take(self) -> LockedInterpreter:
         """Remove an idle interpreter from the pool and return it, its variables reset if need be, or make one.
@@ -322,24 +317,24 @@ class LiteRTModel(ModelFile):
     def _worker(self, module: Any, data: bytes, description: Contents, signature: Signature | None) -> LockedInterpreter:
         """Make an interpreter with the delegates, and store which delegates it uses and how it is downgraded.
 
-        A delegate that runs no operator leaves the CPU in use.
+        A delegate that runs no operator leaves the CPU in use. Waits while the process forks, which waits for this in turn.
 
         Raises:
             ModelError: a delegate is missing or runs no operator, and a downgrade is an error.
         """
         used, libraries, lacks = [], [], ""
-        for delegate in self.delegates:
-            try:
-                libraries += [] if delegate in BUILT_IN else [load_delegate(module, delegate, self.delegate_options)]
-                used.append(delegate)
-            except ModelError as e:  # noqa: PERF203 - the next one may be there
-                if self.on_downgrade == "error":
-                    raise
-                lacks = lacks or str(e)
-        options: dict[str, Any] = {"num_threads": self.threads}
-        if "none" in used:
-            options["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         with no_fork.lock:
+            for delegate in self.delegates:
+                try:
+                    libraries += [] if delegate in BUILT_IN else [load_delegate(module, delegate, self.delegate_options)]
+                    used.append(delegate)
+                except ModelError as e:  # noqa: PERF203 - the next one may be there
+                    if self.on_downgrade == "error":
+                        raise
+                    lacks = lacks or str(e)
+            options: dict[str, Any] = {"num_threads": self.threads}
+            if "none" in used:
+                options["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             interpreter = module.Interpreter(model_content=data, experimental_delegates=libraries or None, **options)
             idle = bool(libraries) and not _delegated(interpreter, description)
             ready = _allocate(interpreter)

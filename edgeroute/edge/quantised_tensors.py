@@ -40,19 +40,19 @@ class Port(NamedTuple):
         return cls(name, int(details["index"]), dtype, signature or shape, shape, float(scale), int(zero))
 
     def as_elements(self, tensor: Array) -> Array:
-        """Return the model's tensor: floats are quantised if the input is quantised, others are returned as they are."""
-        return self.quantise(tensor) if self.scale and tensor.dtype.kind == "f" else tensor
+        """Return the model's tensor: of floats the elements for them, rounded and cut to the dtype's range, if it is quantised.
 
-    def quantise(self, numbers: Array) -> Array:
-        """Return the elements for these numbers, rounded, and cut to the dtype's range.
+        Others are returned as they are.
 
         Raises:
-            BadInput: one is NaN or infinite.
+            BadInput: a float is NaN or infinite.
         """
-        if not np.isfinite(numbers).all():
+        if not self.scale or tensor.dtype.kind != "f":
+            return tensor
+        if not np.isfinite(tensor).all():
             raise BadInput(f"{self.name}: the input holds NaN or infinity", field=self.name)
         limits = np.iinfo(self.dtype)
-        elements: Array = np.rint(numbers / np.float32(self.scale)) + self.zero
+        elements: Array = np.rint(tensor / np.float32(self.scale)) + self.zero
         return np.clip(elements, limits.min, limits.max).astype(self.dtype)
 
     def real(self, elements: Array) -> Array:

@@ -7,7 +7,7 @@ several for each input.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike, fspath
 from pathlib import PurePath
@@ -102,12 +102,12 @@ def suffix_of(path: str | PathLike[str]) -> str | None:
     if is_address(path):
         return SCHEMES[0]
     name = PurePath(fspath(path)).name.lower()
-    built_in = {suffix for suffix in BUILT_IN if suffix.startswith(".")}
-    for known in ({*built_in, *_registered}, _plugin_runtimes):
-        matches = [suffix for suffix in (known() if callable(known) else known) if name.endswith(suffix) and name != suffix]
-        if matches:
-            return max(matches, key=len)
-    return None
+
+    def longest(suffixes: Iterable[str]) -> str | None:
+        """Return the longest of these suffixes that the name ends in; None: there is none."""
+        return max((suffix for suffix in suffixes if name.endswith(suffix) and name != suffix), key=len, default=None)
+
+    return longest({*BUILT_IN, *_registered} - {*SCHEMES}) or longest(_plugin_runtimes())
 
 
 def target_of(suffix: str) -> str:

@@ -251,8 +251,6 @@ class Address:
         Raises:
             PolicyError: a secret's variable is not set, or a value contains characters not allowed in a header.
         """
-        if not self._headers:
-            return []
         headers = [
             (name, before + secret.read("api_key" if before else f"headers.{name}"))
             for name, (before, secret) in self._headers.items()
