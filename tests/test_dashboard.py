@@ -928,6 +928,27 @@ def test_two_lines_bring_the_first_request(tmp_path, fashion):
     monitor.close()
 
 
+@pytest.mark.parametrize(
+    ("state", "wrong"), [('state = "state"\n', "nonsense = 1"), ('state = "state"\n', "gone.onnx"), ("", "gone.onnx")]
+)
+def test_a_policy_that_cannot_be_used_is_one_note(tmp_path, fashion, monkeypatch, state, wrong):
+    """With a state folder and without one."""
+    monkeypatch.setattr(monitors, "STATE_S", 0.0)
+    policy, edge = tmp_path / "policy.toml", str(fashion / "edge.int8.onnx")
+    policy.write_text(f'{state}mode = "only_edge"\n[trace]\nfile = "trace.jsonl"\n[edge]\npath = "{edge}"\n')
+    with Router.from_policy(policy) as router:
+        router.infer(np.load(fashion / "sample.npz")["images"][0])
+    monitor = file_monitor(policy, None, None)
+    monitor.poll()
+    assert monitor.view()["state"]["notes"] == []
+    text = policy.read_text()
+    policy.write_text(text.replace(edge, wrong) if wrong.endswith("onnx") else f"{text}{wrong}\n")
+    monitor.poll()
+    (note,) = monitor.view()["state"]["notes"]
+    assert wrong.partition(" ")[0] in note
+    monitor.close()
+
+
 def test_mistakes(tmp_path):
     """Each in one line."""
     policy = tmp_path / "policy.toml"

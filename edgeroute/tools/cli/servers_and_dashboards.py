@@ -189,23 +189,20 @@ class FileSources:
 
         A policy or state that cannot be read becomes a note; `StoreError` passes.
         """
-        from edgeroute.tools.cli.status_and_trial_arms import read_status
+        from edgeroute.tools.cli.status_and_trial_arms import Opened, read_status
         from edgeroute.tools.dashboard.request_window_and_replays import policy_summary
 
-        data: dict[str, Any] = {"notes": [*self._notes]}
         try:
             policy_now = self._now()
         except EdgerouteError as e:
-            from edgeroute.tools.cli.status_and_trial_arms import Opened
-
             policy_now = Opened(notes=(str(e),))
-            data["notes"].append(str(e))
+        data: dict[str, Any] = {"notes": [*self._notes, *policy_now.notes]}
         if policy_now.snapshot is not None:
             data["policy"] = {**policy_summary(policy_now.snapshot), **self._given}
         if self._folder is None:
             return data
         try:
-            status = read_status(policy_now, self._folder, shadow_runs=False).as_dict()
+            status = read_status(policy_now._replace(notes=()), self._folder, shadow_runs=False).as_dict()
         except BadInput as e:
             data["notes"].append(str(e))
             return data
