@@ -62,12 +62,6 @@ COMMANDS = (
 )  # fmt: skip
 for each in COMMANDS:
     command(app)(each)
-app.add_typer(export)
-app.add_typer(fleet)
-app.add_typer(models)
-app.add_typer(outbox)
-app.add_typer(policies)
-app.add_typer(service)
 command(simulate)(load)
-app.add_typer(simulate)
-app.add_typer(trace)
+for group in (export, fleet, models, outbox, policies, service, simulate, trace):
+    app.add_typer(group)

@@ -113,7 +113,7 @@ def calibrate(
     odds = _sure(sure, kind)
 
     from edgeroute.edge.edge_interface_and_fingerprints import member
-    from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
+    from edgeroute.tools.cli.graded_answers import certify_graded, read_graded
     from edgeroute.tools.cli.prompt_reading_and_grading import grade_prompts, read_prompts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
@@ -138,7 +138,9 @@ def calibrate(
         if scored is not None:
             if asks:
                 raise typer.BadParameter("the answers are graded or recorded: there is nothing to ask", param_hint="--ask")
-            only_graded(score=score, per_class=per_class, data_class=data_class)
+            excluded = {"--score": score, "--per-class": per_class, "--data-class": data_class}
+            if wrong := next(filter(excluded.get, excluded), None):
+                raise typer.BadParameter("the answers are graded: there are no classes, inputs or outputs", param_hint=wrong)
             result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
         elif audited and kind == "max_loss":
             result = _calibrate_counts(router, value, odds or 0.0, shared.one_edge(edge, "audits"), policy, every)

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from importlib.util import find_spec
 from math import isnan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeroute.errors import BadInput, RuntimeMissing
@@ -54,13 +53,15 @@ def evaluate(
         BadInput: the examples are graded answers, or cannot be read.
         PolicyError: the policy has a cloud and no threshold.
         RuntimeMissing: a report is wanted, and matplotlib is not installed.
-        typer.BadParameter: the report's folder does not exist.
+        typer.BadParameter: the report's folder does not exist, or another file has its name.
     """
     from edgeroute.tools.cli.graded_answers import read_graded
     from edgeroute.tools.measure.report.numbers_in_words import seen_before
 
     if report is not None:
-        _may_write(report)
+        ui.check_output(report, ui.REPORT, "--report")
+        if find_spec("matplotlib") is None:
+            raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
     if read_graded(data, every) is not None:
         raise BadInput("graded answers are for `calibrate`: pass inputs, or recorded outputs")
     options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
@@ -88,18 +89,6 @@ def evaluate(
     _show(result.evaluation)
     if report is not None:
         print(f"written to {report}")
-
-
-def _may_write(report: Path) -> None:
-    """Check, before all inputs are answered, that the report's folder exists, that no other file is lost, and of matplotlib.
-
-    Raises:
-        RuntimeMissing: the plotting library is not installed.
-        typer.BadParameter: its folder does not exist, or the file is no report.
-    """
-    ui.check_output(report, ui.REPORT, "--report")
-    if find_spec("matplotlib") is None:
-        raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
 
 
 def _evaluate_recorded(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import typer
 
 from edgeroute.confidence.certificate import Certificate, Kind
 from edgeroute.errors import BadInput, PolicyError
@@ -52,14 +51,6 @@ def read_graded(paths: Sequence[Path], every: int) -> Graded | None:
             raise BadInput(f"{path} and {first} do not hold the same arrays: {', '.join(sorted(set(arrays) ^ array_names))}")
     joined = {name: np.concatenate([arrays[name] for _, arrays in contents])[::every] for name in contents[0][1]}
     return Graded(joined["confidence"], joined["edge_scores"], joined.get("cloud_scores"), joined.get("groups"))
-
-
-def only_graded(**options: object) -> None:
-    """Raise `typer.BadParameter` for the first option that is set: none of these applies to graded answers."""
-    for name, value in options.items():
-        if value:
-            hint = f"--{name.rstrip('_').replace('_', '-')}"
-            raise typer.BadParameter("the answers are graded: there are no classes, inputs or outputs", param_hint=hint)
 
 
 class CertificateAlone(NamedTuple):

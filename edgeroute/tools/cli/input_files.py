@@ -385,10 +385,9 @@ def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Ite
     count = len(arrays[input_names[0]])
     if uneven := [name for name in input_names if len(arrays[name]) != count]:
         raise ValueError(f"it holds {count} rows of {input_names[0]!r} and {len(arrays[uneven[0]])} of {uneven[0]!r}")
-    if labels is not None and len(labels) != count:
-        raise ValueError(f"it holds {count} inputs and {len(labels)} labels")
-    if groups is not None and len(groups) != count:
-        raise ValueError(f"it holds {count} inputs and {len(groups)} groups")
+    for what, column in (("labels", labels), ("groups", groups)):
+        if column is not None and len(column) != count:
+            raise ValueError(f"it holds {count} inputs and {len(column)} {what}")
     rows = {name: array for name, array in arrays.items() if array.ndim and len(array) == count}
     used = [*rows, _first_present([name for name in LABELS if name not in keys], archive.files), GROUPS]
     _note_unused(path, [name for name in archive.files if name not in used], f"inputs are in {_listed(input_names)}", note)

@@ -22,7 +22,7 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from edgeroute.tools.dashboard.web_app_and_metrics import HEADERS, OPEN, START_S, page_reply, serve_in_thread
+    from edgeroute.tools.dashboard.web_app_and_metrics import OPEN, START_S, json_reply, page_reply, serve_in_thread
     from edgeroute.tools.server.access_limits_and_errors import HANDLERS, Guard
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
 except ImportError as e:
@@ -97,7 +97,7 @@ class LabelPage:
         """Return the question as JSON; its number alone if the page has it already, by `seen=NUMBER`."""
         question = self._question
         seen = request.query_params.get("seen") == str(question["number"])
-        return _json({"number": question["number"]} if seen else question)
+        return json_reply(json_dumps({"number": question["number"]} if seen else question))
 
     async def _take(self, request: Request) -> Response:
         """Take a reply to the present question for `ask`, which waits for it.
@@ -110,14 +110,9 @@ class LabelPage:
         if reply is None or number != str(self._question["number"]):
             raise BadInput("expected /reply?number=N&reply=R: N of the question that is shown, R 1, 2, neither or unknown")
         self._replies.put((int(number), reply))
-        return _json({})
+        return json_reply(b"{}")
 
 
 async def _page(_: Request) -> Response:
     """Return the page."""
     return page_reply("edgeroute.tools.cli", "label_page.html")
-
-
-def _json(data: dict[str, Any]) -> Response:
-    """Return a response of JSON."""
-    return Response(json_dumps(data), headers=HEADERS, media_type="application/json")

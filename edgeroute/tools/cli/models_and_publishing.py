@@ -52,17 +52,15 @@ def list_models(
     """
     with _catalog(store, source, root, ca) as catalog:
         entries = catalog.refresh()
-        downloaded = {(entry.name, v) for entry in entries for v in catalog.store.versions(entry.name)}
+        known = [(entry, entry.version in catalog.store.versions(entry.name)) for entry in entries]
     if as_json:
-        here = [(entry.name, entry.version) in downloaded for entry in entries]
-        print(json.dumps([{**e.json(), "size": e.size, "here": known} for e, known in zip(entries, here, strict=True)]))
+        print(json.dumps([{**e.json(), "size": e.size, "here": here} for e, here in known]))
         return
     columns = ("name", "version", "bytes", "runtime", "certificate", "needs", "here", "notes")
     rows = [
-        (e.name, e.version, e.size, e.runtime, "yes" if e.certificate else "", e.requires,
-         "yes" if (e.name, e.version) in downloaded else "", e.notes)
-        for e in entries
-    ]  # fmt: skip
+        (e.name, e.version, e.size, e.runtime, "yes" if e.certificate else "", e.requires, "yes" if here else "", e.notes)
+        for e, here in known
+    ]
     table(columns, rows, [name for name in columns if name != "bytes"])
 
 

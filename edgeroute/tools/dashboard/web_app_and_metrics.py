@@ -144,11 +144,24 @@ def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iter
         finally:
             await run_in_threadpool(monitor.close)
 
+    # functions that are no coroutines are called in a thread
+    def between(query: Request) -> Response:
+        """Return the requests of a bar, from `begin` up to `end` in the query, Unix times: the latest 200, and the count."""
+        return json_reply(json_dumps(monitor.between(_number(query, "begin"), _number(query, "end"))))
+
+    def trial(query: Request) -> Response:
+        """Return the thresholds to try; `fresh=1` in the query loads the latest requests for replays again."""
+        return json_reply(json_dumps(monitor.trial(fresh=query.query_params.get("fresh") == "1")))
+
+    def try_threshold(query: Request) -> Response:
+        """Replay the loaded requests with the `threshold` of the `edge` in the query, and return the result."""
+        edge, threshold = query.query_params.get("edge", ""), _number(query, "threshold")
+        return json_reply(json_dumps(monitor.try_threshold(edge, threshold)))
+
     guard = Middleware(Guard, hosts=tuple(hosts), token=token, without_token=OPEN, what="dashboard", links=OPEN)
-    pages = _Pages(monitor)
     all_routes = [
-        Route("/", _page), Route("/live", pages.live), Route("/requests", pages.requests), Route("/trial", pages.trial),
-        Route("/trial/at", pages.try_threshold), *routes,
+        Route("/", _page), Route("/live", lambda _: json_reply(monitor.text())), Route("/requests", between),
+        Route("/trial", trial), Route("/trial/at", try_threshold), *routes,
     ]  # fmt: skip
     application = Starlette(routes=all_routes, exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False
@@ -184,45 +197,6 @@ def _html(package: str, name: str) -> str:
     return text.replace("@PALETTE@", css()).replace("@HATCHES@", svg_hatches()).replace("@STATES@", states)
 
 
-class _Pages:
-    """GET handlers of the page's data."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
-    async def live(self, _: Request) -> Response:
-        """Return everything that the page shows now."""
-        return _json(await run_in_threadpool(self._monitor.text))
-
-    async def requests(self, request: Request) -> Response:
-        """Return the requests of a bar, from `begin` up to `end` in the query, seconds since 1970: the latest 200, and the count.
-
-        Raises:
-            BadInput: one of them is no number.
-        """
-        begin, end = _number(request, "begin"), _number(request, "end")
-        return _json(json_dumps(await run_in_threadpool(self._monitor.between, begin, end)))
-
-    async def trial(self, request: Request) -> Response:
-        """Return the thresholds to try, computed in a thread; `fresh=1` in the query loads the latest requests for replays again.
-
-        Raises:
-            BadInput: there are no requests yet.
-        """
-        fresh = request.query_params.get("fresh") == "1"
-        return _json(json_dumps(await run_in_threadpool(self._monitor.trial, fresh=fresh)))
-
-    async def try_threshold(self, request: Request) -> Response:
-        """Replay the loaded requests with another threshold, in a thread, and return the result.
-
-        Raises:
-            BadInput: the threshold is no number, or nothing is loaded.
-        """
-        threshold = _number(request, "threshold")
-        edge = request.query_params.get("edge", "")
-        return _json(json_dumps(await run_in_threadpool(self._monitor.try_threshold, edge, threshold)))
-
-
 def _number(request: Request, name: str) -> float:
     """Return a finite number of a request's query.
 
@@ -238,8 +212,8 @@ def _number(request: Request, name: str) -> float:
     return number
 
 
-def _json(text: bytes) -> Response:
-    """Return a response of JSON."""
+def json_reply(text: bytes) -> Response:
+    """Return a response of JSON, which nobody stores."""
     return Response(text, headers=HEADERS, media_type="application/json")
 
 
