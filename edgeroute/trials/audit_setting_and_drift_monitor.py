@@ -317,7 +317,7 @@ class DriftMonitor:
 
 def highest_certified(promise: BoundCertificate | None) -> float:
     """Return the highest threshold at which the guarantee was certified; inf: it holds at all above the certificate's own."""
-    highest = None if promise is None else getattr(promise.certificate, "highest", None)
+    highest = None if promise is None else promise.certificate.highest
     return INF if highest is None else float(highest)
 
 

@@ -219,19 +219,12 @@ def cloud_fields(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> di
     """Return the log fields of a shadow run about the cloud: the run's mark, and time and cost of the call, where known."""
     more: dict[str, Any] = {UNHEARD: True}
     if cloud in costs:
-        started = {leg: instant for kind, leg, instant, _ in outcome.log if kind == "start"}
-        ended = next((instant for kind, leg, instant, _ in outcome.log if kind == "accepted" and leg == cloud), None)
-        if ended is not None:
-            more["cloud_s"] = round(ended - started[cloud], 6)
+        instants = {mark.kind: mark.at for mark in outcome.log if mark.leg == cloud}
+        if "accepted" in instants:
+            more["cloud_s"] = round(instants["accepted"] - instants["start"], 6)
         spent = costs[cloud]
         more |= {"usd": spent.usd, "bytes": spent.sent_bytes + spent.received_bytes}
     return more
-
-
-def run_fields(run: ShadowRun, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the log fields of a shadow run beside its answer. more: those of `cloud_fields`."""
-    failed = {"error": run.error} if run.error else {}
-    return {**more, "edge_s": round(run.took_s, 6), **failed}
 
 
 def has_failed(outcome: Outcome, cloud: int) -> bool:
@@ -309,7 +302,7 @@ class Auditor(ForkSafe):
 
     Attributes:
         sampler: draws requests.
-        arrives: draws a request that arrives now; a result other than None is passed to `audit` at the request's end.
+        arrives: draws a request that arrives now; a result other than None is passed to `audit_drawn` at the request's end.
 
     Raises:
         PolicyError: the settings are invalid.
@@ -382,9 +375,7 @@ class Auditor(ForkSafe):
                 if agrees != (self._kept.get(AGREES + identity) or ""):
                     self._kept.put(AGREES + identity, agrees)
                     if counts:
-                        self._write_lines(
-                            _begin_counts(self._begun, self._kept, identity, "", "another agrees= compares the audits")
-                        )
+                        self._write_lines(self._begin_counts(identity, "", "another agrees= compares the audits"))
         thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
         for name, print_digest in bound.prints.items():
             of, had = (print_digest, thresholds.get(name)), self._tallies.get(name)
@@ -453,9 +444,9 @@ class Auditor(ForkSafe):
     def report(self, identity: str, truth: Any) -> bool:
         """Record the right value of an audited answer of an edge, once.
 
-        Return True if the answer was one; False for any other id. A value that comes before its comparison waits for it. An alarm
-        is logged, reported and written to the journal. Raises what `agrees` raises, and ValueError for a grade outside 0..1;
-        then it is too late to report the answer again.
+        Return True if the answer was one; False for any other id. A value that comes before its comparison waits for it. Calls
+        `compared`; an alarm is logged, reported and written to the journal. Raises what `agrees` raises, and ValueError for a
+        grade outside 0..1; then it is too late to report the answer again.
         """
         with self._lock:
             if self._early.get(identity) is _NONE:
@@ -474,9 +465,7 @@ class Auditor(ForkSafe):
                 alarms.append(self._report(waiting.leg.name, watch))
             if self._compared is not None:
                 self._compared(waiting.compared._replace(label="reported", harm=edge < cloud, win=edge > cloud))
-        self._write_lines(*alarms)
-        if alarms:
-            self._changed()
+        self._apply(alarms)
         return True
 
     def observe(self) -> None:
@@ -522,9 +511,7 @@ class Auditor(ForkSafe):
                 watch = self._watches.get(leg.name)
                 if watch is not None and watch.add_deferral(leg.threshold, below=below):
                     alarms.append(self._report(leg.name, watch))
-        self._write_lines(*alarms)
-        if alarms:
-            self._changed()
+        self._apply(alarms)
 
     def _compare_or_queue(
         self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
@@ -585,10 +572,10 @@ class Auditor(ForkSafe):
             return
         runs = audit.rehearse()
         if audit.bound is self._bound:
-            edges = [
-                Comparison(run.leg, run.prediction, "shadow" if run.accepted else "deferred", run_fields(run, audit.more))
-                for run in runs
-            ]
+            edges = []
+            for run in runs:
+                more = {**audit.more, "edge_s": round(run.took_s, 6), **({"error": run.error} if run.error else {})}
+                edges.append(Comparison(run.leg, run.prediction, "shadow" if run.accepted else "deferred", more))
             self._compare(audit.request, audit.drawn, audit.bound, edges, answer)
 
     def _compare(self, request: Audited, drawn: AuditDraw, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
@@ -600,12 +587,11 @@ class Auditor(ForkSafe):
         alarms, identity, rate = list[Mapping[str, Any]](), request.id, drawn.probability
         for leg, edge, how, more in edges:
             agrees = edge is not None and agreement(self.audit, edge.value, cloud.value)
-            confidence = None if edge is None else edge.confidence
-            known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
+            confidence = None if edge is None or edge.confidence != edge.confidence else edge.confidence  # NaN
             # before it is counted: who reads the count finds the line
             line = {
                 "at": round(process.now(), 3), "id": identity, "target": leg.name,
-                "edge_confidence": float(confidence) if known else None,  # type: ignore[arg-type]
+                "edge_confidence": None if confidence is None else float(confidence),
                 "agrees": agrees, "audited": how, "probability": rate,
                 "fingerprints": bound.prints.get(leg.name, ""), **more,
             }  # fmt: skip
@@ -631,10 +617,14 @@ class Auditor(ForkSafe):
                 if how == "deferred" or watch is None:
                     continue
                 counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
-                if watch.add_comparison(confidence if known else None, agrees=agrees, counted=counted):
+                if watch.add_comparison(confidence, agrees=agrees, counted=counted):
                     alarms.append(self._report(leg.name, watch))
-        self._write_lines(*alarms)
+        self._apply(alarms)
+
+    def _apply(self, alarms: Sequence[Mapping[str, Any]]) -> None:
+        """Write the lines of alarms to the journal, and then call `changed`. A no-op without alarms. No lock may be held."""
         if alarms:
+            self._write_lines(*alarms)
             self._changed()
 
     def _count_loss(self, name: str, rate: float, index: int, *, agrees: bool) -> None:
@@ -671,7 +661,7 @@ class Auditor(ForkSafe):
         The counts of the model's audits begin anew; the store has the new beginning with the alarm.
         """
         alarm_text = "" if watch.alarm is None else watch.alarm.what
-        line = _begin_counts(self._begun, self._kept, self._bound.prints.get(name), name, alarm_text)
+        line = self._begin_counts(self._bound.prints.get(name), name, alarm_text)
         log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
         self._alarm(name, alarm_text)
         self._store_monitors()
@@ -679,16 +669,13 @@ class Auditor(ForkSafe):
             self._kept.hurry()
         return line
 
-
-def _begin_counts(
-    begun: dict[str, int], kept: KeyValueStore | None, identity: str | None, name: str, why: str
-) -> Mapping[str, Any]:
-    """Begin the counts of a model's audits anew, in `begun` and the store. Return the journal line that ends them."""
-    if identity is not None:
-        begun[identity] = since = max(int(process.now()), begun.get(identity, 0) + 1)
-        if kept is not None:
-            kept.add({COUNTS + identity: {str(since): 1}})
-    return {"at": round(process.now(), 3), "target": name, "alarm": why, "fingerprints": identity or ""}
+    def _begin_counts(self, identity: str | None, name: str, why: str) -> Mapping[str, Any]:
+        """Begin the counts of a model's audits anew, in `_begun` and the store. Return the journal line that ends them."""
+        if identity is not None:
+            self._begun[identity] = since = max(int(process.now()), self._begun.get(identity, 0) + 1)
+            if self._kept is not None:
+                self._kept.add({COUNTS + identity: {str(since): 1}})
+        return {"at": round(process.now(), 3), "target": name, "alarm": why, "fingerprints": identity or ""}
 
 
 def _allowed(asks: BackgroundCalls) -> bool:

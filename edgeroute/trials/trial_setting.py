@@ -66,16 +66,13 @@ class Trial(NamedTuple):
         return "cloud" if self.edge is None else "edge"
 
 
-def check_trials(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
-    """Check trials, and return them with their defaults filled in.
-
-    None gives none; a single one is a list of one.
+def check_trials(given: Trial | Sequence[Trial]) -> tuple[Trial, ...]:
+    """Check one trial or several, and return them with their defaults filled in.
 
     Raises:
         PolicyError: a setting is out of range, or they do not fit together.
     """
-    several = isinstance(given, list | tuple) and not isinstance(given, Trial)
-    trials: tuple[Trial, ...] = () if given is None else tuple(given) if several else (given,)  # type: ignore[arg-type, assignment]
+    trials = tuple(given) if isinstance(given, list | tuple) and not isinstance(given, Trial) else (given,)
     for trial in trials:
         if not isinstance(trial, Trial):
             raise PolicyError(f"trial= takes an edgeroute.Trial or a list of them, not {type(trial).__name__}")
