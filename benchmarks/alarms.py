@@ -98,7 +98,7 @@ def until_alarm(made: Certificate, audit: Audit, stream: Iterator[tuple[float, b
             router.infer(next(stream))
             if monitor.alarm is not None:
                 break
-            while router.engine.auditor.busy:  # one at a time, so that each run is the same
+            while router.engine.auditor.jobs.busy:  # one at a time, so that each run is the same
                 time.sleep(0)
         alarm = monitor.alarm
         return n, monitor.audited, "" if alarm is None else alarm.what
@@ -191,7 +191,7 @@ def fairness(callers: int, scene: int, share: float, n: int = size(12_000, 400),
                 one.start()
             for one in calls:
                 one.join()
-            while router.engine.auditor.busy:
+            while router.engine.auditor.jobs.busy:
                 time.sleep(0.01)
         lines = list(read(Path(state) / "audit.jsonl"))
     true = (sure < 0.5).mean()

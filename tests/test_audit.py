@@ -57,7 +57,7 @@ def certificate():
 
 def idle(router):
     """No audit is under way."""
-    until(lambda: not router.engine.auditor.busy)
+    until(lambda: not router.engine.auditor.jobs.busy)
 
 
 # ------------------------------------------------------------------------------------------------------ what is asked
@@ -199,7 +199,7 @@ def test_audits_take_no_more_than_half_of_what_an_endpoint_bears():
         router.infer(0.9)
         idle(router)
         router.infer(0.9)
-        until(lambda: router.engine.auditor.busy == 1)
+        until(lambda: router.engine.auditor.jobs.busy == 1)
         assert cloud.runs == 1
 
 
@@ -211,7 +211,7 @@ def test_no_more_than_two_at_a_time(tmp_path):
         for _ in range(500):
             assert router.infer(0.9).source == "edge"
         until(lambda: cloud.runs == 2)
-        waiting = router.engine.auditor.busy
+        waiting = router.engine.auditor.jobs.busy
         assert 2 + FULL < waiting < 2 + 12 * FULL, "half as many from each eight on: 500 are too few for twelve times eight"
         gate.set()
         idle(router)
@@ -233,7 +233,7 @@ def test_what_finds_no_room_waits_and_is_asked_later(tmp_path):
         until(lambda: cloud.runs == 2)
         assert router.infer(0.9).source == "edge"
         assert router.infer(0.3, deadline=1.0).degraded, "for it there is no room either"
-        assert router.engine.auditor.busy == 2
+        assert router.engine.auditor.jobs.busy == 2
         gate.set()
         for call in calls:
             call.join()
@@ -491,7 +491,7 @@ def test_with_labels_the_loss_is_tested(make, kind, tmp_path, caplog):
     for truth, alarmed in (("a", False), ("b", True)):
         for _ in range(300):
             answer = router.infer(0.99)
-            until(lambda: not router.engine.auditor.busy)
+            until(lambda: not router.engine.auditor.jobs.busy)
             assert router.report(answer.id, truth)
             assert not router.report(answer.id, truth), "once"
             told = router.stats().audits[0]
@@ -527,7 +527,7 @@ def test_a_label_may_come_before_the_clouds_answer(make, certificate):
     assert router.report(first, "a")
     assert not router.report(first, "a")
     gate.set()
-    until(lambda: router.stats().audits[0].labelled == 1 and not router.engine.auditor.busy)
+    until(lambda: router.stats().audits[0].labelled == 1 and not router.engine.auditor.jobs.busy)
     assert not router.report(first, "a"), "it was taken"
 
 
@@ -591,7 +591,7 @@ def test_scenes_and_bursts_are_no_drift(certificate, scene, tmp_path):
     with Router(edge, cloud, threshold=certificate, audit=Audit(share=0.05)) as router:
         for one in x:
             router.infer(one)
-            if router.engine.auditor.busy:  # one at a time, so that each run is the same
+            if router.engine.auditor.jobs.busy:  # one at a time, so that each run is the same
                 idle(router)
         told = router.stats().audits[0]
         assert told.audited > 1000

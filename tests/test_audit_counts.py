@@ -53,7 +53,7 @@ def used(home, *inputs, version="1", share=1.0, cloud="b", **more):
     with Router(edge(version=version), says(cloud), **{"threshold": 0.5, "audit": audit, "state": home, **more}) as router:
         for x in inputs:
             router.infer(x)
-            until(lambda: not router.engine.auditor.busy)
+            until(lambda: not router.engine.auditor.jobs.busy)
         return digest(router.fingerprints())
 
 
@@ -277,7 +277,7 @@ def test_nothing_from_before_an_alarm_is_certified(tmp_path, every):
         assert looked(tmp_path, prints, every=every).threshold < 0.9
         while not router.stats().audits[0].alarm:
             router.infer(0.9)
-            until(lambda: not router.engine.auditor.busy)
+            until(lambda: not router.engine.auditor.jobs.busy)
     assert looked(tmp_path, prints) is None
     with pytest.raises(BadInput, match="from before the last alarm"):
         audited_counts(tmp_path, "edge", prints, every=2)
@@ -315,7 +315,7 @@ def test_a_grade_is_no_agreement(tmp_path, grade, n, caplog):
     with Router(edge(), says("b"), threshold=0.5, audit=audit, state=tmp_path) as router:
         for x in (0.9, 0.9, 0.1):
             router.infer(x)
-            until(lambda: not router.engine.auditor.busy)
+            until(lambda: not router.engine.auditor.jobs.busy)
     assert sum(counts.n for counts in stored(tmp_path).values()) == n
     assert sum(counts.accepted(-1)[1] for counts in stored(tmp_path).values()) == n * (not grade)
     assert ("returns True or False" in caplog.text) == (not n)
@@ -334,7 +334,7 @@ def test_an_alarm_is_stored_at_once(tmp_path, monkeypatch):
     with Router(edge(), says("b"), threshold=certificate(), audit=Audit(share=1.0, scene=1), state=tmp_path) as router:
         while not router.stats().audits[0].alarm:
             router.infer(0.9)
-            until(lambda: not router.engine.auditor.busy)
+            until(lambda: not router.engine.auditor.jobs.busy)
         until(lambda: "audit:edge" in read_state(tmp_path))
         assert read_state(tmp_path)["audit:edge"].value["alarm"]
         (counts,) = stored(tmp_path).values()

@@ -725,7 +725,7 @@ def test_from_audits_to_a_new_certificate(home, policy, cloud):
     with Router.from_policy(path) as router:
         for x in drawn(600, 6)[0]:
             router.infer(x)
-            while router.engine.auditor.busy:  # none is to wait, or fewer would be drawn
+            while router.engine.auditor.jobs.busy:  # none is to wait, or fewer would be drawn
                 threading.Event().wait(0.001)
     count = len((home / "state" / "audit.jsonl").read_text().splitlines())
     assert count > 20

@@ -123,7 +123,7 @@ def test_a_json_api(labels, spell):
         with Router(edge(labels), there, threshold=0.0, audit=Audit(share=1, scene=1)) as router:
             for i in X[:50]:
                 router.infer(i)
-            while router.engine.auditor.busy:
+            while router.engine.auditor.jobs.busy:
                 threading.Event().wait(0.01)
             (audits,) = router.stats().audits
         assert audits.audited >= 10

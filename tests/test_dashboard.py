@@ -566,7 +566,7 @@ def test_accuracy_is_that_of_the_audits(tmp_path):
         for x in inputs:
             truth[router.infer(x).id] = x
             until = monotonic() + LONG
-            while router.engine.auditor.busy:  # else fewer are drawn
+            while router.engine.auditor.jobs.busy:  # else fewer are drawn
                 assert monotonic() < until
         monitor = monitor_of(records, setup=sources_of(router).setup, certificates=sources_of(router).certificates, folder=state)
         monitor.trial()
@@ -587,7 +587,7 @@ def test_the_cost_of_audits(tmp_path):
         for x in (0.2, 0.9, 0.8, 0.3):
             router.infer(x)
             until = monotonic() + LONG
-            while router.engine.auditor.busy:  # else fewer are drawn
+            while router.engine.auditor.jobs.busy:  # else fewer are drawn
                 assert monotonic() < until
         monitor = monitor_of(records, folder=tmp_path)
         until = monotonic() + LONG

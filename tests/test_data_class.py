@@ -143,7 +143,7 @@ def test_audits_and_trials(make, server):
     for x in INPUTS * 3:
         assert router.infer(x).source == "edge"
     wait_for(lambda: len(server.requests) >= 6)
-    wait_for(lambda: not router.engine.auditor.busy)
+    wait_for(lambda: not router.engine.auditor.jobs.busy)
     shown = make(unsure, PlainJson(server.url), egress=rules(), trial=Trial(cloud=PlainJson(server.url, name="tried"), share=0.5))
     for x in INPUTS * 3:
         shown.infer(x)

@@ -189,7 +189,7 @@ def test_audits_are_counted_with_the_rate_of_the_draw(made, tmp_path, to, wall):
     for x in (0.9, 0.2, 0.7):
         router.infer(x)
     wait_for(lambda: sum("agrees" in line for line in read(tmp_path / "state" / "audit.jsonl")) == 3)
-    wait_for(lambda: not router.engine.auditor.busy)
+    wait_for(lambda: not router.engine.auditor.jobs.busy)
     fleet.tell()
     (told,) = digests(to)
     assert [sum(row[i] for row in told.audits) for i in range(3, 7)] == [3, 3, 3, 0]
@@ -204,7 +204,7 @@ def test_with_labels_an_audit_counts_once_its_label_is_reported(made, tmp_path, 
     router = made(state=tmp_path / "state", parts=[fleet], audit=Audit(1.0, labelled=True))
     answers = [router.infer(0.9) for _ in range(3)]
     wait_for(lambda: sum("agrees" in line for line in read(tmp_path / "state" / "audit.jsonl")) == 3)
-    wait_for(lambda: not router.engine.auditor.busy)
+    wait_for(lambda: not router.engine.auditor.jobs.busy)
     assert [router.report(answers[0].id, "cloud"), router.report(answers[1].id, "edge")] == [True, True]
     fleet.tell()
     (told,) = digests(to)
@@ -598,13 +598,13 @@ def test_a_reload_frees_the_models_of_the_policy_before(tmp_path, to, wall):
         with Threads.from_policy(policy) as router:
             fleet = next(part for part in router.engine.parts.all if isinstance(part, Fleet))
             answer = router.infer(np.array([0, 2, 1, 5], np.float32))
-            router.engine.auditor.drain(LONG)
+            router.engine.auditor.jobs.drain(LONG)
             fleet.count()
             old = weakref.ref(router.engine.snapshot.backends[0])
             write(0.2)
             router.reload()
             router.infer(np.array([0, 2, 1, 5], np.float32))
-            router.engine.auditor.drain(LONG)
+            router.engine.auditor.jobs.drain(LONG)
             fleet.count()
             gc.collect()
             assert old() is None

@@ -174,7 +174,7 @@ def test_audits_wait_for_another_mode(make, monkeypatch):
         server.wait_for(lambda: server.requests)
         assert router.infer("private").source == "edge"
         assert reading == [LOW]
-        until(lambda: not router.engine.auditor.busy)
+        until(lambda: not router.engine.auditor.jobs.busy)
         assert (len(asked), len(server.requests)) == (1, 1)
 
 

@@ -134,7 +134,7 @@ def test_certificates_are_of_the_floor(kind, tmp_path):
     with CannedServer(answered) as server, kind(edge, cloud(server.url), threshold=0.05, **audit) as router:
         measured(router, 1e9)
         router.infer(PICTURE)
-        while router.engine.auditor.busy:
+        while router.engine.auditor.jobs.busy:
             threading.Event().wait(0.001)
         router.evaluate([PICTURE] * 3)
         router.calibrate([np.roll(PICTURE, n) for n in range(100)], max_loss=0.9, batch=50)
@@ -146,7 +146,7 @@ def test_certificates_are_of_the_floor(kind, tmp_path):
         router.infer(PICTURE)
         measured(router, 1e9)
         assert rung_of(router.infer(PICTURE)) == "png"
-        while router.engine.auditor.busy:
+        while router.engine.auditor.jobs.busy:
             threading.Event().wait(0.001)
         assert [media(request)[0] for request in server.requests if media(request)][-2:] == ["image/png", "image/jpeg"]
         lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
@@ -158,7 +158,7 @@ def test_shadow_mode_sends_the_floor(tmp_path):
     with CannedServer(answered) as server, Router(unsure, cloud(server.url), mode="shadow", state=tmp_path) as router:
         for _ in range(2):
             assert router.infer(PICTURE).source == "cloud"
-        while router.engine.auditor.busy:
+        while router.engine.auditor.jobs.busy:
             threading.Event().wait(0.001)
         assert [media(request)[0] for request in server.requests if media(request)] == ["image/jpeg"] * 2
 

@@ -752,7 +752,7 @@ def test_of_a_drift_alarm():
         for i in range(400):
             router.infer(0.5 + i % 50 / 100)
             end = monotonic() + LONG
-            while router.engine.auditor.busy:
+            while router.engine.auditor.jobs.busy:
                 assert monotonic() < end
             if router.stats().audits[0].alarm:
                 break

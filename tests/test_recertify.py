@@ -150,7 +150,7 @@ def test_a_candidate_is_compared_beside_the_edge(tmp_path, kind):
     ) as router:
         found = [router.infer(x) for x in (0.9, 0.1)]
         assert [(a.value, a.source) for a in found] == [("a", "edge"), ("b", "cloud")]
-        until(lambda: not router.engine.auditor.busy)
+        until(lambda: not router.engine.auditor.jobs.busy)
         lines = {(one["target"], one["id"]): one for one in read(tmp_path / "audit.jsonl")}
         assert {key: (one["audited"], one["agrees"]) for key, one in lines.items()} == {
             ("edge", found[0].id): ("shadow", False),
@@ -161,7 +161,7 @@ def test_a_candidate_is_compared_beside_the_edge(tmp_path, kind):
         with Router(candidate, cloud, threshold=0.7) as other:
             assert digest(other.fingerprints()) == lines["edge-trial", found[0].id]["fingerprints"]
         router.infer(0.1, mode="only_edge")
-        until(lambda: not router.engine.auditor.busy)
+        until(lambda: not router.engine.auditor.jobs.busy)
     assert len(list(read(tmp_path / "audit.jsonl"))) == 4, "what stays on the device is not compared"
 
 
@@ -534,7 +534,7 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
                     thread.join()
                 stop.clear()
             assert not errors
-            until(lambda: not router.engine.auditor.busy)
+            until(lambda: not router.engine.auditor.jobs.busy)
 
         def lines():
             return [one for one in read(home / "state" / "audit.jsonl") if one["target"] == "edge-trial"]

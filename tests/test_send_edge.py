@@ -309,7 +309,7 @@ def test_audits_tell_what_the_edge_has_answered(kind, tmp_path):
     with kind(halves, heard.cloud(), threshold=0.5, audit=Audit(share=1), state=tmp_path) as router:
         router.infer(x(1.5))
         router.infer_many([x(1.6), x(1.8)])
-        until(lambda: len(heard.told) == 3 and not router.engine.auditor.busy)
+        until(lambda: len(heard.told) == 3 and not router.engine.auditor.jobs.busy)
         assert heard.told == [(n, answer_fields(Prediction(f"e{int(n)}", n / 2, None))) for n, _ in heard.told]
         assert {round(n, 1) for n, _ in heard.told} == {1.5, 1.6, 1.8}
 
@@ -336,7 +336,7 @@ def test_an_answer_without_the_edges_is_not_what_audits_compare(tmp_path):
             answers.append(one.value)
             shown.set()
         assert answers == ["e1", "untold"]
-        until(lambda: len(heard.told) == 2 and not router.engine.auditor.busy)
+        until(lambda: len(heard.told) == 2 and not router.engine.auditor.jobs.busy)
     assert heard.told == [(1, None), (1, {"value": "e1", "confidence": 0.5})]
     (line,) = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert (line["audited"], line["edge_confidence"]) == ("deferred", 0.5)
@@ -460,7 +460,7 @@ def test_what_is_awaited_sends_it_too(call, tmp_path):
         assert ask(router, call, x(1)).source == "cloud"
         assert said == [(1, "e1")]
         assert ask(router, call, x(1.9)).source == "edge"
-        until(lambda: len(said) == 2 and not router.engine.auditor.busy)
+        until(lambda: len(said) == 2 and not router.engine.auditor.jobs.busy)
     assert said[1] == (pytest.approx(1.9), "e1")
 
 

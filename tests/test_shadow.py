@@ -42,7 +42,7 @@ def until(condition):
 
 def idle(router):
     """No audit is under way."""
-    until(lambda: not router.engine.auditor.busy)
+    until(lambda: not router.engine.auditor.jobs.busy)
 
 
 def edge(x):
@@ -193,9 +193,9 @@ def test_an_edge_that_hangs_delays_nothing_and_few_inputs_wait(kind):
     with kind(stuck, asked, threshold=0.5, mode="shadow") as router:
         for _ in range(20 * MOST_WAITING):
             assert router.infer(0.9).value == "a"
-            assert router.engine.auditor.busy <= MOST_WAITING + 2
+            assert router.engine.auditor.jobs.busy <= MOST_WAITING + 2
         assert asked.runs == 20 * MOST_WAITING
-        waited = router.engine.auditor.busy
+        waited = router.engine.auditor.jobs.busy
         go.set()
         idle(router)
         (told,) = router.stats().shadows

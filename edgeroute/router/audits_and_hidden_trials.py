@@ -198,8 +198,8 @@ class Audits(Part):
         return {"audits": self._auditor.stats(), "shadows": self._auditor.shadows()}
 
     def closing(self) -> None:
-        """Wait a while for the audits that can be made now."""
-        self._auditor.drain(CLOSE_S)
+        """Wait up to `CLOSE_S` for the audits that can be made now: else a short program logs few answers."""
+        self._auditor.jobs.drain(CLOSE_S)
 
 
 def _unlike(legs: LegExecutor | None) -> Collection[int]:
@@ -223,7 +223,7 @@ def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
 
     store = None if engine.checkpoint is None else engine.checkpoint.store
     dumped = known.dump() if known is not None else None if store is None else store.get(Made.name)
-    trials = Made(snapshot, engine.alarm, AuditCalls(engine), engine.cloud_threads.submit, dumped)
+    trials = Made(snapshot, engine.instruments.alarm, AuditCalls(engine), engine.cloud_threads.submit, dumped)
     return known if known is not None and known.of == trials.of else trials
 
 
@@ -251,6 +251,6 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
     return Auditor(
         audit, engine.counts,
         submit=engine.cloud_threads.submit, asks=AuditCalls(engine), changed=engine.refresh_thresholds,
-        alarm=engine.alarm, journal=journal, compared=partial(_report_comparison, engine),
+        alarm=engine.instruments.alarm, journal=journal, compared=partial(_report_comparison, engine),
         store=None if engine.checkpoint is None else engine.checkpoint.store,
     )  # fmt: skip

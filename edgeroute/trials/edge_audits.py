@@ -302,6 +302,7 @@ class Auditor(ForkSafe):
 
     Attributes:
         sampler: draws requests.
+        jobs: audits that run or wait.
         arrives: draws a request that arrives now; a result other than None is passed to `audit_drawn` at the request's end.
 
     Raises:
@@ -326,13 +327,8 @@ class Auditor(ForkSafe):
         self._early: dict[str, Any] = {}  # id of an audit that waits or runs -> the label that was reported meanwhile, or `_NONE`
         self._said: set[str] = set()
         self._used = False
-        self._jobs = Background(submit)
+        self.jobs = Background(submit)
         self._set(audit, FULL)
-
-    @property
-    def busy(self) -> int:
-        """Number of audits that run or wait."""
-        return self._jobs.busy
 
     def adopt(
         self,
@@ -399,7 +395,7 @@ class Auditor(ForkSafe):
         due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
         due = due if type(due) is int else None
         allowed = partial(_allowed, self._asks)
-        self.sampler = Sampler(audit.share, audit.scene, lambda: self._jobs.waiting, allowed, due, full)
+        self.sampler = Sampler(audit.share, audit.scene, lambda: self.jobs.waiting, allowed, due, full)
         self._remained = self.sampler.remaining()
         self.arrives: Callable[[], AuditDraw | None] = self.sampler.arrives
 
@@ -478,11 +474,7 @@ class Auditor(ForkSafe):
                 watch.add_totals(*self._counts.judged(name))
             self._store_monitors()
         self._used = True
-        self._jobs.start()
-
-    def drain(self, timeout_s: float) -> None:
-        """Block until the audits that can run now have ended, or `timeout_s` is over; else a short program logs few answers."""
-        self._jobs.drain(timeout_s)
+        self.jobs.start()
 
     def close(self) -> None:
         """Store the state for later runs, unless there were no requests: a router that only measures leaves it as it was.
@@ -531,7 +523,7 @@ class Auditor(ForkSafe):
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
         known = answer is not None or not has_failed(outcome, cloud)
-        rehearses = known and runs and self._jobs.waiting < MOST_WAITING
+        rehearses = known and runs and self.jobs.waiting < MOST_WAITING
         if rehearses or self.audit.labelled or (known and answer is None):
             edges, answer = [each._replace(prediction=copy_answer(each.prediction)) for each in edges], copy_answer(answer)
         if answer is not None and edges:
@@ -543,8 +535,8 @@ class Auditor(ForkSafe):
             if self.audit.labelled and pending and pending[-1].how == "shadow":
                 self._early[request.id] = _NONE
             audit = Pending(request, drawn, bound, answer, ask, pending, rehearse, cloud_fields(outcome, cloud, costs))
-            self._jobs.put(Job(partial(self._run_pending, audit), lambda: answer is not None or self._asks.room(request, cloud)))
-        self._jobs.start()
+            self.jobs.put(Job(partial(self._run_pending, audit), lambda: answer is not None or self._asks.room(request, cloud)))
+        self.jobs.start()
 
     def _run_pending(self, audit: Pending) -> None:
         """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks.
