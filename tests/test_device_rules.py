@@ -11,6 +11,7 @@ from devices import Device, engine_of, now_it_reads
 
 from edgeroute import Options, PolicyError, Reading, Router, Rule, Trace
 from edgeroute.record.instrument_interface import RequestEnded
+from edgeroute.router.engine import read_sensors_once
 from edgeroute.tools.replay import replay
 from edgeroute.tools.replay.recorded_requests_and_statistics import collect
 from edgeroute.tools.replay.replay_setup_and_result import Setup
@@ -222,7 +223,7 @@ def test_a_model_is_not_freed_under_a_run(make):
     answer = router.start(1)
     assert begun.wait(LONG)
     device.says = Reading(memory_available=0.05)
-    engine_of(router).sensing.read()
+    read_sensors_once(engine_of(router))
     assert model.log == []
     gate.set()
     assert answer.result(LONG).source == "edge"

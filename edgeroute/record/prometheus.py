@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status import Stats, Status
-from edgeroute.record.instrument_interface import Instruments
 from edgeroute.record.request_counts import Histogram, Tallied, Tally
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 
@@ -276,8 +275,7 @@ def _encode(registry: CollectorRegistry, accept: str) -> Exposition:
 
 def of_router(router: Measured) -> Prometheus | None:
     """Return the router's `Prometheus` instrument; None: it has none."""
-    instruments: Instruments | None = router.engine.instruments
-    return next((i for i in ([] if instruments is None else instruments.all) if isinstance(i, Prometheus)), None)
+    return next((one for one in router.engine.instruments.all if isinstance(one, Prometheus)), None)
 
 
 def check_installed() -> None:

@@ -1,7 +1,6 @@
 """Engine: makes requests with their plans, records their ends, and holds the policy in force. Each router owns one.
 
-`Sensing` reads the sensors for the rules; the steps of a batch, the decision of a single edge, and a router's status are here
-too.
+Readings of the sensors for the rules, the steps of a batch, the decision of a single edge, and a router's status are here too.
 """
 
 from __future__ import annotations
@@ -70,54 +69,47 @@ if TYPE_CHECKING:
 # Readings of the device's sensors for a router; a rule may have edge models freed, and loaded again later.
 
 
-class Sensing:
-    """Reader of one router's sensors, which deletes plans if other rules are in force, and frees or loads edge models by them.
+def read_sensors_once(engine: Engine) -> None:
+    """Read a router's sensors, blocking. When other rules are in force, delete stored plans.
 
-    Args:
-        engine: engine of the router.
+    Frees edge models, or loads freed ones, by the rules. Updates the facts if energy is limited. Schedules the next reading, also
+    after an error.
     """
+    observer = engine.observer
+    observer.reads_at = INF
+    try:
+        if observer.read():
+            clear_plans(engine.snapshot)
+        if observer.limited and observer.energy.extra_w is not None:
+            engine.observe()
+        _free_or_load(engine)
+    finally:
+        observer.schedule_read()
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
-    def read(self) -> None:
-        """Read the sensors, blocking. When other rules are in force, delete stored plans.
+def _free_or_load(engine: Engine) -> None:
+    """Free the edge models if a rule in force demands it; else load freed ones again, in a thread, or here if none is free.
 
-        Frees edge models, or loads freed ones, by the rules. Schedules the next reading, also after an error.
-        """
-        engine, observer = self._engine, self._engine.observer
-        observer.reads_at = INF
-        try:
-            if observer.read():
-                clear_plans(engine.snapshot)
-            if observer.limited and observer.energy.extra_w is not None:
-                engine.observe()
-            self._free_or_load(engine.snapshot)
-        finally:
-            observer.schedule_read()
-
-    def _free_or_load(self, snapshot: Snapshot) -> None:
-        """Free the edge models if a rule in force demands it; else load freed ones again, in a thread, or here if none is free.
-
-        Errors of freeing and loading are logged. Updates the facts, so that calls go to the next target while models load.
-        """
-        edges = [cast("EdgeBackend", b) for b in backends_by_spec(snapshot).values() if b.side == "edge"]
-        rules = self._engine.observer.facts.rules
-        if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
-            for backend in edges:
-                call_quietly(backend.unload, "freeing an edge model")
-        elif freed := [backend for backend in edges if backend.unloaded and not backend.loading]:
-            for backend in freed:
-                backend.loading = True
-            self._engine.observe()
-            if not self._engine.local_threads.submit(partial(self._load, freed)):
-                self._load(freed)
-
-    def _load(self, freed: list[EdgeBackend]) -> None:
-        """Load models that were freed; meanwhile calls go to the next target. Errors are logged."""
+    Errors of freeing and loading are logged. Updates the facts, so that calls go to the next target while models load.
+    """
+    snapshot, rules = engine.snapshot, engine.observer.facts.rules
+    edges = [cast("EdgeBackend", b) for b in backends_by_spec(snapshot).values() if b.side == "edge"]
+    if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
+        for backend in edges:
+            call_quietly(backend.unload, "freeing an edge model")
+    elif freed := [backend for backend in edges if backend.unloaded and not backend.loading]:
         for backend in freed:
-            call_quietly(backend.load, "loading an edge model again")
-        self._engine.observe()
+            backend.loading = True
+        engine.observe()
+        if not engine.local_threads.submit(partial(_load, engine, freed)):
+            _load(engine, freed)
+
+
+def _load(engine: Engine, freed: list[EdgeBackend]) -> None:
+    """Load models that were freed; meanwhile calls go to the next target. Errors are logged. Updates the facts at the end."""
+    for backend in freed:
+        call_quietly(backend.load, "loading an edge model again")
+    engine.observe()
 
 
 # Logging of failures after a walk; thresholds in force.
@@ -176,17 +168,13 @@ PLAIN = (None, None, None, "")  # key of the plan for calls that override nothin
 MOST_PLANS = 1000  # limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time
 
 
-def _ignore(target: str, what: str) -> None:
-    """Ignore an event: the router has no instruments."""
-
-
 class Engine(ForkSafe):
     """Parts of one router; makes requests with their plans, walks, records and settles them, and closes all. Made by `assemble`.
 
     Attributes:
         snapshot: policy in force, with its targets.
         counts, observer, spending, health: observing parts.
-        caching, queue, late, auditor, checkpoint, ledger, instruments: optional parts; None if not configured.
+        caching, queue, late, auditor, checkpoint, ledger: optional parts; None if not configured.
         state: state folder; None: nothing outlives the process.
         private: recogniser of conversations that stay on the device.
         edge_threads, cloud_threads, local_threads: thread pools for legs on the device, for calls of a cloud, and for the rest.
@@ -204,10 +192,8 @@ class Engine(ForkSafe):
     observer: Observer
     spending: SharedSpending
     health: EndpointHealth
-    instruments: Instruments | None = None
+    instruments: Instruments
     breaker_changed: Callable[[str, str], None]
-    alarm: Callable[[str, str], None]
-    outbox_changed: Callable[[str, str], None]
     edge_threads: ThreadPool
     cloud_threads: ThreadPool
     local_threads: ThreadPool
@@ -226,7 +212,6 @@ class Engine(ForkSafe):
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
-        self.sensing = Sensing(self)
         threads = lambda job: self.local_threads.submit(job)  # noqa: E731, PLW0108 - they are made later
         self.private = PrivateConversations(None if state is None else state / "conversations.db", threads)
         self.caching: Caching | None = None
@@ -235,7 +220,6 @@ class Engine(ForkSafe):
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
         self.trials: Trials | None = None
-        self.breaker_changed = self.alarm = self.outbox_changed = _ignore
         self.closed = False
         self.plain = True  # fast path: no cache, late replies or views are configured, so `infer` walks and records directly
         self.fixed: tuple[Part, ...] = ()  # parts that a reload does not change, the outermost first
@@ -461,7 +445,7 @@ class Engine(ForkSafe):
 
     def read_sensors(self) -> None:
         """Read the device's sensors, apply the rules in force, and have them read from now on. Blocks for them."""
-        self.sensing.read()
+        read_sensors_once(self)
         SAMPLER.add(self)
 
     def refresh_thresholds(self) -> None:
@@ -487,7 +471,7 @@ class Engine(ForkSafe):
         """Count and report an event (`queued`, `late`, ...) of a request in the outbox. Other events are only reported."""
         if what in {"queued", "late"}:
             self.counts.note(what)
-        self.outbox_changed(identity, what)
+        self.instruments.outbox_changed(identity, what)
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Register a function for late answers. Later calls take the slower path."""
@@ -588,7 +572,10 @@ def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | No
 
 
 def status(engine: Engine) -> Status:
-    """Return the status of a router. Reads the outbox's file, if there is one; waits for no lock and no network."""
+    """Return the status of a router. Reads the outbox's file, if there is one; waits for no lock and no network.
+
+    `outbox` is empty if that file cannot be read, and None once the router is closed.
+    """
     from edgeroute.observe.stats_and_status import Status
 
     observer = engine.observer
@@ -597,7 +584,8 @@ def status(engine: Engine) -> Status:
         stats=engine.stats(),
         limits=engine.spending.limits,
         spent=engine.spending.spent(),
-        outbox=_outbox(engine),
+        # A closed file would be opened again.
+        outbox=None if engine.queue is None or engine.closed else engine.queue.outbox.known_counts(),
         reading=None if read_at is None else observer.reading,
         reading_age_s=0.0 if read_at is None else monotonic() - read_at,
         rules=tuple(dict.fromkeys(f"{rule}: {rule.then}" for rule in observer.facts.rules)),
@@ -615,10 +603,3 @@ def status_of(engine: Engine) -> Callable[[], Status | None]:
         return None if there is None or there.closed else status(there)
 
     return now
-
-
-def _outbox(engine: Engine) -> dict[str, int] | None:
-    """Return the counts of the outbox; empty: it cannot be read; None: there is none, or the router is closed."""
-    if engine.queue is None or engine.closed:  # reading would open a closed file again
-        return None
-    return engine.queue.outbox.known_counts()

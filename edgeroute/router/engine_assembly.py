@@ -19,8 +19,9 @@ from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import Observer
 from edgeroute.observe.target_counts import Counts
+from edgeroute.record.instrument_interface import Instruments
 from edgeroute.router.constructor_checks import check_types
-from edgeroute.router.engine import Engine, status_of
+from edgeroute.router.engine import Engine, read_sensors_once, status_of
 from edgeroute.router.io_steps_and_stages import Steps
 from edgeroute.router.offline_rules_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, build
@@ -90,9 +91,7 @@ def assemble(
     counts = engine.counts = Counts()
     store = None
     if folder is not None:
-        from edgeroute.stores.sqlite_file_and_key_values import (
-            KeyValueStore,  # imports SQLite, only if there is something to store
-        )
+        from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore  # imports SQLite, only if there is a folder
 
         store = KeyValueStore.shared_store(folder / "state.db", counts)
     spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)
@@ -101,13 +100,8 @@ def assemble(
         from edgeroute.record.trace import Trace
 
         sinks.insert(0, trace if isinstance(trace, Trace) else Trace(trace))
-    if sinks:
-        from edgeroute.record.instrument_interface import Instruments
-
-        all_sinks = engine.instruments = Instruments(sinks)
-        engine.breaker_changed, engine.alarm, engine.outbox_changed = (
-            all_sinks.breaker_changed, all_sinks.alarm, all_sinks.outbox_changed,
-        )  # fmt: skip
+    engine.instruments = Instruments(sinks)
+    engine.breaker_changed = engine.instruments.breaker_changed
     if folder is not None and store is not None:
         from edgeroute.record.checkpoint import Checkpoint
         from edgeroute.stores.json_lines_and_process_locks import Journal
@@ -149,7 +143,7 @@ def assemble(
     if observer.reads_at < INF:
         SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
-        engine.queue.start()
+        engine.queue.delivery.start()
     for opened in engine.parts.methods("opened"):
         opened(status_of(engine))
     return engine
@@ -165,7 +159,7 @@ def _first_reading(engine: Engine, sensors: Any) -> None:
 
     def read() -> None:
         try:
-            engine.sensing.read()
+            read_sensors_once(engine)
         except BaseException as e:  # noqa: BLE001 - no failure of the sensors, which is logged, but an end: passed on to the caller
             raised.append(e)
         finally:
@@ -174,7 +168,7 @@ def _first_reading(engine: Engine, sensors: Any) -> None:
             SAMPLER.add(engine)
 
     if sensors is None:
-        engine.sensing.read()
+        read_sensors_once(engine)
         return
     if start_thread("edgeroute-sensors", read) is None:
         read()
@@ -191,7 +185,7 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
-        report=engine.instruments, in_force=lambda: engine.snapshot.policy,
+        report=engine.instruments or None, in_force=lambda: engine.snapshot.policy,
     )  # fmt: skip
 
 
@@ -204,7 +198,7 @@ def _set_fixed_parts(
 ) -> None:
     """Construct the parts that a reload does not change, such as cache, instruments and outbox, and set them on the engine."""
     fixed_parts: list[Part] = [engine.private]
-    if engine.instruments is not None:
+    if engine.instruments:
         kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
         fixed_parts.append(kind(engine.instruments, engine.observer))
     fixed_parts += parts
