@@ -282,8 +282,7 @@ class Due:
 
     def __init__(self, patch):
         self._conditions, self._over = {}, threading.Event()
-        for name in ("begin", "begin_stream"):
-            patch.setattr(LegExecutor, name, self._watched(getattr(LegExecutor, name)))
+        patch.setattr(LegExecutor, "begin", self._watched(LegExecutor.begin))
         patch.setattr(Loop, "begin", self._watched(Loop.begin))
         keeps = LegExecutor.keeps_time  # one that runs in its caller's thread hears of no event
         patch.setattr(
@@ -301,9 +300,9 @@ class Due:
         self._over.set()
 
     def _watched(self, begin):
-        def watched(self_, *args):
+        def watched(self_, *args, **options):
             *rest, start, send = args
-            plan, begun = (rest[0] if rest else self_).plan, begin(self_, *args)
+            plan, begun = (rest[0] if rest else self_).plan, begin(self_, *args, **options)
             if plan.deadline_s in self._conditions and plan.legs[start.leg].permit is not None and not isinstance(begun, tuple):
                 threading.Thread(target=self._pass, args=(plan.deadline_s, send)).start()
             return begun

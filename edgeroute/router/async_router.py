@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
-from edgeroute.errors import Held, ModelError, Unreachable
+from edgeroute.errors import Held, Unreachable
 from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.blocking_calls_and_caller_tasks import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.decision_and_check_results import Check, Decision
@@ -23,7 +23,7 @@ from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, batch_steps
 from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
+from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router import Router
@@ -130,7 +130,7 @@ class Loop:
         permit = legs.plan.legs[start.leg].permit
         if backend.run_async is None:
             if streams:
-                return legs.begin_stream(start, send)
+                return legs.begin(start, send, streams=True)
             quick = permit is None and legs.sequential and _quick(legs.plan, backend)
             return legs.run(start) if quick else legs.begin(start, send)
         begin = partial(self._begin_async, legs, streams, start, send)
@@ -470,9 +470,7 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
     if engine.closed:
         return Held(f"{backend.name} was not asked: the router is closed", code="stopped")
     if backend.side == "edge":
-        if backend.abandoned >= STUCK_MOST:
-            return ModelError(f"{backend.name}: {backend.abandoned} runs go on after a request to stop")
-        return legs.detach(start)  # what it began, as in a thread, may go on once its task was cancelled
+        return stuck_error(backend) or legs.detach(start)  # what it began, as in a thread, may go on once its task was cancelled
     return legs.detach(start) if not legs.sequential or legs.shows or legs.blocks(start) else None
 
 

@@ -461,36 +461,24 @@ class LegExecutor:
         cloud = self.plan.legs[start.leg].permit is not None
         return cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time
 
-    def begin(self, start: Start, send: Send) -> Stop | Event:
+    def begin(self, start: Start, send: Send, *, streams: bool = False) -> Stop | Event:
         """Run a leg in a thread on a copy of the inputs, and return the function that stops it; its event goes to `send`.
 
-        If no thread is free, run an edge here, and return its event. Return a failure, and run nothing, for a cloud without a
-        thread or a copy, and for an edge without a thread of which `STUCK_MOST` runs are stuck. After a failed copy an edge reads
-        the original.
+        With `streams` so do its pieces. If no thread is free, run an edge here, and return its event; with `streams` send pieces
+        and event, and return the function. Return a failure, and run nothing, for a cloud without a thread or a copy, and for an
+        edge without a thread of which `STUCK_MOST` runs are stuck. After a failed copy an edge reads the original.
         """
-        error = self.detach(start)
-        task = LegTask(
-            start.leg, self.backend(start), self._turn_by(start.leg), None if self.plan.legs[start.leg].permit else self._measured
-        )
-        if error is None and self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
-            return task.stop
-        refusal = self._refusal(start, error)
-        return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
-
-    def begin_stream(self, start: Start, send: Send) -> Stop | Event:
-        """Run a leg in a thread on a copy of the inputs, and return the function that stops it; pieces and event go to `send`.
-
-        If no thread is free, run an edge here to its end, sending pieces and event, and then return that function, too. Failures
-        are returned, and an edge reads the original, as by `begin`.
-        """
-        error = self.detach(start)
-        task = LegTask(start.leg, self.backend(start), self._turn_by(start.leg))
-        execute, to = partial(self.run, start, task.token, send), self.mail(start, send)
+        error, to = self.detach(start), self.mail(start, send)
+        measured = None if streams or self.plan.legs[start.leg].permit is not None else self._measured
+        task = LegTask(start.leg, self.backend(start), self._turn_by(start.leg), measured)
+        execute = partial(self.run, start, task.token, send if streams else None)
         if error is None and self._submit(start, task, execute, to):
             return task.stop
         refusal = self._refusal(start, error)
         if refusal is not None:
             return Failed(start.leg, refusal, monotonic())
+        if not streams:
+            return self.run(start)
         task.run(execute, to, here=True)  # its pieces are read from the mail
         return task.stop
 
@@ -531,9 +519,7 @@ class LegExecutor:
                 return error
             backend.guard.count_rejected("threads")  # type: ignore[attr-defined]  # a cloud has a guard
             return Held(f"{backend.name} was not asked: no thread is free", code="threads")
-        if backend.abandoned >= STUCK_MOST:
-            return ModelError(f"{backend.name}: {backend.abandoned} runs go on after a request to stop")
-        return None
+        return stuck_error(backend)
 
     def detach(self, start: Start) -> Exception | None:
         """Copy the inputs, before a leg begins that may outlive the call. Return the error if that fails for a cloud, else None.
@@ -577,6 +563,13 @@ class LegExecutor:
 async def _run_beside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
     """Return the result of views, consent or redaction; if they may block, off the event loop, with the caller's context."""
     return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
+
+
+def stuck_error(backend: Backend) -> ModelError | None:
+    """Return the error for a run of a model of which `STUCK_MOST` runs did not stop; None: fewer."""
+    if backend.abandoned < STUCK_MOST:
+        return None
+    return ModelError(f"{backend.name}: {backend.abandoned} runs go on after a request to stop")
 
 
 def failed(leg: int, backend: Backend, error: BaseException, masks: list[MaskedData] | None = None) -> Failed:

@@ -545,7 +545,7 @@ def _execute(step: Step, engine: Engine, ring: Callable[[], object] | None) -> G
         legs = step.legs
         if step.show is None and legs.plan.sequential:
             return blocking.drive_inline(step.walk, legs.run)
-        shown = blocking.stream(step.walk, legs.begin_stream if step.streams else partial(_begin, legs), ring)
+        shown = blocking.stream(step.walk, partial(legs.begin, streams=True) if step.streams else partial(_begin, legs), ring)
         try:
             while True:
                 emit = next(shown)
