@@ -425,6 +425,8 @@ def test_a_policy_asks_for_it(tmp_path, fashion):
         assert [one.router for one in router.engine.instruments.all] == ["camera"]
         router.reload()
         assert [one.router for one in router.engine.instruments.all] == ["camera"]
+    with Router.from_policy(path, instruments=[]) as router:  # nothing is added: not the same as None
+        assert [one.router for one in router.engine.instruments.all] == ["camera"]
     with Router.from_policy(path, instruments=[Tally(), own]) as router:
         assert [type(one) for one in router.engine.instruments.all] == [Tally, Prometheus]
         assert router.engine.instruments.all[1] is own

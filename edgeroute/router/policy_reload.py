@@ -130,14 +130,9 @@ class PolicyFile:
         except EdgerouteError as e:
             raise type(e)(f"{self.path}: {e}") from e
         merged = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
-        if "instruments" in self._more:
-            instruments = self._more["instruments"]
-            kinds = {type(instrument) for instrument in instruments or ()}
-            merged["instruments"] = (
-                [*(instrument for instrument in arguments.get("instruments", ()) if type(instrument) not in kinds), *instruments]
-                if instruments
-                else ()
-            )
+        further = self._more.get("instruments") or ()
+        kinds = {type(instrument) for instrument in further}
+        merged["instruments"] = [*(one for one in arguments.get("instruments", ()) if type(one) not in kinds), *further]
         on_trial = [trial.edge for trial in merged["trial"] or () if trial.edge is not None]
         models = [*on_trial, *_models(merged["edge"])]  # the latter's version counts, where both are of one model
         releases = [release for model in models if (release := member(model, "release")) is not None]
