@@ -7,7 +7,7 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -22,6 +22,7 @@ from edgeroute.fleet.daily_digest_spool_and_upload import LOOK_S, DailyDigests, 
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
 from edgeroute.http.messages_addresses_and_secrets import Secret
+from edgeroute.record.request_counts import drain
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.router.policy_snapshot import Snapshot, calibrated_target
 from edgeroute.router.router_parts import Part
@@ -176,7 +177,7 @@ class Fleet(ForkSafe, Part):
                     row[str(bucket(event.latency_s))] += number
                 if event.confidence is not UNJUDGED:
                     sums[row_name(day, "confidences", 0, group)][str(_confidence_index(event.confidence))] += number
-            for at, of in _drain(self._audited):
+            for at, of in drain(self._audited):
                 day, hour = day_and_hour(at)
                 plan, request = of.plan, of.request
                 known = self._awaited.pop(request, None) if plan is None else self._group(of.snapshot, plan, of.target)
@@ -202,7 +203,7 @@ class Fleet(ForkSafe, Part):
         Return an event of each kind (hour, group, buckets), its number, and sums of bytes and dollars.
         """
         kinds: dict[tuple[Any, ...], tuple[_Event, int, int, float]] = {}
-        for event in _drain(self._new):
+        for event in drain(self._new):
             at, snapshot, plan, target, fields, latency_s, confidence, moved, usd = event
             place = -1 if latency_s is None else bucket(latency_s)
             index = UNJUDGED if confidence is UNJUDGED else _confidence_index(confidence)
@@ -284,13 +285,6 @@ def _target_and_confidence(plan: Plan, outcome: Outcome) -> tuple[str, bool, Any
 def _confidence_index(confidence: Any) -> int:
     """Return the index of the highest threshold of `CONFIDENCES` that accepts a confidence; -1: none, or no confidence."""
     return -1 if confidence is None or confidence != confidence else bisect_right(CONFIDENCES, confidence) - 1  # noqa: PLR0124
-
-
-def _drain(queue: deque[Any]) -> Iterator[Any]:
-    """Yield and remove the items of a queue."""
-    with suppress(IndexError):
-        while True:
-            yield queue.popleft()
 
 
 def _model(snapshot: Snapshot, target: str) -> str:

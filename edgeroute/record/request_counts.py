@@ -125,16 +125,16 @@ class Tally(ForkSafe, Instrument):
     def _add_up(self) -> None:
         """Count the queued requests, attempts, limits and events, and empty the queues. The caller holds the lock."""
         self._add_requests()
-        for target, code, took_s, tokens in _drain(self._tried):
+        for target, code, took_s, tokens in drain(self._tried):
             name = self._endpoint(target)
             self._attempts[name, code] += 1
             self._endpoints[name].add(took_s)
             if tokens is not None:
                 self._tokens[name, "input"] += tokens.prompt
                 self._tokens[name, "output"] += tokens.answer
-        for target, code in _drain(self._limits):
+        for target, code in drain(self._limits):
             self._held[self._endpoint(target), code] += 1
-        for what in _drain(self._happened):
+        for what in drain(self._happened):
             self._events[what] += 1
 
     def _add_requests(self) -> None:
@@ -143,7 +143,7 @@ class Tally(ForkSafe, Instrument):
         Unknown reasons of a new kind count as `error`, too many targets as `other`.
         """
         requests = self._requests
-        for recorded, latency_s, legs in _drain(self._new):
+        for recorded, latency_s, legs in drain(self._new):
             kind = recorded
             if kind not in requests:
                 kind = Kind(kind.source, self._leg(kind.leg), kind.reason if kind.reason in CODES else "error", kind.degraded)
@@ -207,7 +207,7 @@ def _unknown() -> None:
     """Return no status: no router was made with this instrument."""
 
 
-def _drain(fresh: deque[K]) -> Iterator[K]:
+def drain(fresh: deque[K]) -> Iterator[K]:
     """Yield the events of a queue, removing them."""
     while True:
         try:

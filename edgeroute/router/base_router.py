@@ -22,7 +22,7 @@ from edgeroute.router.constructor_checks import Cloud, Edge, checked_options, wi
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.io_steps_and_stages import Steps
-from edgeroute.router.policy_snapshot import edges_of, fingerprints
+from edgeroute.router.policy_snapshot import PolicyArguments, edges_of, fingerprints
 from edgeroute.system.clock_json_and_fork_safety import limited_waits, list_weakset, log
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.thread_pool_and_workers import start_thread
@@ -192,8 +192,7 @@ class BaseRouter(Generic[V]):
             raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
 
         with engine.replacing:
-            audit = None if engine.auditor is None else engine.auditor.audit
-            _replace(engine, engine.arguments, engine.spending.limits, engine.observer.metered, audit)
+            _replace_arguments(engine, engine.arguments)
 
     def promote(self) -> None:
         """Make the edge model on trial the edge, and end its trial; clouds on trial stay.
@@ -209,15 +208,11 @@ class BaseRouter(Generic[V]):
         other, now = engine.snapshot.shown, engine.snapshot
         if other is None:
             raise PolicyError("there is no edge on trial that could be promoted: give trial=Trial(edge=...)")
-        release_on_trial, release_in_use = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
-        if (
-            release_on_trial is not None
-            and release_in_use is not None
-            and (release_on_trial.pointer.parent, release_on_trial.name) == (release_in_use.pointer.parent, release_in_use.name)
-        ):
+        tried, used = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
+        if tried is not None and used is not None and (tried.pointer.parent, tried.name) == (used.pointer.parent, used.name):
             from edgeroute.catalog.installed_and_active_models import Installed
 
-            Installed(release_on_trial.pointer.parent).activate(release_on_trial.name, release_on_trial.version)
+            Installed(tried.pointer.parent).activate(tried.name, tried.version)
             self.reload()
         elif self._file is not None:
             raise PolicyError(f"{self._file.path}: make the edge of [trial] the path of [edge], and remove [trial]")
@@ -227,9 +222,7 @@ class BaseRouter(Generic[V]):
             edge = next(trial.edge for trial in now.trials if trial.side == "edge")
             rest = [trial for trial in now.trials if trial.side == "cloud"]
             with engine.replacing:  # a reload at the same time does not put the model before in force again
-                audit = None if engine.auditor is None else engine.auditor.audit
-                arguments = engine.arguments._replace(edge=edge, threshold=threshold, trial=rest)
-                _replace(engine, arguments, engine.spending.limits, engine.observer.metered, audit)
+                _replace_arguments(engine, engine.arguments._replace(edge=edge, threshold=threshold, trial=rest))
 
     def on_late(self, function: Late) -> Late:
         """Register `function(late)` for every cloud answer that arrives after its request was answered. A decorator.
@@ -344,11 +337,12 @@ class BaseRouter(Generic[V]):
 _warned = threading.Event()
 
 
-def _replace(*given: Any) -> None:
-    """Put another policy in force, as `reload.replace`, which is imported with the first reload."""
+def _replace_arguments(engine: Engine, arguments: PolicyArguments) -> None:
+    """Put a policy of these arguments in force, with the limits and audits as they are; effects and errors as `replace`."""
     from edgeroute.router.policy_reload import replace
 
-    replace(*given)
+    audit = None if engine.auditor is None else engine.auditor.audit
+    replace(engine, arguments, engine.spending.limits, engine.observer.metered, audit)
 
 
 def _close(engine: Engine, file: PolicyFile | None) -> None:

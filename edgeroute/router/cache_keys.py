@@ -11,7 +11,6 @@ from edgeroute.core.walk import Prediction, acceptable, new
 
 if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
-    from edgeroute.router.inputs_and_forwarded_answers import TargetViews
     from edgeroute.stores.cache import Entry
     from edgeroute.types import Backend
 
@@ -32,23 +31,18 @@ class KeyPrefixes:
         scores: score of each target.
         redact: redaction in force.
         old: prefixes of the router's previous policy, whose fingerprints of backends still in use are taken over.
-        views: views of the targets.
+        views: view of each target; None: it takes the whole input.
 
     Attributes:
         known: by `id()`, an object and its fingerprint.
     """
 
     def __init__(
-        self,
-        targets: Sequence[Target],
-        backends: Sequence[Backend],
-        scores: Sequence[Any],
-        redact: Callable[..., Any] | None,
-        old: KeyPrefixes | None = None,
-        views: TargetViews | None = None,
-    ) -> None:
+        self, targets: Sequence[Target], backends: Sequence[Backend], scores: Sequence[Any], redact: Callable[..., Any] | None,
+        old: KeyPrefixes | None, views: Sequence[Any]
+    ) -> None:  # fmt: skip
         self._targets, self._backends, self._scores, self._redact = targets, backends, scores, redact
-        self._views = [None] * len(targets) if views is None else views.views
+        self._views = views
         used = {id(thing) for thing in (*backends, *scores, redact, *self._views)}
         self.known: dict[int, tuple[object, str]] = {}
         if old is not None:
@@ -86,13 +80,13 @@ class KeyPrefixes:
         parts: list[object] = [mode, data_class, leaves, *edges]
         for target, backend, score, view in zip(self._targets, self._backends, self._scores, self._views, strict=True):
             if (mode != "only_cloud") if target.side == "edge" else leaves:
-                score_text = score if isinstance(score, str) else self._once(score, _score)
-                parts += [target.name, self._once(backend, _identity), score_text]
+                score_text = score if isinstance(score, str) else self._once(score, score_print)
+                parts += [target.name, self._once(backend, lambda b: b.identity(fingerprint)), score_text]
                 parts += [backend.credentials()] if hasattr(backend, "credentials") else []
                 if view is not None:
-                    parts.append(["key", view] if isinstance(view, str) else ["view", self._once(view, _fingerprint)])
+                    parts.append(["key", view] if isinstance(view, str) else ["view", self._once(view, fingerprint)])
         if leaves and self._redact is not None:
-            parts.append(self._once(self._redact, _score))
+            parts.append(self._once(self._redact, score_print))
         prefix = repr(parts).encode("utf-8", "surrogatepass")
         if data_class is None or len(data_class) <= LONGEST:
             if len(self._prefixes) >= MOST:
@@ -119,31 +113,16 @@ def is_accepted(plan: Plan, entry: Entry) -> bool:
     return entry.side != "edge"  # a target that this plan leaves out, as it is busy
 
 
-def _identity(backend: Backend) -> str:
-    """Return a backend's identity."""
-    return backend.identity(_fingerprint)
-
-
-def _score(score: Any) -> str:
-    """Return a score's identity."""
-    return score_print(score, _fingerprint)
-
-
-def score_print(score: Any, of: Callable[[Any], str]) -> str:
-    """Return a score's identity: its name, its own `identity` or `fingerprint`, or else the fingerprint of its function.
-
-    Args:
-        score: name or object.
-        of: returns the fingerprint of an object.
-    """
+def score_print(score: Any) -> str:
+    """Return a score's identity: its name, its own `identity` or `fingerprint`, or else the fingerprint of its function."""
     if isinstance(score, str):
         return score
     identity: Callable[..., str] | None = getattr(score, "identity", None)
-    return str(getattr(score, "fingerprint", None) or of(score)) if identity is None else identity(of)
+    return str(getattr(score, "fingerprint", None) or fingerprint(score)) if identity is None else identity(fingerprint)
 
 
-def _fingerprint(thing: object) -> str:
+def fingerprint(thing: object) -> str:
     """Return an object's fingerprint, by the cache's module, which is imported at the first use."""
-    from edgeroute.stores.cache import fingerprint  # with what a cache needs, only if there is one
+    from edgeroute.stores import cache  # with what a cache needs, only if there is one
 
-    return fingerprint(thing)
+    return cache.fingerprint(thing)

@@ -90,7 +90,8 @@ class Caching(Part):
                     # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
                     alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
                 else:
-                    results[i] = self._share_answer(request, *shared)
+                    leader, cached = shared
+                    results[i] = self._count_answer(cached.for_caller(), "cache", request, f"shared with {leader}")
             yield from self._run_leads(alone, results, proceed)
         finally:
             for _, _, flight in leads:
@@ -199,9 +200,14 @@ class Caching(Part):
             return None
 
     def _cached_answer(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
-        """Count a cached answer, and return it."""
+        """Count the answer of an entry, and return it, with its age and `note` in its reason."""
+        age_s = max(0.0, process.now() - entry.at)
+        return self._count_answer(entry, source, request, f"cache, {age_s:.0f} s old{note}")
+
+    def _count_answer(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
+        """Count a request that is answered without a call, and return the answer of that entry, with `note` in its reason."""
         self._router.counts.note("cached")
-        return _answer(entry, source, request, note)
+        return Answer.from_entry(entry, source, f"{note}: {entry.reason}", request.id, monotonic() - request.begun)
 
     def _revalidate(self, stale: Request, flight: Flight, proceed: Proceed) -> bool:
         """Start the revalidation of a stale entry in the background, on a copy of the input, as the caller may write to it.
@@ -240,19 +246,6 @@ class Caching(Part):
             return INF
         edge_s = max((plan.facts.reserves.get(leg.name, INF) for leg in plan.legs if leg.permit is None), default=INF)
         return max(0.0, whole_s - (edge_s if edge_s < INF else whole_s / 2) - (monotonic() - request.begun))
-
-    def _share_answer(self, request: Request, leader: str, cached: CachedEntry) -> Answer:
-        """Count a shared answer, and return it as this request's.
-
-        Args:
-            request: the request.
-            leader: id of the equal request.
-            cached: its answer.
-        """
-        self._router.counts.note("cached")
-        entry = cached.for_caller()
-        note = f"shared with {leader}: {entry.reason}"
-        return Answer.from_entry(entry, "cache", note, request.id, monotonic() - request.begun)
 
     def store(self, request: Request, answer: Answer) -> None:
         """Store the answer of a request in the cache, unless it is degraded, provisional, cached, or lacks the edge's answer.
@@ -310,11 +303,3 @@ def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
     """Return the leader's id, and a copy of its answer, to which the leader's caller cannot write; None: it cannot be copied."""
     copied = private_copy(_entry(answer))
     return None if copied is None else (answer.id, copied)
-
-
-def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
-    """Return the answer of a cache entry, with its age in the reason."""
-    age_s = max(0.0, process.now() - entry.at)
-    return Answer.from_entry(
-        entry, source, f"cache, {age_s:.0f} s old{note}: {entry.reason}", request.id, monotonic() - request.begun
-    )

@@ -11,6 +11,7 @@ from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
+from edgeroute.router.cache_keys import fingerprint
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import Backend, Escalated
@@ -74,15 +75,10 @@ class TargetViews:
         ]
         return [f"{name}: takes {kind}" for name, kind in kinds]
 
-    def identity(self, target: int, of: Callable[[Any], str]) -> str:
-        """Return a text that identifies that target's view, for cache keys; empty: none.
-
-        Args:
-            target: index of the target.
-            of: returns the fingerprint of a function.
-        """
+    def identity(self, target: int) -> str:
+        """Return a text that identifies the view of target number `target`, for certificates; empty: none."""
         view = self.views[target]
-        return "" if view is None else f"key {view!r}" if isinstance(view, str) else f"view {of(view)}"
+        return "" if view is None else f"key {view!r}" if isinstance(view, str) else f"view {fingerprint(view)}"
 
     def of(self, target: Target, number: int, x: Any) -> Any:
         """Return the target's view of an input; calls the application's function, if the view is one.
@@ -137,11 +133,9 @@ def _check_view(key: Any, view: Any) -> None:
     if not callable(view):
         raise PolicyError(f"views[{key!r}] is a key of the input, such as 'jpeg', or a function of it, not {class_name(view)}")
     call = getattr(view, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
-    if any(kind(f) for kind in _LATER for f in (view, call)):
+    later = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    if any(kind(f) for kind in later for f in (view, call)):
         raise PolicyError(f"views[{key!r}] is a coroutine or generator function: a view is a plain function of the input")
-
-
-_LATER = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 
 
 def _item_under_key(x: Any, key: str, name: str) -> Any:

@@ -53,11 +53,11 @@ class CallInputs:
         views: their views; None: none.
     """
 
-    def __init__(self, requests: Sequence[Request], targets: Sequence[Target], views: TargetViews | None) -> None:
+    def __init__(self, requests: Sequence[Request], targets: Sequence[Target], views: TargetViews) -> None:
         single = len(requests) == 1
         self._inputs: list[Any] = [requests[0].inputs] if single else [request.inputs for request in requests]
         self._copied = False
-        self._targets, self._views = targets, views if views is not None and views.given else None
+        self._targets, self._views = targets, views if views.given else None
         if self._views is not None:
             self._ids = {request.id: row for row, request in enumerate(requests)}
             self._seen: dict[tuple[int, int], tuple[Any, Exception | None]] = {}

@@ -141,10 +141,6 @@ class OfflineQueue:
         outbox.report_damaged = partial(router.note, "damaged")
         self.callbacks, self.delivery = Callbacks(outbox), Delivery(outbox, self.send)
 
-    def start(self) -> None:
-        """Start the delivery's thread."""
-        self.delivery.start()
-
     @property
     def storing(self) -> int:
         """Number of requests being stored."""
@@ -335,10 +331,10 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
             "kind": "call", "method": call.method, "path": call.path, "headers": list(call.headers), "body": bytes(call.body),
         }  # fmt: skip
     else:
-        encoded = encode_input(x)
+        encoded, along = encode_input(x), [] if edge is None else [(EDGE, json.dumps(edge))]
         if encoded is None:
             return "an input of this kind cannot be stored"
-        form = {"kind": "input", "headers": [("Content-Type", encoded[0]), *_header(edge)], "body": encoded[1]}
+        form = {"kind": "input", "headers": [("Content-Type", encoded[0]), *along], "body": encoded[1]}
     if masks is not None:
         form["headers"].append((MASKED, json.dumps(masks[0].originals).replace("\x7f", "\\u007f")))
     if job.error is None and legs is not None and legs.late is not None:  # still in flight; otherwise cancelled at the deadline
@@ -368,11 +364,6 @@ def _provisional(answer: Prediction | None, own: Callable[[Any], Any]) -> Mappin
         return None if answer is None else {"value": own(answer.value), "confidence": answer.confidence}
     except Exception:  # noqa: BLE001 - a value's own way of being copied may raise anything
         return None
-
-
-def _header(edge: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the header with the edge's answer, for an input that is stored as such."""
-    return [] if edge is None else [(EDGE, json.dumps(edge))]
 
 
 def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:

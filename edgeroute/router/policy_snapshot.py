@@ -27,7 +27,7 @@ from edgeroute.edge.edge_interface_and_fingerprints import LoadedFiles, member, 
 from edgeroute.edge.runtime_registry_and_model_groups import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
-from edgeroute.router.cache_keys import KeyPrefixes, score_print
+from edgeroute.router.cache_keys import KeyPrefixes, fingerprint, score_print
 from edgeroute.router.constructor_checks import checked_cloud, is_float, threshold_advice
 from edgeroute.router.inputs_and_forwarded_answers import TargetViews, View, check_send_edge
 from edgeroute.system.clock_json_and_fork_safety import sha256
@@ -306,7 +306,8 @@ def _of_edge_trial(
 ) -> Snapshot | None:
     """Build the policy with the edge model on trial in place of the edge; None: it is the version in use already.
 
-    Raises PolicyError without exactly one edge, for a hidden one without a cloud, or if the clouds' labels would change.
+    That of a hidden one is in mode `shadow`, without rules on the device's state. Raises PolicyError without exactly one edge,
+    for a hidden one without a cloud, or if the clouds' labels would change.
     """
     edges, hidden = [b for b in snapshot.backends if b.side == "edge"], not trial.shown
     if len(edges) != 1:
@@ -314,12 +315,8 @@ def _of_edge_trial(
     if hidden and not snapshot.clouds:
         raise PolicyError("trial: the answers of a hidden edge are compared with the cloud's, and there is no cloud=")
     model = load(trial.edge)
-    release, release_in_use = member(model, "release"), member(cast("Any", edges[0]).model, "release")
-    if (
-        release is not None
-        and release_in_use is not None
-        and (release.name, release.version) == (release_in_use.name, release_in_use.version)
-    ):
+    tried, used = member(model, "release"), member(cast("Any", edges[0]).model, "release")
+    if tried is not None and used is not None and (tried.name, tried.version) == (used.name, used.version):
         return None
     limit = trial.threshold
     if limit is None and not hidden and release_certificate(model) is None and isinstance(arguments.threshold, Real):
@@ -328,10 +325,10 @@ def _of_edge_trial(
     if hidden:
         arguments = arguments._replace(mode="shadow", rules=(), uncalibrated="tell")
     clouds = tuple(candidate for candidate in snapshot.trials if candidate.side == "cloud")
-    tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), routing.EDGE_TRIAL)
-    if tried.clouds != snapshot.clouds:
+    of_trial = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), routing.EDGE_TRIAL)
+    if of_trial.clouds != snapshot.clouds:
         raise PolicyError("trial: its model has other labels than the edge, which read the cloud's: give the cloud its own")
-    return tried
+    return of_trial
 
 
 def _build_without_edge_trial(
@@ -365,7 +362,7 @@ def _build_without_edge_trial(
     targets, backends = draft.targets, draft.backends
     seen = TargetViews(_views(arguments.views, arm, [candidate for candidate in trials if candidate.side == "edge"]), targets)
     scores = [spec[3] for spec in draft.specs]
-    prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
+    prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen.views)
     hidden = any(candidate.side == "edge" and not candidate.shown for candidate in trials)
     snapshot = Snapshot(
         policy, tuple(targets), tuple(backends), tuple(draft.specs), egress, {}, prefixes, (None,) * len(targets), seen, trials,
@@ -534,21 +531,15 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
     They are of the model, its score and view, the clouds not on trial, their codec and redaction; and of the edge models before
     it, each with its own threshold, as these decide which inputs reach it. Reads files.
     """
-    from edgeroute.stores.cache import fingerprint
-
     egress, clouds, prints = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
     if clouds:
-        redacted = [] if egress.redact is None else [score_print(egress.redact, fingerprint)]
+        redacted = [] if egress.redact is None else [score_print(egress.redact)]
         prints["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         prints["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
         if served_text := served_identities(snapshot):
             prints["served"] = served_text
     for number, backend in enumerate(snapshot.backends):
-        if (
-            backend.side == "cloud"
-            and not snapshot.targets[number].trial
-            and (view := snapshot.views.identity(number, fingerprint))
-        ):
+        if backend.side == "cloud" and not snapshot.targets[number].trial and (view := snapshot.views.identity(number)):
             prints["codec"] += f" {view}"
     if earlier := earlier_edges(snapshot.targets, i):
         prints["earlier"] = _models_print(snapshot, earlier)
@@ -577,12 +568,10 @@ def earlier_edges(targets: Sequence[routing.Target], i: int) -> list[int]:
 
 def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
     """Return the fingerprints of an edge model with its view, and of its score."""
-    from edgeroute.stores.cache import fingerprint
-
-    score, view = snapshot.specs[i][3], snapshot.views.identity(i, fingerprint)
+    score, view = snapshot.specs[i][3], snapshot.views.identity(i)
     return {
         "edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""),
-        "score": score_print(score, fingerprint),
+        "score": score_print(score),
     }
 
 
@@ -595,9 +584,9 @@ def calibrated_target(snapshot: Snapshot, i: int) -> routing.Target:
 
 
 def _models_print(snapshot: Snapshot, numbers: Sequence[int]) -> str:
-    """Return one hash of edge models beside another: their fingerprints and own thresholds.
+    """Return one hash of several edge models: of their fingerprints and their own thresholds, without the effect of alarms.
 
-    Begins with a mark if one is unidentified.
+    Begins with a mark if one is unidentified. Reads files.
     """
     import json
 
@@ -621,7 +610,6 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
     if snapshot.policy.no_confidence != "defer":
         raise PolicyError("a certificate guarantees nothing of answers without a confidence: no_confidence has to be 'defer'")
     from edgeroute.confidence.certificate import BoundCertificate
-    from edgeroute.stores.cache import fingerprint
 
     numbers = [k for k, target in enumerate(snapshot.targets) if target.side == "edge"]
     numbers = numbers if certificate.ladder else [*earlier_edges(snapshot.targets, i), i]

@@ -19,16 +19,16 @@ from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
-from edgeroute.core.walk import Done, Failed, Outcome, Prediction
+from edgeroute.core.walk import Done, Failed, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
+from edgeroute.router.cache_keys import fingerprint
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, initially, log, per_process
 from edgeroute.system.input_copies import copy_value
 from edgeroute.trials.edge_audits import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
-from edgeroute.types import Spent
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
@@ -246,13 +246,12 @@ class RunningTrial(ForkSafe):
             self._said.add(text)
             log.error("trial of %s: %s (said once)", self.names[1], text, exc_info=error)
 
-    def count(self, rows: Iterable[Seen], request: str = "") -> None:
+    def count(self, rows: Sequence[Seen], request: str = "") -> None:
         """Add the outcomes of a request, or of the rows of a batch, which are in one arm, to its sums and the tests.
 
         May stop the trial. For the guardrail a batch is one observation: its rows fail together, and the tests are of independent
         ones. A hidden trial's tests take none.
         """
-        rows = list(rows)
         if not rows:
             return
         b = rows[0].name == self.names[1]
@@ -446,39 +445,35 @@ class Trials(ForkSafe, parts.Part):
 
         Never raises: errors are logged.
         """
-        rows = [
-            (walk_result.request, walk_result.outcome, {} if walk_result.request.batch else walk_result.costs)
-            for walk_result in walks
-        ]
         try:
             if self._edge is not None:
-                seen = [walk_result for request, outcome, _ in rows if (walk_result := _edge_seen(request, outcome)) is not None]
-                self._edge.count((one for one in seen if one.name in self._edge.names), rows[0][0].id)
+                rows = [seen for walked in walks if (seen := _edge_seen(walked)) is not None and seen.name in self._edge.names]
+                self._edge.count(rows, walks[0].request.id)
             if self._clouds:
-                self._count_clouds(rows)
+                self._count_clouds(walks)
         except Exception:
             log.exception("a trial could not be counted; the answer is not touched by it")
 
-    def _count_clouds(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
+    def _count_clouds(self, walks: Sequence[Walked]) -> None:
         """Count the outcomes of clouds' calls in their arms.
 
         Begin calls of hidden clouds, in threads, for those that are drawn.
         """
-        outcomes = [(row[0], seen) for row in rows if (seen := self._cloud_seen(*row)) is not None]
+        outcomes = [(walked.request, seen) for walked in walks if (seen := self._cloud_seen(walked)) is not None]
         for running in self._clouds:
-            running.count((seen for _, seen in outcomes if seen.name in running.names), rows[0][0].id)
+            running.count([seen for _, seen in outcomes if seen.name in running.names], walks[0].request.id)
             if running.trial.shown or running.stopped:
                 continue
             for request, seen in outcomes:
                 if seen.answer is not None and seen.name == running.names[0] and running.draws(request.id, request.inputs):
                     self._call_hidden(running, request, seen.leg, seen.answer.value, seen.edge)
 
-    def _cloud_seen(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
+    def _cloud_seen(self, walked: Walked) -> Seen | None:
         """Return the first cloud's result for its arm: failure, latency, cost, and if the edge differed.
 
         A timeout counts as a failure. None: it has no arm, was not called, or failed by no fault of the endpoint.
         """
-        legs = request.plan.legs
+        request, outcome, legs = walked.request, walked.outcome, walked.request.plan.legs
         i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
         if i is None or (arm := self._arms.get(legs[i].name)) is None:
             return None
@@ -491,7 +486,7 @@ class Trials(ForkSafe, parts.Part):
         answer = outcome.prediction if outcome.leg == i and reply is not None else None
         edge = next((held for leg, held in outcome.held.items() if legs[leg].permit is None), None)
         differs = None if answer is None or edge is None else self._differ(edge.value, answer.value)
-        usd = costs[i].usd if i in costs else None
+        usd = walked.costs[i].usd if i in walked.costs and not request.batch else None  # a batch's is of all its rows
         return Seen(arm, failed, False, differs, took_s, usd, i, answer, edge)
 
     def _differ(self, value: Any, other: Any) -> bool | None:
@@ -548,12 +543,12 @@ def _describe_model(snapshot: Snapshot) -> str:
     return str(member(model, "release") or model.name)
 
 
-def _edge_seen(request: Request, outcome: Outcome) -> Seen | None:
+def _edge_seen(walked: Walked) -> Seen | None:
     """Return the outcome of a request for the arm of the first edge of its plan; None: the plan has no edge.
 
     It is failed or not, deferred or not, and the time so far. An input that the edge cannot take is no failure.
     """
-    legs = request.plan.legs
+    request, outcome, legs = walked.request, walked.outcome, walked.request.plan.legs
     edge = next((i for i, leg in enumerate(legs) if leg.permit is None), None)
     if edge is None:
         return None
@@ -575,16 +570,13 @@ def identity(backend: CloudBackend) -> str:
     Labels are left out, as a server may report them later. A function that refers to an object has no identity that two processes
     agree on, so only its name counts.
     """
-    from edgeroute.stores.cache import fingerprint
-
     endpoint: Any = getattr(backend, "endpoint", None)
     if endpoint is None:
         description = backend.fingerprint(fingerprint)
     else:  # a subclass may do otherwise
         description = repr(endpoint.identity(fingerprint)) if "identity" in vars(type(endpoint)) else fingerprint(endpoint)
-    return sha256(
-        repr((backend.origin, "" if UNIDENTIFIED in description else description)).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    content = repr((backend.origin, "" if UNIDENTIFIED in description else description))
+    return sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _hidden_leg(like: Leg, name: str, target: int) -> Leg:

@@ -51,21 +51,24 @@ def _load_and_run(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Wa
 
     On zeros for at most `CHECK_S` a run. An asynchronous model is only loaded; None for runs that were not made.
     """
-    begun = monotonic()
-    load = member(backend.model, "load")
-    if load is not None:
-        load()
-    loaded = monotonic()
+    load_s, loaded = _load(backend), monotonic()
     if backend.alone_async:
-        return Warmed(name, loaded - begun, None, None)
+        return Warmed(name, load_s, None, None)
     if samples:
         for x in samples:
             value(backend, x)
         first = monotonic()
         value(backend, samples[0])
-        return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)
-    times = backend.time_on_zeros(CHECK_S)
-    return Warmed(name, loaded - begun, *(times or (None, None)))
+        return Warmed(name, load_s, (first - loaded) / len(samples), monotonic() - first)
+    return Warmed(name, load_s, *(backend.time_on_zeros(CHECK_S) or (None, None)))
+
+
+def _load(backend: EdgeBackend) -> float:
+    """Load a model, blocking, and return the seconds that it took; about 0 if it is loaded, or has no method for it."""
+    begun = monotonic()
+    if (load := member(backend.model, "load")) is not None:
+        load()
+    return monotonic() - begun
 
 
 def value(backend: EdgeBackend, x: Any) -> Any:
@@ -151,15 +154,11 @@ async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any],
     Return the timings. Without samples, or without `run_async`, the model is only loaded. Checks of its answers are awaited by
     `off_loop`. Raises what the model raises.
     """
-    begun = monotonic()
-    load = member(backend.model, "load")
-    if load is not None:
-        load()
-    loaded = monotonic()
+    load_s, loaded = _load(backend), monotonic()
     if not samples or backend.run_async is None:
-        return Warmed(name, loaded - begun, None, None)
+        return Warmed(name, load_s, None, None)
     for x in samples:
         await backend.run_async([x], False, off_loop)
     first = monotonic()
     await backend.run_async([samples[0]], False, off_loop)
-    return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)
+    return Warmed(name, load_s, (first - loaded) / len(samples), monotonic() - first)
