@@ -391,7 +391,7 @@ def test_a_call_whose_caller_left_while_the_ledger_was_written_costs_nothing(tmp
 def test_bookings_wait_for_a_thread(tmp_path, monkeypatch):
     """More calls at once than a router has threads for its clouds: none is refused, as each booking waits for its turn."""
     gate, stalled = threading.Event(), threading.Event()
-    monkeypatch.setattr("edgeroute.router.engine_assembly.CLOUD_MOST", 1)
+    monkeypatch.setattr("edgeroute.router.engine.CLOUD_MOST", 1)
 
     def append(*_):
         stalled.set()

@@ -213,9 +213,7 @@ class OpenTelemetry(Instrument):
             raise PolicyError('propagate= takes a list of hosts, as in propagate=["api.example.com"], or True for all')
         self.propagate = propagate if isinstance(propagate, bool) else frozenset(host.lower() for host in propagate)
         self._tracer = trace.get_tracer("edgeroute", tracer_provider=tracer_provider)
-        self._meters = None
-        if meter_provider is not None:
-            self._meters = Meters(meter_provider)
+        self._meters = None if meter_provider is None else Meters(meter_provider)
         self._open: dict[str, _OpenSpan] = {}
         self._batches: dict[str, list[str]] = {}  # batch -> its rows that have not ended
         self._attempts: dict[int, tuple[Span, AttemptBegan]] = {}

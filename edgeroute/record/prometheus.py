@@ -219,7 +219,8 @@ class Prometheus(Tally):
 
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
         check_installed()
-        if not _encodable(router):
+        # Half a character, which UTF-8 has not, would fail at each scrape.
+        if not isinstance(router, str) or router.encode(errors="ignore").decode() != router:
             raise PolicyError(f"router= is a text that UTF-8 has, as in Prometheus(router='camera'), not {router!a:.60}")
         super().__init__()
         self.registry = CollectorRegistry() if registry is None else registry
@@ -286,15 +287,6 @@ def check_installed() -> None:
     """
     if _missing is not None:
         raise RuntimeMissing("prometheus_client is not installed: pip install 'edgeroute[prometheus]'") from _missing
-
-
-def _encodable(name: Any) -> bool:
-    """Return True for a text that UTF-8 has: half a character would fail at each scrape."""
-    try:
-        name.encode()
-    except (AttributeError, UnicodeEncodeError):
-        return False
-    return isinstance(name, str)
 
 
 class _Collector(ForkSafe):

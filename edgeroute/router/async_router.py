@@ -10,25 +10,25 @@ from contextvars import copy_context
 from functools import cached_property, partial, wraps
 from inspect import signature
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, Unreachable
-from edgeroute.router.base_router import BaseRouter, Spawn
+from edgeroute.router.base_router import BaseRouter
 from edgeroute.router.blocking_calls_and_caller_tasks import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, batch_steps
+from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
-from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router import Router
 from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
-from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, view_samples, warm_up, warm_up_async
+from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, models_to_warm, warm_up, warm_up_async
 from edgeroute.system.clock_json_and_fork_safety import ClosedByAsyncWith
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.types import Answer, V
@@ -133,42 +133,31 @@ class Loop:
                 return legs.begin(start, send, streams=True)
             quick = permit is None and legs.sequential and _quick(legs.plan, backend)
             return legs.run(start) if quick else legs.begin(start, send)
-        begin = partial(self._begin_async, legs, streams, start, send)
+        off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
+        if permit is None:
+            off_loop = partial(in_edge_thread, self.engine.edge_threads)
+        begin = partial(self._begin_async, legs, streams, off_loop, start, send)
         if permit is None or streams or self.engine.closed or not TAKES_BACK or not legs.keeps_time(start):
             return begin()
-        off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
-        return Deferrable(
-            start.leg, legs.until, lambda: self._inside.run(start.leg, legs.run_async(start, permit, backend, off_loop)), begin
-        )
+        return Deferrable(start.leg, legs.until, lambda: self._inside.run(start.leg, legs.run_async(start, off_loop)), begin)
 
-    def _begin_async(self, legs: LegExecutor, streams: bool, start: Start, send: Send) -> Stop | Event:
-        """Start an asynchronous leg in a task of its own, which sends its event. Return the function that stops it, or a failure.
+    def _begin_async(self, legs: LegExecutor, streams: bool, off_loop: Any, start: Start, send: Send) -> Stop | Event:
+        """Start an asynchronous leg in a task of its own, which always sends an event, also when cancelled.
 
-        Fails if the router is closed, or too many of the edge's runs did not stop. Copies the inputs if the leg may outlive the
-        call.
+        Return the function that cancels it; or a failure, if the router is closed, or too many of the edge's runs did not stop.
+        Copies the inputs if the leg may outlive the call. An edge that goes on after its cancellation is counted in
+        `backend.stopping` until it ends.
         """
         backend: Any = legs.backend(start)
-        permit = legs.plan.legs[start.leg].permit
         error = _refusal(self.engine, legs, start, backend)
         if error is not None:
             return Failed(start.leg, error, monotonic())
         to = legs.mail(start, send, own_thread=False)
-        off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
-        if permit is None:
-            off_loop = partial(in_edge_thread, self.engine.edge_threads)
-        leg = legs.run_async(start, permit, backend, off_loop, send if streams else None)
-        return self._run_as_task(leg, start, backend, to)
-
-    def _run_as_task(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
-        """Run a leg as a task, which always sends an event, also when cancelled. Return the function that cancels it.
-
-        An edge that goes on after its cancellation is counted in `backend.stopping` until it ends.
-        """
 
         def ended(task: asyncio.Task[Event]) -> None:
             backend.stopping.discard(task)
             error = Unreachable("it was cancelled") if task.cancelled() else task.exception()
-            send(task.result() if error is None else Failed(start.leg, error, monotonic()))
+            to(task.result() if error is None else Failed(start.leg, error, monotonic()))
 
         def stop() -> None:
             if not task.done():
@@ -176,7 +165,7 @@ class Loop:
                     backend.stopping.add(task)
                 task.cancel()
 
-        task = self.task(leg)
+        task = self.task(legs.run_async(start, off_loop, send if streams else None))
         task.add_done_callback(ended)
         return stop
 
@@ -378,7 +367,7 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
                 start = steps.send(event)
                 backend: Any = legs.backend(start)
                 if backend.alone_async:
-                    event = await legs.run_async(start, None, backend, self._loop.in_thread)
+                    event = await legs.run_async(start, self._loop.in_thread)
                 else:
                     event = await self._loop.in_thread(partial(legs.run, start))
         except StopIteration as end:
@@ -395,18 +384,12 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
         Models that are async are awaited, others run in a thread. Raises what a model raises. `progress(done, all, name)` is
         called before each and at the end.
         """
-        timings, models = list[Warmed](), edges_of(self.engine.snapshot)
-        for i, (name, backend) in enumerate(models):
-            if progress is not None:
-                progress(i, len(models), name)
-            off_loop: Any = partial(in_edge_thread, self.engine.edge_threads)
+        timings, off_loop = list[Warmed](), cast("Any", partial(in_edge_thread, self.engine.edge_threads))
+        for name, backend, seen in models_to_warm(self.engine.snapshot, samples, progress):
             if backend.run_async is not None:
-                timings.append(await warm_up_async(name, backend, view_samples(self.engine.snapshot, samples, backend), off_loop))
+                timings.append(await warm_up_async(name, backend, seen, off_loop))
             else:
-                call = partial(warm_up, name, backend, view_samples(self.engine.snapshot, samples, backend))
-                timings.append(await off_loop(call))
-        if progress is not None:
-            progress(len(models), len(models), "")
+                timings.append(await off_loop(partial(warm_up, name, backend, seen)))
         return timings
 
     @like(Router.calibrate)

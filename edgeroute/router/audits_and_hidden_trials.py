@@ -61,15 +61,13 @@ class AuditCalls:
         if legs.edge is not None:
             legs.edge.note(None, [edge])
         backend: Any = legs.backend(start)
-        allowed = request.plan.legs[leg].permit
-        assert allowed is not None, "it was looked for"
         if backend.alone_async:
             import asyncio
 
             async def here(call: Callable[[], Any], **_: Any) -> Any:  # it has its own loop and thread
                 return call()
 
-            return lambda: self._denied(request, leg) or asyncio.run(legs.run_async(start, allowed, backend, here)), legs.costs
+            return lambda: self._denied(request, leg) or asyncio.run(legs.run_async(start, here)), legs.costs
         return lambda: self._denied(request, leg) or legs.run(start), legs.costs
 
     def _denied(self, request: Any, leg: int) -> Failed | None:

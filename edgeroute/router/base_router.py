@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
@@ -20,8 +20,7 @@ from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.constructor_checks import Cloud, Edge, checked_options, with_options
 from edgeroute.router.engine import Engine, status
-from edgeroute.router.engine_assembly import assemble
-from edgeroute.router.io_steps_and_stages import Steps
+from edgeroute.router.engine_assembly import Spawn, assemble
 from edgeroute.router.policy_snapshot import PolicyArguments, edges_of, fingerprints
 from edgeroute.system.clock_json_and_fork_safety import limited_waits, list_weakset, log
 from edgeroute.system.late_imports_and_plugins import import_tool
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 Late = TypeVar("Late", bound=Callable[..., object])
 W = TypeVar("W")
-Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]  # executes steps in the background; returns False if the router cannot
 
 LOCKED_S = 1.0  # maximum seconds that a start waits for files that others have locked, and a moment for each
 

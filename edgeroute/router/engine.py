@@ -21,7 +21,7 @@ from edgeroute.cloud.egress_consent_and_redaction import WITHIN, Egress
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
-from edgeroute.core.walk import Event, Left, Outcome, new
+from edgeroute.core.walk import Done, Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held
 from edgeroute.observe.device_sensors import SAMPLER
@@ -160,6 +160,8 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mappi
     return snapshot if labelled == snapshot.targets else snapshot._replace(targets=labelled, plans={})
 
 
+# Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies.
+EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
 AGES_S = 60.0  # minimum seconds between checks of certificates' age
 CLOSED = "this router is closed"
 LOCKED_S = 3.0  # maximum seconds that closing waits for files that others have locked, and a moment for each
@@ -188,15 +190,10 @@ class Engine(ForkSafe):
     """
 
     snapshot: Snapshot
-    counts: Counts
     observer: Observer
     spending: SharedSpending
-    health: EndpointHealth
     instruments: Instruments
     breaker_changed: Callable[[str, str], None]
-    edge_threads: ThreadPool
-    cloud_threads: ThreadPool
-    local_threads: ThreadPool
     late: LateReplies
     fallback: Fallback
     parts: Parts
@@ -212,8 +209,11 @@ class Engine(ForkSafe):
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
-        threads = lambda job: self.local_threads.submit(job)  # noqa: E731, PLW0108 - they are made later
-        self.private = PrivateConversations(None if state is None else state / "conversations.db", threads)
+        self.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST, native=True)
+        self.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
+        self.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
+        self.counts, self.health = Counts(), EndpointHealth(self)
+        self.private = PrivateConversations(None if state is None else state / "conversations.db", self.local_threads.submit)
         self.caching: Caching | None = None
         self.queue: OfflineQueue | None = None
         self.auditor: Auditor | None = None
@@ -349,8 +349,8 @@ class Engine(ForkSafe):
         late = self.late.take if self.late.wanted else None
         cache = None if self.caching is None else self.caching.cache
         executor = LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.add_latency)
-        if executor.edge is not None:
-            executor.edge.note_event(first)
+        if executor.edge is not None and type(first) is Done:
+            executor.edge.note(None, [first.answer])
         return executor
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:

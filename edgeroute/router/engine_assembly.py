@@ -9,16 +9,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.routing_policy import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
-from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import Observer
-from edgeroute.observe.target_counts import Counts
 from edgeroute.record.instrument_interface import Instruments
 from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, read_sensors_once, status_of
@@ -27,7 +25,7 @@ from edgeroute.router.offline_rules_and_late_replies import NO_OUTBOX, RULES, Fa
 from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
 from edgeroute.system.clock_json_and_fork_safety import log
-from edgeroute.system.thread_pool_and_workers import ThreadPool, start_thread
+from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
@@ -38,14 +36,12 @@ if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.audit_setting_and_drift_monitor import Audit
 
-# Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies.
-EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
-
+Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]  # executes steps in the background; returns False if the router cannot
 FIRST_S = 5.0  # maximum seconds that a new router waits for the first reading of the application's own sensors
 
 
 def assemble(
-    spawn: Callable[[Engine, Steps[None]], bool], *, awaits: bool = False, offline: Offline = "edge",
+    spawn: Spawn, *, awaits: bool = False, offline: Offline = "edge",
     limits: Limits | None = None, metered: bool | Callable[[], bool] = False, cache: Cache | None = None,
     outbox: Outbox | None = None, audit: Audit | None = None, sensors: Any = None, state: str | Path | None = None,
     trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None, instruments: Sequence[Instrument] = (),
@@ -85,11 +81,7 @@ def assemble(
         limits, audit = plain_numbers(limits), plain_numbers(audit)
     folder = None if state is None else Path(state).absolute()  # the program may change its working directory
     engine = Engine(folder)
-    engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST, native=True)
-    engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
-    engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
-    counts = engine.counts = Counts()
-    store = None
+    counts, store = engine.counts, None
     if folder is not None:
         from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore  # imports SQLite, only if there is a folder
 
@@ -108,7 +100,6 @@ def assemble(
 
         engine.checkpoint = Checkpoint(store, counts, spending)
         engine.ledger = Journal(folder / "egress.jsonl")
-    engine.health = EndpointHealth(engine)
     engine.arguments = PolicyArguments(offline=offline, awaits=awaits, **policy)
     engine.snapshot = build(engine.arguments, partial(guard, engine))
     records = (bool(sinks) and sensors is not None) or any(getattr(sink, "reads_sensors", False) for sink in sinks)
@@ -189,13 +180,7 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     )  # fmt: skip
 
 
-def _set_fixed_parts(
-    engine: Engine,
-    cache: Cache | None,
-    outbox: Outbox | None,
-    spawn: Callable[[Engine, Steps[None]], bool],
-    parts: Sequence[Part],
-) -> None:
+def _set_fixed_parts(engine: Engine, cache: Cache | None, outbox: Outbox | None, spawn: Spawn, parts: Sequence[Part]) -> None:
     """Construct the parts that a reload does not change, such as cache, instruments and outbox, and set them on the engine."""
     fixed_parts: list[Part] = [engine.private]
     if engine.instruments:

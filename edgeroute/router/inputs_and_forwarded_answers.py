@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.core.error_codes import class_name, clean, failure_text
 from edgeroute.core.routing_policy import Policy, Target
-from edgeroute.core.walk import Done, Event, Prediction
+from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.router.cache_keys import fingerprint
@@ -151,8 +151,6 @@ def _item_under_key(x: Any, key: str, name: str) -> Any:
 
 # Answers of the edges within one call, for its clouds that take them along (`send_edge`); and the policies that exclude them.
 
-ALONE = (0,)  # rows of a single input
-
 
 class EdgeAnswers:
     """Answers of the edge to the inputs of one call so far, and what each cloud was sent of them.
@@ -174,11 +172,6 @@ class EdgeAnswers:
         for row, answer in zip(range(len(self._rows)) if rows is None else rows, answers, strict=True):
             if type(answer) is Prediction:
                 self._answers[row] = import_late("edgeroute.cloud.adaptive_input_encoding").answer_fields(answer)
-
-    def note_event(self, event: Event | None) -> None:
-        """Store the answer of a first leg that has run already."""
-        if type(event) is Done:
-            self.note(ALONE, [event.answer])
 
     def attach(self, leg: int, rows: Sequence[int] | None, inputs: Sequence[Any]) -> list[Escalated]:
         """Return the inputs joined with the edge's answers known now, for a cloud's leg, and record what that leg was sent.
@@ -229,18 +222,17 @@ def check_send_edge(
         return False
     edges = [(t, b) for t, b in zip(targets, backends, strict=True) if t.side == "edge"]
     what = f"send_edge of {names[0]} sends the edge's answer"
-    if not edges:
-        raise PolicyError(f"{what}, and there is no edge=: leave it out")
-    if len({target.group or target.name for target, _ in edges}) > 1:
-        raise PolicyError(f"{what}, of one edge model or of variants of one, and there are {len(edges)}: leave it out")
-    if policy.mode in {"prefer_cloud", "shadow"}:
-        raise PolicyError(f"{what}, and with mode={policy.mode!r} the cloud is asked before there is one: leave one of them out")
-    if policy.hedge_after == 0:
-        raise PolicyError(f"{what}, and with hedge_after=0 the cloud is asked before there is one: leave one of them out")
-    if any(isinstance(backend, InputScoredBackend) for _, backend in edges):
-        raise PolicyError(f"{what}, and by a score of the input (score=) the cloud is asked before there is one: leave one out")
-    if egress.redact is not None:
-        raise PolicyError(f"{what}, made of the input before redact=, whose result alone may leave: leave one of them out")
-    if hidden:
-        raise PolicyError(f"{what}, and a hidden edge on trial would be compared with the cloud's answers to that: leave one out")
+    models, early = {target.group or target.name for target, _ in edges}, "the cloud is asked before there is one"
+    scored = any(isinstance(backend, InputScoredBackend) for _, backend in edges)
+    for excluded, why in (
+        (not edges, "and there is no edge=: leave it out"),
+        (len(models) > 1, f"of one edge model or of variants of one, and there are {len(edges)}: leave it out"),
+        (policy.mode in {"prefer_cloud", "shadow"}, f"and with mode={policy.mode!r} {early}: leave one of them out"),
+        (policy.hedge_after == 0, f"and with hedge_after=0 {early}: leave one of them out"),
+        (scored, f"and by a score of the input (score=) {early}: leave one out"),
+        (egress.redact is not None, "made of the input before redact=, whose result alone may leave: leave one of them out"),
+        (hidden, "and a hidden edge on trial would be compared with the cloud's answers to that: leave one out"),
+    ):
+        if excluded:
+            raise PolicyError(f"{what}, {why}")
     return True

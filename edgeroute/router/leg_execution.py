@@ -260,14 +260,9 @@ class LegExecutor:
     """
 
     def __init__(
-        self,
-        requests: Sequence[Request],
-        edge_threads: ThreadPool,
-        cloud_threads: ThreadPool,
-        cache: Cache | None = None,
-        late: Late | None = None,
-        measured: Measured | None = None,
-    ) -> None:
+        self, requests: Sequence[Request], edge_threads: ThreadPool, cloud_threads: ThreadPool, cache: Cache | None = None,
+        late: Late | None = None, measured: Measured | None = None
+    ) -> None:  # fmt: skip
         first = requests[0]
         self.plan, self.backends = first.plan, first.snapshot.backends
         self.exchanges: dict[int, Exchange] = {}  # leg -> its exchange with a cloud
@@ -343,22 +338,19 @@ class LegExecutor:
         done = new(Done, (start.leg, answer, monotonic()))
         return done if fit is None else fit.for_all_rows(done)
 
-    async def run_async(
-        self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop, send: Send | None = None
-    ) -> Event:
+    async def run_async(self, start: Start, off_loop: OffLoop, send: Send | None = None) -> Event:
         """Run a leg to its event on an event loop, as `run`; blocking preparations run in threads.
 
         Cancellation, and exceptions in `PASSING`, are raised; others become an event.
 
         Args:
-            start: the leg, and its rows.
-            permit: permit of a cloud; None: an edge.
-            backend: backend of the leg, which supports asyncio.
+            start: the leg, whose backend supports asyncio, and its rows.
             off_loop: awaits a blocking call.
             send: receives the pieces; None: no pieces.
         """
-        prepare, target = partial(_run_beside, off_loop if self.blocks(start) else None), self.plan.legs[start.leg].target
-        watch = new_watch(backend) if permit is None and send is not None else nothing
+        leg, backend = self.plan.legs[start.leg], cast("Any", self.backend(start))
+        prepare = partial(_run_beside, off_loop if self.blocks(start) else None)
+        watch = new_watch(backend) if leg.permit is None and send is not None else nothing
 
         def show(piece: Any) -> None:
             assert to is not None, "the answer is shown in pieces"
@@ -366,13 +358,13 @@ class LegExecutor:
 
         to, masks = send, None
         try:
-            fit = await prepare(partial(self.inputs.fit_rows, start, target)) if self._many else None
+            fit = await prepare(partial(self.inputs.fit_rows, start, leg.target)) if self._many else None
             if fit is not None:
                 if (ended := fit.early_event()) is not None:
                     return ended
                 start = fit.start
-            if permit is None:
-                inputs = await prepare(partial(self.inputs.of, target, start.rows))
+            if leg.permit is None:
+                inputs = await prepare(partial(self.inputs.of, leg.target, start.rows))
                 if send is not None:
                     answers = [await backend.stream_async(inputs[0], show, off_loop)]
                 else:
@@ -380,11 +372,11 @@ class LegExecutor:
                 if self.edge is not None:
                     self.edge.note(start.rows, answers)
             else:
-                inputs, masks = await prepare(partial(self._prepare_inputs, start, permit, backend))
+                inputs, masks = await prepare(partial(self._prepare_inputs, start, leg.permit, backend))
                 to = send if masks is None or send is None else partial(masks[0].show, send)
                 if (load := backend.load) is not None:
                     await off_loop(load)  # not on the loop, where it would hold up everybody
-                entered = await backend.guard.enter_async(permit, self._id, *self._calls_and_patience(start, backend))
+                entered = await backend.guard.enter_async(leg.permit, self._id, *self._calls_and_patience(start, backend))
                 with self._exchange(start, entered) as exchange:
                     if (pack := getattr(backend, "pack", None)) is not None:
                         inputs = await off_loop(partial(pack, inputs, exchange))

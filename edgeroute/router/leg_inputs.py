@@ -50,15 +50,15 @@ class CallInputs:
     Args:
         requests: the request, or the rows of a batch.
         targets: targets of the policy.
-        views: their views; None: none.
+        views: their views.
     """
 
     def __init__(self, requests: Sequence[Request], targets: Sequence[Target], views: TargetViews) -> None:
         single = len(requests) == 1
         self._inputs: list[Any] = [requests[0].inputs] if single else [request.inputs for request in requests]
         self._copied = False
-        self._targets, self._views = targets, views if views.given else None
-        if self._views is not None:
+        self._targets, self._views = targets, views
+        if views.given:
             self._ids = {request.id: row for row, request in enumerate(requests)}
             self._seen: dict[tuple[int, int], tuple[Any, Exception | None]] = {}
             self._locks = [threading.Lock() for _ in targets]
@@ -78,25 +78,25 @@ class CallInputs:
         Raises:
             BadInput, ModelError, Held: as by `TargetViews.of`.
         """
-        if self._views is None or self._views.views[target] is None:
+        if self._views.views[target] is None:
             return self._inputs if rows is None else [self._inputs[row] for row in rows]
-        return [self._view_once(self._views, target, row) for row in (range(len(self._inputs)) if rows is None else rows)]
+        return [self._view_once(target, row) for row in (range(len(self._inputs)) if rows is None else rows)]
 
     def blocks(self, target: int) -> bool:
         """Return True if the target's view is a function of the application, which may block."""
-        return self._views is not None and self._views.blocks(target)
+        return self._views.blocks(target)
 
     def fit_rows(self, start: Start, target: int) -> Fitting | None:
         """Compute a target's views of a batch's rows. Return the start without the rows that failed, with their errors.
 
         None: none failed, or the target has no view.
         """
-        if self._views is None or self._views.views[target] is None:
+        if self._views.views[target] is None:
             return None
         rows, misfits = range(len(self._inputs)) if start.rows is None else start.rows, {}
         for row in rows:
             try:
-                self._view_once(self._views, target, row)
+                self._view_once(target, row)
             except Exception as e:  # noqa: BLE001, PERF203 - each is its row's
                 misfits[row] = e
         if not misfits:
@@ -110,9 +110,7 @@ class CallInputs:
         Raises:
             BadInput, ModelError, Held: as by `TargetViews.of`.
         """
-        if self._views is None or self._views.views[target] is None:
-            return x
-        return self._view_once(self._views, target, self._ids[identity])
+        return x if self._views.views[target] is None else self._view_once(target, self._ids[identity])
 
     def copy_inputs(self) -> Exception | None:
         """Replace the inputs, and the views computed so far, by copies, once.
@@ -122,37 +120,37 @@ class CallInputs:
         if not self._copied:
             try:
                 self._inputs = [call_contained(copy_input, x) for x in self._inputs]
-                if self._views is not None:
+                if self._views.given:
                     self._seen = {cell: (call_contained(copy_input, seen), error) for cell, (seen, error) in self._seen.items()}
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                 return e
             self._copied = True
         return None
 
-    def _view_once(self, views: TargetViews, target: int, row: int) -> Any:
+    def _view_once(self, target: int, row: int) -> Any:
         """Return a target's view of a row, computed once under a lock, also for later legs; raise the exception of the view.
 
         Waits for another thread that computes it.
         """
-        cell = views.cells[target]
+        cell = self._views.cells[target]
         entry = self._seen.get((row, cell))
         if entry is None:
             with self._locks[cell]:
-                entry = self._seen.get((row, cell)) or self._compute_view(views, target, row)
+                entry = self._seen.get((row, cell)) or self._compute_view(target, row)
                 self._seen[row, cell] = entry
         seen, error = entry
         if error is not None:
             raise error
         return seen
 
-    def _compute_view(self, views: TargetViews, target: int, row: int) -> tuple[Any, Exception | None]:
+    def _compute_view(self, target: int, row: int) -> tuple[Any, Exception | None]:
         """Compute a view. Return (view, None) or (None, exception).
 
         What a function makes of a batch's row is copied: it may return one buffer each time.
         """
         try:
             x = self._inputs[row]
-            seen = views.of(self._targets[target], target, x)
-            return seen if len(self._inputs) == 1 or seen is x or not views.blocks(target) else copy_value(seen), None
+            seen = self._views.of(self._targets[target], target, x)
+            return seen if len(self._inputs) == 1 or seen is x or not self.blocks(target) else copy_value(seen), None
         except Exception as e:  # noqa: BLE001 - raised by `_view_once`
             return None, e

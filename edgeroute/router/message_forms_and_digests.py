@@ -208,7 +208,7 @@ class _Reader:
         """Return a value that has the form of a message as one. Its role defaults to "user"."""
         fields = _fields(value) or {}
         names = (fields.get(key) for key in ("role", "from", "type"))
-        role = next((_plain(name).lower() for name in names if name), "user")
+        role = next((str(name.value if isinstance(name, Enum) else name).lower() for name in names if name), "user")
         return self._message(role, {key: part for key, part in fields.items() if key not in {"role", "from"}})
 
     def _message(self, role: str, value: Any) -> Message:
@@ -319,11 +319,6 @@ def _flattened(value: Any) -> str:
         return json.dumps(value, sort_keys=True, default=repr, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         return repr(value)
-
-
-def _plain(name: Any) -> str:
-    """Return the name of a role, also of an `Enum`."""
-    return str(name.value if isinstance(name, Enum) else name)
 
 
 # Digests.

@@ -54,12 +54,9 @@ class Storing:
     """
 
     def __init__(
-        self,
-        ids: Sequence[str],
-        notes: Sequence[str | None],
-        store: Iterable[tuple[int, str]],
-        failed: Callable[[str, str], object],
-    ) -> None:
+        self, ids: Sequence[str], notes: Sequence[str | None], store: Iterable[tuple[int, str]],
+        failed: Callable[[str, str], object]
+    ) -> None:  # fmt: skip
         self._ids, self._notes, self._store, self._failed = ids, list(notes), store, failed
         self._lock, self._left = threading.Lock(), False
 

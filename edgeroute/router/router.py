@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from edgeroute.confidence.scores import Score
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
-from edgeroute.router.base_router import BaseRouter, Spawn
+from edgeroute.router.base_router import BaseRouter
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, batch_steps, decide_alone
+from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first
-from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.system.clock_json_and_fork_safety import ClosedByWith
 from edgeroute.system.late_imports_and_plugins import import_tool
@@ -361,17 +361,9 @@ class Router(BaseRouter[V], ClosedByWith):
             ModelError: a model cannot be loaded, or does not run on a sample.
             BadInput: a sample is no input of a model.
         """
-        from edgeroute.router.warm_up_and_release_checks import view_samples, warm_up
+        from edgeroute.router.warm_up_and_release_checks import models_to_warm, warm_up
 
-        snapshot, timings = self.engine.snapshot, list[Any]()
-        models = edges_of(snapshot)
-        for i, (name, backend) in enumerate(models):
-            if progress is not None:
-                progress(i, len(models), name)
-            timings.append(warm_up(name, backend, view_samples(snapshot, samples, backend)))
-        if progress is not None:
-            progress(len(models), len(models), "")
-        return timings
+        return [warm_up(*model) for model in models_to_warm(self.engine.snapshot, samples, progress)]
 
     def calibrate(
         self,

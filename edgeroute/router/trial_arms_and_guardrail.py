@@ -361,13 +361,9 @@ class Trials(ForkSafe, parts.Part):
     name = STORED
 
     def __init__(
-        self,
-        snapshot: Snapshot,
-        alarm: Callable[[str, str], object],
-        calls: BackgroundCalls,
-        submit: Callable[[Callable[[], object]], bool],
-        dumped: Any = None,
-    ) -> None:
+        self, snapshot: Snapshot, alarm: Callable[[str, str], object], calls: BackgroundCalls,
+        submit: Callable[[Callable[[], object]], bool], dumped: Any
+    ) -> None:  # fmt: skip
         self._calls, self._submit = calls, submit
         self.all: list[RunningTrial] = []
         in_use = [cloud.name for cloud in snapshot.proper]

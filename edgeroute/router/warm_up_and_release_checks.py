@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -136,7 +136,23 @@ def _check_certificate(snapshot: Snapshot, i: int, release: Release) -> None:
         raise ModelError(f"the certificate of {release} does not hold here: {broken}")
 
 
-def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
+def models_to_warm(
+    snapshot: Snapshot, samples: Sequence[Any], progress: Warming | None
+) -> Iterator[tuple[str, EdgeBackend, Sequence[Any]]]:
+    """Yield name and backend of each edge model, with its view of the samples; call `progress` before each, and at the end.
+
+    Raises as `TargetViews.of`.
+    """
+    models = edges_of(snapshot)
+    for i, (name, backend) in enumerate(models):
+        if progress is not None:
+            progress(i, len(models), name)
+        yield name, backend, _view_samples(snapshot, samples, backend)
+    if progress is not None:
+        progress(len(models), len(models), "")
+
+
+def _view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
     """Return the model's view of each sample, by the policy or that of its trial.
 
     The samples themselves if the model is in neither. Raises as `TargetViews.of`.

@@ -240,7 +240,7 @@ class Sentinel(Part):
         if alarms:
             self._suspend(engine)
             log.warning("%s", self._what)
-            engine.alarm(self.name, self._what)
+            engine.instruments.alarm(self.name, self._what)
         self._probes += answer is not None
         return answer is not None
 
@@ -269,7 +269,7 @@ class Sentinel(Part):
             async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
                 return call()
 
-            event = call_contained(asyncio.run, legs.run_async(start, plan.legs[clouds[0]].permit, backend, here))
+            event = call_contained(asyncio.run, legs.run_async(start, here))
         else:
             event = legs.run(start)
         engine.spending.keep()

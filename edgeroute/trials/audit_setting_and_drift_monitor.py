@@ -64,12 +64,13 @@ class DriftMonitor:
     Args:
         promise: the certificate of its threshold; None: a plain number, for which there are no alarms.
         audit: the settings.
+        counters: values of the two counters (judged, below the threshold) from which `add_totals` counts.
 
     Attributes:
         at_least: lower bound of the threshold, raised by alarms; -inf: as certified.
     """
 
-    def __init__(self, promise: BoundCertificate | None, audit: Audit) -> None:
+    def __init__(self, promise: BoundCertificate | None, audit: Audit, counters: tuple[int, int] = (0, 0)) -> None:
         self.promise, self._audit = promise, audit
         self.audited = self.disagreed = self.labelled = 0
         self.alarm: Alarm | None = None
@@ -79,7 +80,7 @@ class DriftMonitor:
         self._accepted: deque[float] = deque(maxlen=RECENT)
         self._wrong: deque[bool] = deque(maxlen=SHOWN)
         self._right: deque[tuple[float, float]] = deque(maxlen=RECENT)
-        self._seen = (0, 0)
+        self._seen = counters
         self._totals = (0, 0)
         # Tests of the loss if there are labels, else of the share that differs.
         #
@@ -195,10 +196,6 @@ class DriftMonitor:
             levels[prefix + "harm"] = 1.0 if wins is None else limit + times * wins
         levels = {name: level for name, level in levels.items() if level < 1}
         self._audits = {name: Drift(level, alarm=ALARM * len(levels)) for name, level in levels.items()}
-
-    def set_baseline(self, judged: int, below: int) -> None:
-        """Set the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
-        self._seen = judged, below
 
     def add_totals(self, judged: int, below: int) -> bool:
         """Add what two counters (judged, below the threshold) have grown by since the last call. Return True if they have."""

@@ -331,15 +331,9 @@ class Auditor(ForkSafe):
         self._set(audit, FULL)
 
     def adopt(
-        self,
-        targets: Sequence[Target],
-        certificates: Sequence[BoundCertificate | None],
-        prints: Mapping[str, Mapping[str, str]],
-        backends: Any = (),
-        audit: Audit | None = None,
-        full: int = FULL,
-        others: Sequence[Any] = (),
-    ) -> None:
+        self, targets: Sequence[Target], certificates: Sequence[BoundCertificate | None], prints: Mapping[str, Mapping[str, str]],
+        backends: Any, audit: Audit, full: int, others: Sequence[Any]
+    ) -> None:  # fmt: skip
         """Monitor the thresholds of these targets' edges from now on; the statistics of an unchanged certificate are retained.
 
         Alarms and counts of an earlier run are loaded for the same certificate. Stored counts of over a year ago are deleted;
@@ -350,14 +344,14 @@ class Auditor(ForkSafe):
             certificates: certificate of each target, if its threshold comes from one.
             prints: edge model name -> fingerprints of everything that its answers and the cloud's depend on.
             backends: backends of the policy.
-            audit: new settings; None: those in force.
+            audit: settings.
             full: as for `Sampler`.
             others: backends of further policies, of arms, whose requests are audited, too.
 
         Raises:
             PolicyError: the settings are invalid.
         """
-        if audit is not None and (audit, full) != (self.audit, self._full):
+        if (audit, full) != (self.audit, self._full):
             self._set(audit, full)
         watches, tallies = {}, {}
         bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
@@ -379,11 +373,11 @@ class Auditor(ForkSafe):
         for target, promise in zip(targets, certificates, strict=True):
             if target.side != "edge" or target.threshold is None:
                 continue
-            watch, known = DriftMonitor(promise, self.audit), self._watches.get(target.name)
+            watch = DriftMonitor(promise, self.audit, self._counts.judged(target.name))
+            known = self._watches.get(target.name)
             dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
             if isinstance(dumped, dict):
                 watch.load(dumped)
-            watch.set_baseline(*self._counts.judged(target.name))
             watches[target.name] = watch
         with self._lock:
             self._watches, self._tallies, self._bound = watches, tallies, bound
