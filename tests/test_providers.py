@@ -303,11 +303,10 @@ def test_an_onnxruntime_that_does_not_say_where_nodes_run():
 
 # ------------------------------------------------------------------------------------------------------- on the real thing
 def test_cpu_alone_says_no_more_than_before(model):
-    """No placement where nothing but the CPU was asked for; the nodes are known."""
+    """No placement where nothing but the CPU was asked for."""
     edge = OnnxModel(model)
     with Router(edge=edge) as router:
         assert "node" not in str(router.check())
-    assert {node.provider for node in edge.nodes or ()} <= {CPU}
 
 
 def test_a_full_name_that_nobody_has(model):

@@ -92,7 +92,6 @@ class CoreMLModel(ModelFile):
         self._flexible: dict[str, _Input] = {}
         self._convert: dict[str, Callable[[Array], Any]] = {}
         self._most: int | None = None
-        self._one: Callable[[Any], Array] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -166,7 +165,6 @@ class CoreMLModel(ModelFile):
         self._convert = {entry.spec.name: entry.convert for entry in inputs if entry.convert is not None}
         limits = [entry.most for entry in self._flexible.values() if entry.most is not None]
         self._most = min(limits) if limits and self._plan.batch == 0 else None
-        self._one = self._plan.one
 
     def _rows(self, inputs: list[Any], cancel: StopToken | None) -> list[Array]:
         """Run the model on these inputs, in several calls if it takes fewer at a time; return its outputs, joined."""
@@ -183,7 +181,7 @@ class CoreMLModel(ModelFile):
             BadInput: it does not fit.
             ModelError: the model cannot be loaded, or the run failed.
         """
-        session, prepare = self._session or self.load(), self._one
+        session, prepare = self._session or self.load(), self._plan.one
         if prepare is None or type(x) is dict:
             return self.run([x], cancel)
         return self._by_name(self._execute(session, self._names, {self.inputs[0].name: prepare(x)}, cancel))

@@ -234,9 +234,8 @@ MOST_SHOWN = 5  # most operators named in a line
 
 
 class Node(NamedTuple):
-    """Node of the graph, and the provider that runs it."""
+    """Operator of a node of the graph, and the provider that runs it."""
 
-    name: str
     operator: str
     provider: str
 
@@ -334,7 +333,7 @@ def _nodes(session: Any) -> tuple[Node, ...] | None:
         parts = session.get_provider_graph_assignment_info()
     except (AttributeError, RuntimeError):  # before 1.24; a build without it
         return None
-    return tuple(Node(node.name, node.op_type, part.ep_name) for part in parts for node in part.get_nodes())
+    return tuple(Node(node.op_type, part.ep_name) for part in parts for node in part.get_nodes())
 
 
 def _downgrade(providers: Sequence[Provider], running: Sequence[str], nodes: Sequence[Node] | None) -> str | None:
@@ -390,8 +389,7 @@ class OnnxModel(ModelFile):
             raise PolicyError(f"providers: {e}") from None
         self.threads, self.on_downgrade = threads, on_downgrade
         self.placement: str | None = None
-        self.nodes: tuple[Node, ...] | None = None
-        self._used = [*self.providers]
+        self._used: Sequence[Provider] = self.providers
         self._run_options: Any = None
         self._input = ""
         self._prepare: Callable[[Any], Array] | None = None
@@ -413,19 +411,17 @@ class OnnxModel(ModelFile):
         Where a downgrade is allowed, reading this loads the model. Threads are not included: they change the order of sums, and
         so the last digits at most.
         """
-        used = [*self.providers]
-        if self.on_downgrade == "record" and [provider.name for provider in used] != [CPU]:
+        if self.on_downgrade == "record" and [provider.name for provider in self.providers] != [CPU]:
             self.load()
-            used = self._used
-        return {"runtime": "onnxruntime", "providers": [provider.setting for provider in used], "output": self.output}
+        return {"runtime": "onnxruntime", "providers": [provider.setting for provider in self._used], "output": self.output}
 
     def _open(self) -> Any:
         """Open a session; store its placement, downgrade, inputs and outputs, and check their types. Raises as `load`."""
         ort = runtime()
         result = open_session(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
-        session, self.nodes, self.downgraded = result.session, result.nodes, result.downgraded
+        session, self.downgraded = result.session, result.downgraded
         self.placement = None if [provider.name for provider in self.providers] == [CPU] else result.placement()
-        self._used = result.used(self.providers) if result.downgraded else [*self.providers]
+        self._used = result.used(self.providers) if result.downgraded else self.providers
         inputs, outputs = ([*map(spec_of, nodes)] for nodes in (session.get_inputs(), session.get_outputs()))
         self._describe_ports(inputs, outputs)
         self._check_types(session)
