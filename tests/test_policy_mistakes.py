@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from edgeroute import EdgerouteError, ModelMissing, PolicyError, Router, Rule
+from edgeroute import EdgerouteError, ModelMissing, PolicyError, Router, Rule, policy
 
 T, E, C = "threshold = 0.8\n", '[edge]\npath = "edge.onnx"\n', '[cloud]\nurl = "http://h/v2/models/m"\n'
 """A policy with one mistake has the other parts as they should be."""
@@ -97,6 +97,18 @@ TOML = [  # text, key, what it says beside it
     (T + E + C + "[trace]\nsample = 1\n", "trace.file", "so is state"),
     (T + E + C + '[egress]\nnever_leave = ["a"]\nmay_leave = ["a"]\n', "egress.may_leave", "in never_leave too"),
     (T + E + C + '[egress]\nunknown_class = "deny"\n', "egress", "never_leave, may_leave or default_class"),
+    # values of another type, or that cannot be what they are for
+    (T + E + C + 'protocol = ["json"]\n', "cloud.protocol", "found a list"),
+    (T + E + C + "protocol = {}\n", "cloud.protocol", "expected"),
+    (T + E + "card = 0\n" + C, "edge.card", "the path of a card, or false"),
+    (T + E + 'card = "a\\u0000b"\n' + C, "edge.card", "the path of a card, or false"),
+    ('state = "a\\u0000b"\n' + T + E + C, "state", "cannot be a path"),
+    (f'state = "{"y" * 300}"\n' + T + E + C, "state", "cannot be a path"),
+    (T + E + C + f'verify = "{"y" * 300}"\n', "cloud.verify", "cannot be a path"),
+    (T + E + C + '[trace]\nfile = "a\\u0000b"\n', "trace.file", "cannot be a path"),
+    ('state = "s"\n' + T + E + C + '[fleet]\nto = ""\n', "fleet.to", "cannot be a path"),
+    (T + E + C + '[trial]\nedge = "edge.onnx"\nthreshold = inf\n', "trial.threshold", "expected a number"),
+    ("deadline = 2026-01-01\n" + T + E + C, "deadline", "expected a duration"),
     # what cannot be parsed
     (T + T + E + C, "threshold", "is there twice (at line 2, "),
     (T + E + 'path = "b.onnx"\n' + C, "path", "is there twice (at line 4, "),
@@ -175,6 +187,43 @@ def test_a_mistake_in_toml(refusal, text, key, said):
     assert "SECRET" not in "".join(lines)
     if "is not TOML" not in lines[0]:
         assert any(line.startswith(f"policy.toml: {key}: ") and said in line for line in lines), lines
+
+
+WRONG = [
+    '"x"', '""', '"a\\u0000b"', "0", "-1", "1.5", "1" + 30 * "0", "nan", "inf", "true", "[]", '["x"]', "{}", "{ a = 1 }",
+    "2026-01-01",
+]  # fmt: skip
+CLOUDS = {
+    "OpenInferenceCloud": C, "OpenInferenceGrpcCloud": C + 'protocol = "openinference-grpc"\n',
+    "JsonCloud": C + 'protocol = "json"\n', "OpenAICloud": C + 'protocol = "openai"\nmodel = "m"\n',
+}  # fmt: skip
+SECTIONS = [  # name of its schema; empty: the top; the rest of the policy, and the section with the keys that it needs
+    ("", E + C, ""), ("Edge", C, E), *((name, E, text) for name, text in CLOUDS.items()),
+    *((name, E + C, f"[{name.lower()}]\n") for name in ("Limits", "Egress", "Audit", "Cache", "Outbox", "Trace", "Telemetry")),
+    ("Gateway", E + C, "[gateway]\n"), ("Fleet", E + C, "[fleet]\n"), ("Trial", E + C, '[trial]\nedge = "edge.onnx"\n'),
+    ("Rule", E + C, '[rule]\nof = "battery"\nthen = "only_edge"\nenter = 0.2\n'),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rest", "section"), SECTIONS)
+def test_any_value_of_any_key(tmp_path, monkeypatch, name, rest, section):
+    """It is refused with the key, or the router works."""
+    monkeypatch.chdir(tmp_path)
+    tiny.linear(Path("edge.onnx"))
+    schema = policy.schema()
+    keys = schema["$defs"][name]["properties"] if name else schema["properties"].keys() - {"edge", "cloud", "local"}
+    for key, value in itertools.product(keys, WRONG):
+        top = {"threshold": "0.8", "state": '"state"', **({key: value} if not name else {})}
+        own = [line for line in section.splitlines() if not line.startswith(f"{key} = ")]
+        written = [*(f"{k} = {v}" for k, v in top.items()), rest, *own, f"{key} = {value}" if name else ""]
+        Path("p.toml").write_text("\n".join(written), encoding="utf-8")
+        told = key
+        try:
+            Router.from_policy("p.toml").close()
+        except EdgerouteError as e:
+            told = str(e)
+        assert key in told, (key, value)
 
 
 @pytest.mark.parametrize(("name", "text", "key", "said"), OTHERS)

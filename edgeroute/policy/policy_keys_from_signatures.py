@@ -14,13 +14,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 import edgeroute.policy.value_types as values
 from edgeroute.core.routing_policy import Terms
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.http.messages_addresses_and_secrets import Address
-from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, to_text
+from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, expected_error, to_text
 from edgeroute.system.signature_settings_and_argument_checks import argument_texts, argument_types, unit_of
 
 S = TypeVar("S", bound=BaseModel)
@@ -39,12 +39,23 @@ UNITS: Mapping[tuple[str, bool], Any] = {
 # Kind of a model's outputs.
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers"]
 # Path of a file; a relative one starts from the policy's folder.
-File = Annotated[values.Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
+File = Annotated[values.PathText, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
+CARD = "the path of a card, or false"
+
+
+def _no_number(value: Any) -> Any:
+    """Return a value unchanged; raise PydanticCustomError for a whole number, as 0 equals false."""
+    if type(value) is int:
+        raise expected_error(CARD)
+    return value
+
+
 # Path of a card; false: no card is read.
 CardFile = Annotated[
-    Literal[False] | values.Text,
-    values.with_message("the path of a card, or false"),
+    Literal[False] | values.PathText,
+    values.with_message(CARD),
     AfterValidator(lambda text: text and Path(text)),
+    BeforeValidator(_no_number),
 ]
 # Argument -> type of its key, where a policy file writes the value otherwise than Python, or checks more than its type.
 FORMS: Mapping[str, Any] = {

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
@@ -178,11 +178,14 @@ def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(("telemetry", key), f"has no effect without {needed} = true")
 
 
+OIP: Final = "openinference", "openinference-grpc"
+
+
 def _endpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each endpoint of the Open Inference Protocol without a model, or with a URL of an API of chats."""
     for i, cloud in enumerate(listed(data, "cloud")):
         url = cloud.get("url") if isinstance(cloud, dict) else None
-        if not isinstance(url, str) or cloud.get("protocol", "openinference") not in {"openinference", "openinference-grpc"}:
+        if not isinstance(url, str) or cloud.get("protocol", OIP[0]) not in OIP:  # of any type
             continue
         if "protocol" not in cloud and (advice := chat_advice(url)):
             yield Problem(("cloud", i), advice)

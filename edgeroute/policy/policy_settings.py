@@ -45,7 +45,7 @@ from edgeroute.policy.policy_problems_and_contradictions import (
 from edgeroute.policy.sections_from_runtime_arguments import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
-from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
+from edgeroute.policy.value_types import ModelPath, PathText, Score, Text, Threshold, Thresholds
 from edgeroute.system.clock_json_and_fork_safety import Shared, file_stamp
 from edgeroute.system.late_imports_and_plugins import attribute, load_plugin, plugin_targets
 from edgeroute.trials import trial_setting as trial
@@ -69,7 +69,7 @@ class Trial(Section):
         "`card`; or a table, `[trial.edge]`, with keys of its own.",
     )
     cloud: Text | None = Field(None, description="Or the endpoint on trial: the `name` of another `[[cloud]]`.")
-    threshold: float | Text | None = Field(
+    threshold: Threshold | None = Field(
         None, description="Of an edge: a number, or the path of a certificate. Without it its own, else the number in use."
     )
 
@@ -120,7 +120,7 @@ class Top(BaseSettings):
         description='Answer where the cloud was needed and gave none: `"edge"`: the edge\'s, degraded; `"queue"`: the same, and '
         'the outbox sends the request later; `"stale"`: an expired one of the cache; `"raise"`: NoAnswer.',
     )
-    state: Text | None = Field(
+    state: PathText | None = Field(
         None,
         description="Folder for what outlives the process: latencies, spending, ledger, outbox, cache on disk, trace; made if "
         "missing. Without it nothing of this is stored.",

@@ -16,7 +16,17 @@ from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.policy_keys_from_signatures import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected_error, share, text
-from edgeroute.policy.value_types import AnyTexts, DigestsTo, Flag, SecretReference, Text, Texts, message_error, not_only_cloud
+from edgeroute.policy.value_types import (
+    AnyTexts,
+    DigestsTo,
+    Flag,
+    PathText,
+    SecretReference,
+    Text,
+    Texts,
+    message_error,
+    not_only_cloud,
+)
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
 from edgeroute.system.clock_json_and_fork_safety import set_within
@@ -104,7 +114,7 @@ class Outbox(Section):
 class Trace(Section):
     """File with a line of JSON on how each answer came about. Without this section: none."""
 
-    file: Text | None = Field(None, description="The file; without it `trace.jsonl` in the `state` folder.")
+    file: PathText | None = Field(None, description="The file; without it `trace.jsonl` in the `state` folder.")
 
     def make(self, folder: Path, state: Path) -> Any:
         """Make the trace; a relative path starts from `folder`."""
@@ -152,7 +162,7 @@ class Gateway(Section):
     """Requests of the gateway's clients (gateway.md); read at its start."""
 
     allow: AnyTexts = Field([], description="Further keys of a request that reach the model and the cloud, with any value.")
-    embeddings: Text | None = Field(None, description="Policy of the one model of `/v1/embeddings`, or this file.")
+    embeddings: PathText | None = Field(None, description="Policy of the one model of `/v1/embeddings`, or this file.")
 
 
 class Fleet(Section):
@@ -170,8 +180,8 @@ class Fleet(Section):
     policy: Text | None = Field(
         None, description="Signed policy that the device follows, under its own keys in `[local]`. Needs `state`."
     )
-    catalog: Text | None = Field(None, description="Catalog with the signed policy: a folder, or an address with https://.")
-    root: Text | None = Field(None, description="The owner's `root.json`, whose signatures count.")
+    catalog: PathText | None = Field(None, description="Catalog with the signed policy: a folder, or an address with https://.")
+    root: PathText | None = Field(None, description="The owner's `root.json`, whose signatures count.")
     refresh: Duration = Field("10m", validate_default=True, description="Time between two requests to the catalog.")
     pinned: Flag = Field(False, description="Stay at the version in force. Emergency orders and the fleet's budget still count.")
 

@@ -108,6 +108,7 @@ def _url(url: str) -> str:
     return url
 
 
+LONGEST_NAME = 255  # bytes of a file's name
 _JSON = r".+\.json"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 # "name: value" of a header that looks like a secret.
@@ -131,14 +132,24 @@ def _secret(value: Any) -> Secret:
     return Secret(env=name)
 
 
+def _path(value: str) -> str:
+    """Return a path unchanged; raise PydanticCustomError for one that no file can have."""
+    if not value or "\0" in value or max(len(name.encode(errors="replace")) for name in value.split("/")) > LONGEST_NAME:
+        raise message_error(f"{quote_value(value)} cannot be a path: it is empty, or has a null byte or too long a name")
+    return value
+
+
 def _destination(value: Any) -> str | Secret:
     """Return a folder or an address, a text, as it is, or the `Secret` of the mapping `{ env = "NAME" }`.
 
-    Raise PydanticCustomError for an address with an @ or a query, which may be a secret, and for what is neither.
+    Raise PydanticCustomError for an address with an @ or a query, which may be a secret, for what cannot be a path, and for what
+    is neither.
     """
     if not isinstance(value, str):
         return _secret(value)
-    if "://" in value and ("@" in value or "?" in value):
+    if "://" not in value:
+        return _path(value)
+    if "@" in value or "?" in value:
         raise message_error(f"the address has a user or a query: {_LITERAL}")
     return value
 
@@ -151,24 +162,34 @@ def _score(value: Any) -> str:
 
 
 def _thresholds(value: Any) -> Any:
-    """Return thresholds: a number as float, the path of a certificate (.json), or a list of these.
+    """Return a threshold (see `_threshold`), or a list of them; raise PydanticCustomError for all else, as for an empty list."""
+    words = f"{_ONE_THRESHOLD}, or a list with one of them for each edge model"
+    return [_threshold(item, words) for item in value] if isinstance(value, list) and value else _threshold(value, words)
 
-    Raise PydanticCustomError for all else, as for an empty list. No file is read.
+
+_ONE_THRESHOLD = "a number, the path of a certificate (.json)"
+
+
+def _threshold(value: Any, words: str = _ONE_THRESHOLD.replace(", ", ", or ")) -> float | str:
+    """Return a number as float, or the path of a certificate (.json), which is not read.
+
+    Raise PydanticCustomError for all else, with these words for what is expected.
     """
-    if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
-        return [_thresholds(item) for item in value]
     if isinstance(value, str) and re.fullmatch(_JSON, value):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
-    raise expected_error("a number, the path of a certificate (.json), or a list with one of them for each edge model")
+    raise expected_error(words)
 
 
 def _verify(value: bool | str) -> bool | Path:
-    """Return a boolean as it is, any other text as a path; raise PydanticCustomError for a word such as "yes"."""
+    """Return a boolean as it is, any other text as a path.
+
+    Raise PydanticCustomError for a word such as "yes", and for what cannot be a path.
+    """
     if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
         raise expected_error(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
-    return value if isinstance(value, bool) else Path(value)
+    return value if isinstance(value, bool) else Path(_path(value))
 
 
 def _header(name: str) -> str:
@@ -239,6 +260,7 @@ _REFERENCE: dict[str, Any] = {
 _Text = Annotated[str, Field(min_length=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[_Text, with_message("text in quotes")]
+PathText = Annotated[Text, AfterValidator(_path)]
 AnyTexts = Annotated[list[_Text], with_message('a list of texts, as in ["a", "b"]')]
 Texts = Annotated[list[_Text], Field(min_length=1), with_message('a list of texts, as in ["a", "b"]')]
 _PROVIDERS = 'a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]'
@@ -259,6 +281,7 @@ Thresholds = Annotated[
         }
     ),
 ]
+Threshold = Annotated[float | str, PlainValidator(_threshold), WithJsonSchema({"anyOf": _THRESHOLD})]
 Score = Annotated[
     str,
     PlainValidator(_score),
@@ -285,7 +308,7 @@ Cert = Annotated[
     list[_Text],
     Field(min_length=2, max_length=2),
     with_message('two paths, as in ["client.pem", "client.key"]'),
-    AfterValidator(lambda paths: tuple(map(Path, paths))),
+    AfterValidator(lambda paths: tuple(Path(_path(path)) for path in paths)),
 ]
 _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
 Pins = Annotated[str | list[str], with_message(_PINS), checked_by(checked_pins)]
@@ -296,7 +319,7 @@ Check = Annotated[str | dict[str, Any], with_message(_CHECK), checked_by(AnswerC
 Client = Annotated[Literal["httpx"], with_message('"httpx"')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), with_message("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), with_message('a path that begins with /, as in "/health"')]
-ModelPath = Annotated[Text, AfterValidator(_model)]
+ModelPath = Annotated[PathText, AfterValidator(_model)]
 Url = Annotated[Text, AfterValidator(_url)]
 SecretReference = Annotated[Secret, PlainValidator(_secret), WithJsonSchema({**_REFERENCE})]
 DigestsTo = Annotated[
