@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import tiny
 from commands import cli
 from onnx import TensorProto, helper, numpy_helper
 
@@ -464,6 +465,19 @@ def test_one_label_for_each_example(tmp_path, images, count):
     for make in (quantize, partial(prune, sparsity=0.5)):
         with pytest.raises(BadInput, match=f"{count} labels for 20 examples"):
             make(cnn(tmp_path / "a.onnx"), images[:20], [0] * count)
+
+
+@pytest.mark.parametrize(("what", "number"), [*(("quantize", number) for number in range(4)), ("prune", 3)])
+def test_a_wrong_input_is_named(tmp_path, what, number):
+    """By its number in Python, by file and line on the command line; whichever part of the data it falls in."""
+    path, rows = tiny.linear(tmp_path / "m.onnx"), [[0.1 * i, 0.2, 0.3, 0.4] for i in range(4)]
+    rows[number] = [1.0, 2.0]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"x": row}) + "\n" for row in rows))
+    make, options = (quantize, {}) if what == "quantize" else (prune, {"sparsity": 0.5})
+    with pytest.raises(BadInput, match=f"^input {number}: x: expected"):
+        make(path, [np.array(row, np.float32) for row in rows], **options)
+    code, _, err = cli(what, path, "-d", tmp_path / "d.jsonl", *(["--sparsity", "50%"] if options else []))
+    assert (code, f"d.jsonl:{number + 1}: x: expected" in err) == (1, True)
 
 
 def test_labels_that_the_model_cannot_answer(tmp_path, images):

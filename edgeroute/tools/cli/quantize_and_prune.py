@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.errors import PolicyError
-from edgeroute.tools.cli.example_options_and_routers import all_or_none
+from edgeroute.tools.cli.example_options_and_routers import all_or_none, named_by_file
 from edgeroute.tools.cli.tables_and_options import Json, console, pairs, print_notes, share, table
 from edgeroute.tools.import_by_module_and_name import python_object
 
@@ -34,8 +34,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="T
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
-def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] | None]:
-    """Read the inputs in the files and folders, and their labels; None if there are no labels. Print notes on stderr.
+def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] | None, list[str]]:
+    """Read the inputs in the files and folders, their labels, and the place of each; None without labels. Print notes on stderr.
 
     Loads the model to learn its inputs' names: with several inputs an example is a mapping. Those that its card sets (constants
     and states) are not read.
@@ -58,7 +58,8 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     notes = list[str]()
     items = [item for path in expand_folders(paths) for item in read_inputs(path, names if len(names) > 1 else (), notes.append)]
     print_notes(notes)
-    return [item.x for item in items], all_or_none([item.label for item in items]) or None
+    labels = all_or_none([item.label for item in items]) or None
+    return [item.x for item in items], labels, [item.name for item in items]
 
 
 def show(result: Result, *, as_json: bool) -> None:
@@ -131,10 +132,11 @@ def prune(
     tune = None if finetune is None else python_object(finetune, "function")
     if tune is not None and not callable(tune):
         raise PolicyError(f"--finetune {finetune} is no function")
-    inputs, labels = examples(model, data)
-    result = compress.prune(
-        model, inputs, labels, sparsity=sparsity, structured=structured, finetune=tune, out=out, overwrite=force
-    )
+    inputs, labels, names = examples(model, data)
+    with named_by_file(names):
+        result = compress.prune(
+            model, inputs, labels, sparsity=sparsity, structured=structured, finetune=tune, out=out, overwrite=force
+        )
     show(result, as_json=as_json)
 
 
@@ -176,9 +178,10 @@ def quantize(
     """
     from edgeroute.tools import compress
 
-    inputs, labels = examples(model, data)
-    result = compress.quantize(
-        model, inputs, labels, out=out, fp16=fp16, keep_float=keep_float, sensitivity=layers, last=last,
-        activations=activations, reduce_range=reduce_range, calibration=calibrate, overwrite=force,
-    )  # fmt: skip
+    inputs, labels, names = examples(model, data)
+    with named_by_file(names):
+        result = compress.quantize(
+            model, inputs, labels, out=out, fp16=fp16, keep_float=keep_float, sensitivity=layers, last=last,
+            activations=activations, reduce_range=reduce_range, calibration=calibrate, overwrite=force,
+        )  # fmt: skip
     show(result, as_json=as_json)

@@ -6,11 +6,11 @@ Also the split of examples into those that make a model and those that measure i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.types import EdgeModel
+
+T = TypeVar("T")
 
 # Results of quantising or pruning.
 
@@ -94,11 +96,32 @@ class Examples(NamedTuple):
 
     inputs: list[Any]
     labels: list[Any] | None
+    numbers: Sequence[int]  # index of each in the data
 
-    def part(self, numbers: Sequence[int]) -> Examples:
+    def part(self, indices: Sequence[int]) -> Examples:
         """Return the examples at these indices."""
-        labels = None if self.labels is None else [self.labels[i] for i in numbers]
-        return Examples([self.inputs[i] for i in numbers], labels)
+        labels = None if self.labels is None else [self.labels[i] for i in indices]
+        return Examples([self.inputs[i] for i in indices], labels, [self.numbers[i] for i in indices])
+
+    def each(self, run: Callable[[Any], T]) -> list[T]:
+        """Return the results of a function of each input.
+
+        Raises:
+            BadInput, ModelError: the function refuses an input; the message begins with its number in the data, counted from 0.
+        """
+        results = []
+        for number, x in zip(self.numbers, self.inputs, strict=True):
+            try:
+                results.append(run(x))
+            except (BadInput, ModelError) as e:  # noqa: PERF203 - a run takes longer
+                raise type(e)(f"input {number}: {e}") from e
+        return results
+
+
+def examples_of(inputs: Iterable[Any], labels: Iterable[Any] | None) -> Examples:
+    """Return all of the data as examples."""
+    given = [*inputs]
+    return Examples(given, None if labels is None else [*labels], range(len(given)))
 
 
 def split(examples: Examples, used: int) -> tuple[Examples, Examples]:
@@ -182,14 +205,14 @@ def _meant(names: Labels, label: Any) -> Any:
         return _FOREIGN
 
 
-def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:
-    """Run a loaded model on each input alone; return its outputs and answers, None in their place if any answer is no class."""
+def answers(model: EdgeModel, examples: Examples) -> Answers:
+    """Run a loaded model on each input alone; return its outputs and answers, None in their place if any answer is no class.
+
+    Raises as `Examples.each`.
+    """
     reader = _reader(model)
-    outputs, values = [], []
-    for x in inputs:
-        out = model.run([x], None)
-        outputs.append(_floats(out))
-        values.append(reader.read_one(out).value)
+    read = examples.each(lambda x: (_floats(out := model.run([x], None)), reader.read_one(out).value))
+    outputs, values = [out for out, _ in read], [value for _, value in read]
     return Answers(outputs, values if all(isinstance(value, str | int | bool) for value in values) else None)
 
 
@@ -204,7 +227,7 @@ def load_original(path: Path, held_out: Examples) -> tuple[OnnxModel, Answers, l
     if model.card.state:
         raise ModelError(f"{path} has a state between its inputs, and examples are single inputs: it cannot be changed here")
     model.load()
-    original = answers(model, held_out.inputs)
+    original = answers(model, held_out)
     return model, original, original.check(held_out.labels, labels_of(model))
 
 
@@ -236,7 +259,7 @@ def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Exam
     original: answers of `model` to the same examples.
     """
     new = load(path)
-    new_answers = answers(new, held_out.inputs)
+    new_answers = answers(new, held_out)
     times = time_models([model, new], held_out.inputs)
     return (
         measure_model(model, original, None, held_out.labels, times[0]),

@@ -12,7 +12,7 @@ import edgeroute.tools.compress.onnx_graphs as graphs
 from edgeroute.edge.onnx import external_data
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import ModelError, PolicyError, check_number
-from edgeroute.tools.compress.measurement import Examples, Layer, Result, load_original, measure_both, split
+from edgeroute.tools.compress.measurement import Examples, Layer, Result, examples_of, load_original, measure_both, split
 
 # Structured pruning of an ONNX graph: removes output channels of layers, and their rows in all later tensors.
 #
@@ -341,7 +341,7 @@ def prune(
     if path.suffix.lower() != ".onnx":
         raise ModelError(f"{path}: only .onnx can be pruned: prune the model that it was converted from")
     path_out = graphs.target(path, None if out is None else Path(out), "pruned", overwrite=overwrite)
-    examples = Examples([*inputs], None if labels is None else [*labels])
+    examples = examples_of(inputs, labels)
     used, held_out = split(examples, len(examples.inputs) // 2)
     graph = graphs.read_graph(path)
     graphs.name_nodes(graph)

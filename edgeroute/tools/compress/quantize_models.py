@@ -222,7 +222,7 @@ def quantize_other(
             write_card(quantised, card, step)
         try:
             original = load(path)
-            original_answers = measured.answers(original, held_out.inputs)
+            original_answers = measured.answers(original, held_out)
             notes += original_answers.check(held_out.labels, measured.labels_of(original))
             before, after = measured.measure_both(original, quantised, original_answers, held_out)
         except BadInput:
@@ -254,7 +254,7 @@ def _quantize_tflite(path: Path, out: Path, used: measured.Examples) -> tuple[st
     if len(signatures) != 1:
         raise ModelError(f"{path} has {len(signatures)} signatures, and ai-edge-quantizer needs one: convert it again")
     ((signature, names),) = signatures.items()
-    feeds = [model.feed([x]) for x in used.inputs]
+    feeds = used.each(lambda x: model.feed([x]))
     if {*names["inputs"]} != {*feeds[0]}:
         raise ModelError(f"{path} takes {', '.join(names['inputs'])}, and is given {', '.join(feeds[0])}")
     try:
@@ -372,7 +372,7 @@ def quantize(
     if keep_float and (fp16 or not sensitivity):
         raise PolicyError("keep_float= is about layers of an int8 model, and needs their sensitivity")
     path_out = target(path, None if out is None else Path(out), word, overwrite=overwrite)
-    used, held_out = measured.split(measured.Examples([*inputs], None if labels is None else [*labels]), calibration)
+    used, held_out = measured.split(measured.examples_of(inputs, labels), calibration)
     if path.suffix.lower() != ".onnx":
         return quantize_other(path, path_out, used, held_out, fp16=fp16, keep_float=keep_float)
     model, original, notes = measured.load_original(path, held_out)
@@ -381,8 +381,9 @@ def quantize(
         if fp16:
             convert(path, quantised)
         else:
-            int8 = Int8(path, [model.feed([x]) for x in used.inputs], folder, last=last, activations=activations,
-                        reduce_range=reduce_range)  # fmt: skip
+            int8 = Int8(
+                path, used.each(lambda x: model.feed([x])), folder, last=last, activations=activations, reduce_range=reduce_range
+            )
             notes += int8.notes
             if sensitivity:
                 layers = _layer_errors(int8, model, used.part(range(min(TRIED, len(used.inputs)))))
@@ -401,11 +402,11 @@ def _layer_errors(int8: Int8, model: OnnxModel, examples: measured.Examples) -> 
 
     Each try replaces the file of the one before.
     """
-    original, layers = measured.answers(model, examples.inputs), []
+    original, layers = measured.answers(model, examples), []
     for node, weights in int8.layers():
         path = int8.write_alone(node)
         write_card(path, model.card, "")
-        result = measured.answers(OnnxModel(path), examples.inputs)
+        result = measured.answers(OnnxModel(path), examples)
         agreement = result.agreement(original)
         changed = None if agreement is None else 1 - agreement
         layers.append(measured.Layer(node.name, node.op_type, weights, result.error(original), changed, "int8"))
