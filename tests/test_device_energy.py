@@ -187,7 +187,7 @@ def test_past_the_budget_the_cheaper_cloud_comes_first():
     with Router(spin, cloud, threshold=0.5, limits=Limits(joules_per_hour=1e6), options=Options(sensors=once())) as router:
         metered(router)
         budget = 5 * router.stats().joules["edge"]  # of runs as long as they take on this machine
-        router.engine.spending.limits = Limits(joules_per_hour=budget)
+        router.engine.spending.set_limits(Limits(joules_per_hour=budget))
         assert router.infer(0.9).source == "edge"
         while ran(router) <= budget:
             router.infer(0.9, mode="only_edge")

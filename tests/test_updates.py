@@ -23,7 +23,7 @@ pytest.importorskip("cryptography")
 from edgeroute import AsyncRouter, Audit, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
 from edgeroute.catalog.model_folder_and_downloads import Pointer
-from edgeroute.errors import CatalogAway
+from edgeroute.errors import CatalogAway, CatalogError
 from edgeroute.tools.catalog_keys_and_publishing import publish
 
 X = np.array([1, 0, 0, 0], np.float32)
@@ -120,6 +120,16 @@ def test_canaries_of_which_some_may_be_wrong(publisher, device):
     np.savez(publisher.home / "c.npz", **{"input:a": np.zeros((2, 3)), "input:b": np.ones(2), "answers": [0.5, 0.5]})
     found = read_canaries(publisher.home / "c.npz")
     assert {name: value.shape for name, value in found.inputs[0].items()} == {"a": (3,), "b": ()}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_canaries_of_inputs_of_other_lengths(tmp_path, count):
+    """They are refused as a file's fault, where a name has fewer or more of them than there are answers."""
+    from edgeroute.catalog.catalog_client_and_updates import read_canaries
+
+    np.savez(tmp_path / "c.npz", **{"input:a": np.zeros((2, 3)), "input:b": np.ones(count), "answers": [0.5, 0.5]})
+    with pytest.raises(CatalogError, match="no canary inputs with answers"):
+        read_canaries(tmp_path / "c.npz")
 
 
 def test_runs_that_fail_roll_it_back(publisher, device):

@@ -506,9 +506,8 @@ def read_canaries(path: Path) -> Canaries:
             arrays = {key: data[key] for key in data.files}
         named = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         answers = arrays["answers"]
-        inputs = (
-            [{name: value[i] for name, value in named.items()} for i in range(len(answers))] if named else list(arrays["inputs"])
-        )
+        rows = [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
+        inputs = rows if named else list(arrays["inputs"])
         if len(inputs) != len(answers) or not inputs:
             raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers")  # noqa: TRY301 - translated below, like the others
         return Canaries(inputs, list(answers), int(arrays.get("most_wrong", 0)))

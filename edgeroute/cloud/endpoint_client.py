@@ -71,14 +71,11 @@ def new_transports(endpoint: HttpEndpoint) -> tuple[Any, Any]:
     client, async_client = address.client
     threads = import_late("edgeroute.http.httpx_connections").HttpxConnections
     tasks = import_late("edgeroute.http.httpx_connections").AsyncHttpxConnections
-    if client is None and async_client is None:
-        return threads(address, None), tasks(address, None)
-    return (
-        _NotGiven(address, "httpx.AsyncClient", "Router", "httpx.Client") if client is None else threads(address, client),
-        _NotGiven(address, "httpx.Client", "AsyncRouter", "httpx.AsyncClient")
-        if async_client is None
-        else tasks(address, async_client),
-    )
+    if client is None and async_client is not None:
+        return _NotGiven(address, "httpx.AsyncClient", "Router", "httpx.Client"), tasks(address, async_client)
+    if client is not None and async_client is None:
+        return threads(address, client), _NotGiven(address, "httpx.Client", "AsyncRouter", "httpx.AsyncClient")
+    return threads(address, client), tasks(address, async_client)
 
 
 class _NotGiven:

@@ -72,11 +72,8 @@ def _flat(text: str) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         return {}
-    named = document.get("named_metrics")
-    return {
-        **(named if isinstance(named, dict) else {}),
-        **{name: value for name, value in document.items() if name != "named_metrics"},
-    }
+    named = document.pop("named_metrics", None)
+    return {**(named if isinstance(named, dict) else {}), **document}
 
 
 def _number(given: Any) -> float | None:

@@ -330,9 +330,8 @@ class ServedModel(ABC):
         plain_inputs, _ = split_answers(inputs)
         if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in plain_inputs):
             return inputs
-        return join_answers(
-            encode_inputs(self.payload, plain_inputs, *given[0][:2], choose, BASE64 if self.binary is False else 1.0), inputs
-        )
+        grows = BASE64 if self.binary is False else 1.0
+        return join_answers(encode_inputs(self.payload, plain_inputs, *given[0][:2], choose, grows), inputs)
 
     def _feed(self, inputs: list[Any]) -> Feed:
         """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants.

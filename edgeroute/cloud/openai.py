@@ -287,10 +287,10 @@ class OpenAIChat(OneByOne):
         try:
             step = next(speech)
             while True:
-                if type(step) is AnswerPiece or type(step) is Tokens:
+                if type(step) is speeches.Read:
+                    step, given = speech.send(given), None
+                else:
                     step = speech.send(None)
-                    continue
-                step, given = speech.send(given), None
         except StopIteration as end:
             return [end.value]
 

@@ -499,7 +499,8 @@ class Exchange:
     def _report(self, size: int, error: BaseException | None, tokens: Tokens | None, *, cut: bool) -> None:
         """Report the end of the attempt to the guard's receiver, if there is one; the attempt is not under way any more.
 
-        One that was cut after its deadline is reported as failed by TimeoutError, one that was cut before it as cancelled.
+        Its number and HTTP status are reset, also without a receiver. One that was cut after its deadline is reported as failed
+        by TimeoutError, one that was cut before it as cancelled.
         """
         self._going, late = False, cut and monotonic() >= self._until
         (number, self._number), (status, self.status), guard = (self._number, 0), (self.status, None), self._guard

@@ -170,11 +170,12 @@ class SharedSpending:
         store: state file; None: spending starts at zero with each process.
 
     Attributes:
+        limits: limits of this router; changed by `set_limits`.
         edge_j: energy of a run of the router's edge, joules, as in `up_against`; 0: not known.
     """
 
     def __init__(self, spending: Spending, store: KeyValueStore | None = None) -> None:
-        self._limits, self.edge_j = spending.limits, 0.0
+        self.limits, self.edge_j = spending.limits, 0.0
         self._account = _Account(spending, store)
         if store is not None:  # those who share a store have the bookings of the first
             self._account = _accounts.first(id(store), self._account)
@@ -184,15 +185,9 @@ class SharedSpending:
         # Methods of the account that all share.
         self.recall, self.settle, self.add, self.spent = account.recall, account.settle, account.add, account.spent
 
-    @property
-    def limits(self) -> Limits:
-        """Limits; settable."""
-        return self._limits
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        """Limits; settable."""
-        self._limits = limits
+    def set_limits(self, limits: Limits) -> None:
+        """Replace this router's limits, from the next request on, also in the account's strictest ones."""
+        self.limits = limits
         self._account.join(self)
 
     def reserve(self, cost: Cost, now: float, *, book: bool = True) -> Rejection | None:
@@ -202,13 +197,13 @@ class SharedSpending:
 
         book: False books nothing in any case.
         """
-        limits = up_against(self._limits, cost, self.edge_j) if cost.joules else self._limits
+        limits = up_against(self.limits, cost, self.edge_j) if cost.joules else self.limits
         return self._account.reserve(cost, now, limits, book)
 
     @property
     def durable(self) -> bool:
         """True if a booking may have to be written to the file before anything is sent."""
-        return self._account.stored and self._limits != _NONE
+        return self._account.stored and self.limits != _NONE
 
     @property
     def unwritten(self) -> bool:
@@ -223,7 +218,7 @@ class SharedSpending:
         """
         if not self._account.unwritten:
             return None
-        kind = next((k for k, part, limit in zip(Limits._fields, cost, self._limits, strict=True) if part and limit < INF), "")
+        kind = next((k for k, part, limit in zip(Limits._fields, cost, self.limits, strict=True) if part and limit < INF), "")
         if not kind or self._account.write():
             return None
         return Rejection(cast("HeldCode", kind), f"{kind}: what is spent could not be written ahead, see the log")
@@ -238,7 +233,7 @@ class SharedSpending:
 
     def scarce(self) -> bool:
         """Return True if half of any limit is used up: from then on there are no hedges and no audits."""
-        return self._account.scarce(self._limits)
+        return self._account.scarce(self.limits)
 
 
 class _Account(ForkSafe):

@@ -65,7 +65,8 @@ def replace(
                 engine.plain = False  # before it is in force
             engine.snapshot, engine.arguments = new, arguments
         put_trials(engine, new)
-        engine.spending.limits, engine.observer.metered = limits, metered
+        engine.spending.set_limits(limits)
+        engine.observer.metered = metered
         engine.observer.use(new.policy, new.watched[0])
         clear_plans(new)  # of rules that were not there before
         SAMPLER.add(engine)

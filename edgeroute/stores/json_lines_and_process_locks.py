@@ -313,11 +313,8 @@ class Reading:
         files, seen = list[BinaryIO](), set[tuple[int, int]]()
         try:
             there = [p.name for p in self._path.parent.iterdir()] if self._path.parent.is_dir() else []
-            numbers = {
-                int(end)
-                for start, _, end in (name.rpartition(".") for name in there)
-                if start == self._path.name and end.isdecimal()
-            }
+            ends = [name[len(self._path.name) + 1 :] for name in there if name.startswith(f"{self._path.name}.")]
+            numbers = {int(end) for end in ends if end.isdecimal()}
             numbers |= {1, *(n + 1 for n in numbers)}
             # newest first: a file that is rotated meanwhile is met again under its new name, so none is missed
             for path in [self._path, *(_rotated_path(self._path, n) for n in sorted(numbers))]:

@@ -279,7 +279,8 @@ class Database(ForkSafe):
     def _translate(self, error: sqlite3.Error | UnicodeDecodeError, file: tuple[int, int] | None = None) -> StoreError:
         """Close the connection, rename the file if it is corrupt, and return the StoreError to raise.
 
-        Logs the renaming. A file that was replaced meanwhile is not renamed.
+        Logs the renaming. A file that was replaced meanwhile is not renamed: `file` is the identity of the one that failed, None
+        for the connection's.
         """
         self._drop()
         if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _file_identity(self.path) == (file or self._file):

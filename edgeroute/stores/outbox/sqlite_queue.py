@@ -210,8 +210,6 @@ class Listing(ForkSafe):
                     return
             record = dict(zip((column[0] for column in cursor.description), row, strict=True))
             seq = record["seq"]
-            for name in ("body", "outputs"):
-                record[name] = base64.b64encode(record[name]).decode() if isinstance(record[name], bytes) else record[name]
             for name in ("headers", "provisional", "value"):
                 with contextlib.suppress(TypeError, ValueError, RecursionError):  # damaged: as it is
                     record[name] = json.loads(record[name])
