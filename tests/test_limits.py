@@ -722,7 +722,7 @@ def test_what_has_no_limit_is_not_written_ahead(tmp_path):
     assert spending.secure(Cost(usd=1.0)) is None
     spending.add(Cost(mb=1.0), process.now())
     assert store.writes == 0
-    spending.limits = Limits(mb_per_day=100)
+    spending.set_limits(Limits(mb_per_day=100))
     spending.add(Cost(mb=1.0), process.now())
     assert store.writes == 1
     store.flush = lambda: False
