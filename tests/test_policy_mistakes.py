@@ -34,6 +34,7 @@ TOML = [  # text, key, what it says beside it
     (T + E + C + 'mode = "only_edge"\n', "cloud.mode", "at the top of the file"),
     (T + E + C + 'share = "1%"\n', "cloud.share", "belongs in [audit]"),
     (T + E + C + 'value = "result"\n', "cloud.value", 'protocol = "json"'),
+    (T + E + C + '[egress]\nallow = ["https://h"]\n', "egress.allow", "to the addresses in [cloud] alone"),
     (T + 'edge = "edge.onnx"\n' + C, "edge", "expected a section, as in [edge]"),
     # times, sizes and shares
     (T + "deadline = 300\n" + E + C, "deadline", 'did you mean "300ms" or "300s"?'),

@@ -396,6 +396,8 @@ def _suggestion(word: str, model: type[Section | Settings]) -> str:
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:
                 return f'only a cloud with protocol = "{protocol}" has it'
+    if issubclass(model, Egress) and word in {"allow", "deny", "hosts", "urls"}:
+        return "may_leave and never_leave name classes of data, which go to the addresses in [cloud] alone"
     if word in SECTIONS:
         return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:

@@ -394,7 +394,7 @@ class Router(BaseRouter[V], ClosedByWith):
 
         Args:
             X: the inputs: an array [n, ...], a sequence of them, a mapping from name to the rows of one of several inputs, a
-                table of numbers (pandas, Hugging Face), or a data set of pairs.
+                table of numbers (pandas, Hugging Face), whose rows become arrays, or a data set of pairs.
             y: right value for each, as the edge answers, or as class indices; or the name of a table's column. Without it
                 `max_loss` guarantees agreement with the cloud, and `max_defer` needs it only to fit a score. With `label`, some
                 may be None, or it is a mapping from index to label.
