@@ -537,7 +537,8 @@ def _execute(step: Step, engine: Engine, ring: Callable[[], object] | None) -> G
         legs = step.legs
         if step.show is None and legs.plan.sequential:
             return blocking.drive_inline(step.walk, legs.run)
-        shown = blocking.stream(step.walk, partial(legs.begin, streams=True) if step.streams else partial(_begin, legs), ring)
+        begin = partial(legs.begin, streams=step.streams) if step.streams or ring is not None else partial(_begin, legs)
+        shown = blocking.stream(step.walk, begin, ring)
         try:
             while True:
                 emit = next(shown)

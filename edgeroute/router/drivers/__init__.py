@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from edgeroute.core.walk import Elapsed, Event, Failed, Start
+from edgeroute.core.walk import Event, Start
 
 Send: TypeAlias = Callable[[Event], None]
 Stop: TypeAlias = Callable[[], None]
@@ -34,12 +34,3 @@ class Deferrable:
 
 
 BeginOrDefer: TypeAlias = Callable[[Start, Send], "Stop | Event | Deferrable"]
-
-
-def do_nothing() -> None:
-    """Do nothing: the stop function of a leg that has ended."""
-
-
-def in_time(event: Event, until: float) -> Event:
-    """Return the event of a leg that its caller ran; after `until`, Elapsed in place of a failure, as the walk would have it."""
-    return Elapsed(event.at) if type(event) is Failed and event.at >= until else event

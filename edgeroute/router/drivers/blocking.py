@@ -9,10 +9,12 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
-from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, do_nothing, in_time
+from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop
 from edgeroute.system.mailbox import Mailbox
 
 T = TypeVar("T")
+# Events handled without a pause by a walk that does not block: pieces may come faster than they are handled, and others wait.
+MOST_AT_ONCE = 64
 
 
 def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> T:
@@ -34,23 +36,24 @@ def run_to_end(steps: Generator[Any, None, T]) -> T:
 
 def stream(
     walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, ring: Callable[[], object] | None = None
-) -> Generator[Emit | Wait, None, T]:
+) -> Generator[Any, Any, T]:
     """Run a walk, yielding each effect `Emit`, and return its result; blocks. Closing the generator early stops all running legs.
 
-    Events of legs that were stopped are dropped. Without `ring`, a `Deferrable` leg runs in this thread if nothing else is under
-    way.
+    Events of legs that were stopped are dropped. A `Deferrable` leg runs in this thread if nothing else is under way.
 
     Args:
         walk: the walk.
         begin: starts a leg.
-        ring: called, in any thread, when an event comes. With it the generator never blocks: while there is no event, it yields
-            the walk's `Wait`; the owner of several walks resumes it once it rings, or at that instant.
+        ring: called, in any thread, when an event comes. With it the generator never blocks. While there is no event, it yields
+            the walk's `Wait`, and is resumed once it rings, or at that instant; after many events one whose instant has come. A
+            `Deferrable` leg that would run in this thread is yielded, and its event is sent back.
     """
     mail = Mailbox[Event]()
     send = mail.put if ring is None else partial(_send, mail, ring)
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()  # legs that were stopped or left: their further events are dropped
     deferred: Deferrable | None = None
+    taken = 0
     reply: Event | None = None
     try:
         while True:
@@ -58,14 +61,13 @@ def stream(
             reply = None
             if deferred is not None:
                 here, deferred = deferred, None  # it is run here, if nothing else is waited for
-                # Nothing else is waited for.
-                if ring is None and type(effect) is Wait and not stops and effect.until >= here.until:
-                    reply = in_time(here.run(), effect.until)
+                if type(effect) is Wait and not stops and effect.until >= here.until:
+                    reply = _in_time(here.run() if ring is None else (yield here), effect.until)
                     if type(reply) is Elapsed:
-                        stops[here.leg] = do_nothing
+                        stops[here.leg] = _do_nothing
                     continue
                 late = here.begin()
-                stops[here.leg] = do_nothing if isinstance(late, tuple) else late
+                stops[here.leg] = _do_nothing if isinstance(late, tuple) else late
                 if isinstance(late, tuple):
                     send(late)
             if type(effect) is Start:
@@ -77,6 +79,9 @@ def stream(
                 else:
                     stops[effect.leg] = begun
             elif type(effect) is Wait:
+                taken += 1
+                if ring is not None and taken % MOST_AT_ONCE == 0:
+                    yield Wait(monotonic())
                 while True:
                     while ring is not None and mail.empty() and monotonic() < effect.until:
                         yield effect
@@ -98,6 +103,15 @@ def stream(
     finally:
         for stop in stops.values():
             stop()
+
+
+def _do_nothing() -> None:
+    """Do nothing: the stop function of a leg that has ended."""
+
+
+def _in_time(event: Event, until: float) -> Event:
+    """Return the event of a leg that its caller ran; after `until`, Elapsed in place of a failure, as the walk would have it."""
+    return Elapsed(event.at) if type(event) is Failed and event.at >= until else event
 
 
 def _send(mail: Mailbox[Event], ring: Callable[[], object], event: Event) -> None:
