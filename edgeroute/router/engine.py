@@ -238,7 +238,8 @@ class Engine(ForkSafe):
     ) -> Request:  # fmt: skip
         """Make one request, beginning now, with its id and plan; updates the facts if that is due.
 
-        Chooses the arm of a trial, notes a private conversation, and starts a due reading of the sensors in a thread.
+        Calls the application's function of data classes, if there is one; chooses the arm of a trial, notes a private
+        conversation, and starts a due reading of the sensors in a thread.
 
         Args:
             x: the input.

@@ -168,7 +168,7 @@ class OfflineQueue:
                 candidate = _retry_candidate(request.plan, walked.outcome)
                 if candidate is not None:
                     try:
-                        own = partial(call_contained, copy_input) if request.until < INF else _same
+                        own: Any = partial(call_contained, copy_input) if request.until < INF else lambda value: value
                         x = own(request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                         note = f"{NOT_STORED}: {failure_text(e)}"
@@ -348,11 +348,6 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
         origin=backend.origin,
         **form,
     )
-
-
-def _same(value: Any) -> Any:
-    """Return the value itself."""
-    return value
 
 
 def _provisional(answer: Prediction | None, own: Callable[[Any], Any]) -> Mapping[str, Any] | None:

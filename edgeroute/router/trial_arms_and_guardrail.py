@@ -412,7 +412,7 @@ class Trials(ForkSafe, parts.Part):
     def choose(self, snapshot: Snapshot, identity: str, x: Any) -> tuple[Snapshot, str]:
         """Return the policy of a request, with the edge model of its arm, and the name of the cloud on trial; empty: none.
 
-        A stopped trial's requests go to the target in use.
+        A stopped trial's requests go to the target in use. Remembers the user or session of the request, as `draws`.
 
         Args:
             snapshot: the policy in force.

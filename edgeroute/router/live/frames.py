@@ -480,7 +480,7 @@ class FrameFlow:
         if comparable:
             before, sure = self._shown_label, answer.source != "edge"
             self._shown_label = next_display(
-                before, label, _known(answer.confidence), hold=self._settings.hold, margin=self._settings.margin, sure=sure
+                before, label, answer.confidence, hold=self._settings.hold, margin=self._settings.margin, sure=sure
             )
             changed = not before.begun or before.label != self._shown_label.label
         if not comparable or self._shown is None or label == self._shown_label.label:
@@ -534,8 +534,3 @@ class FrameFlow:
         if self._current is None and self._mailbox and self._pace.due > now:
             instants.append(self._pace.due)
         return min(instants, default=INF)
-
-
-def _known(confidence: float | None) -> float | None:
-    """Return a confidence; None in place of NaN."""
-    return None if confidence is None or math.isnan(confidence) else confidence
