@@ -307,9 +307,6 @@ class Engine(ForkSafe):
 
         One row that must stay on the device makes all of them stay.
         """
-        for x in batch:
-            if is_read_once(x):
-                raise read_once_error(x)
         first = self.request(batch[0], mode, deadline, data_class, together=True)  # whose arm is that of all
         rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
         rules, facts = first.snapshot.policy.rules, self.observer.facts
@@ -541,12 +538,12 @@ def batch_steps(
     If a function gives their data classes, it is called in a thread, and the inputs of each class go together, first those that
     stay.
     """
-    egress = engine.snapshot.egress
-    if egress.data_class is None or not isinstance(data_class, str | None):
-        return (yield from engine.steps(engine.rows(batch, mode, deadline, data_class)))
     for x in batch:
         if is_read_once(x):
             raise read_once_error(x)
+    egress = engine.snapshot.egress
+    if egress.data_class is None or not isinstance(data_class, str | None):
+        return (yield from engine.steps(engine.rows(batch, mode, deadline, data_class)))
     classify = partial(copy_context().run, lambda: [cast("str", class_of(engine, egress, x, data_class)) for x in batch])
     classes: list[str] = yield Block(classify, INF)
     order = sorted(set(classes), key=lambda name: (isinstance(permit(egress.rules, name), Permit), name))

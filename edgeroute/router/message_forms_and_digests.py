@@ -382,14 +382,8 @@ def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) 
         is_shared: returns True for the digest of a text that has left the device in another call, such as an instruction.
     """
     spoken = conversation.spoken
-    begins = max(
-        (
-            i + 1
-            for i, m in enumerate(spoken)
-            if m.role in ANSWER_ROLES and not m.calls and any(later.role not in ANSWER_ROLES for later in spoken[i:])
-        ),
-        default=0,
-    )
+    last = max((i for i, m in enumerate(spoken) if m.role not in ANSWER_ROLES), default=0)  # the turn ends there, or with answers
+    begins = max((i + 1 for i, m in enumerate(spoken[:last]) if m.role in ANSWER_ROLES and not m.calls), default=0)
     turn = spoken[begins:]
     found = [digest for m in turn for digest in m.media]
     for m in turn:

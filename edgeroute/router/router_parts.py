@@ -237,11 +237,7 @@ def _around(
 
     try:
         given = yield from method(requests, inner)
-        if (
-            isinstance(given, list)
-            and len(given) == len(requests)
-            and all(isinstance(result, Answer | BaseException) for result in given)
-        ):
+        if isinstance(given, list) and len(given) == len(requests) and all(isinstance(r, Answer | BaseException) for r in given):
             return given
         failed(TypeError(f"it returned no list of {len(requests)} results"))
     except Exception as e:

@@ -351,10 +351,8 @@ class History:
         Tool calls are kept in the reply; a value that is no text becomes one. Sets `stays` if the data class that was found for
         the call may not leave.
         """
-        reply: dict[str, Any] = {
-            "role": "assistant",
-            "content": answer.value if isinstance(answer.value, str) else str(answer.value),
-        }
+        text = answer.value if isinstance(answer.value, str) else str(answer.value)
+        reply: dict[str, Any] = {"role": "assistant", "content": text}
         choices = answer.outputs.get("choices") if isinstance(answer.outputs, Mapping) else None
         first = choices[0] if isinstance(choices, list | tuple) and choices else None
         message = first.get("message") if isinstance(first, Mapping) else None

@@ -171,15 +171,10 @@ class AsyncUpdates(LiveIterator[U], ClosedByAsyncWith):
         """Wait for the next item; (item,), or None at the end. Begins to read the source at the first call. Raises as `_look`."""
         if not self._begun and not self._closed:
             self._begin()
-        loop = asyncio.get_running_loop()
         while isinstance(look := self._look(), float):
             if look > 0:
-                alarm = None if look == INF else loop.call_later(look, self._bell.event.set)
-                try:
-                    await self._bell.event.wait()
-                finally:
-                    if alarm is not None:
-                        alarm.cancel()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await await_within(look, self._bell.event.wait())
         return look
 
     def _begin(self) -> None:

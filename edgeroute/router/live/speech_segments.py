@@ -219,8 +219,7 @@ class Listener:
 
     def finish(self) -> Iterator[Segment]:
         """Yield the segment that is open at the end of the audio, if any."""
-        end = self._speech.finish()
-        if end is not None:
+        if (end := self._speech.finish()) is not None:
             yield self._segment(end)
 
     def _process_window(self, window: Any) -> Segment | None:
