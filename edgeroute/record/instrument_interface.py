@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.spending_limits import Tokens
-from edgeroute.core.walk import new
 from edgeroute.system.sanitised_logging import call_logged
 from edgeroute.types import Answer
 
@@ -223,14 +222,6 @@ class Instruments(Instrument):
 
     def __bool__(self) -> bool:
         return bool(self.all)
-
-    def report_began(self, *fields: Any) -> None:
-        """Report that a request began; the fields are those of `RequestBegan`."""
-        self.request_began(RequestBegan(*fields))
-
-    def report_ended(self, *fields: Any) -> None:
-        """Report that a request ended; the fields are those of `RequestEnded`."""
-        self.request_ended(new(RequestEnded, fields))
 
     def began(self, *attempt: Any) -> Mapping[str, str]:
         """Report that an attempt is about to be sent; the fields are those of `AttemptBegan`. Return further headers for it."""

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from edgeroute.core.walk import new
 from edgeroute.errors import PolicyError
+from edgeroute.record.instrument_interface import Instruments, RequestBegan, RequestEnded
 from edgeroute.router.io_steps_and_stages import Proceed, Result, Steps
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from edgeroute.observe.planning_facts import Observer
     from edgeroute.observe.stats_and_status import Status
     from edgeroute.record.checkpoint import Checkpoint
-    from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.stores.json_lines_and_process_locks import Journal
     from edgeroute.trials.edge_audits import Compared
@@ -294,7 +295,7 @@ class Instrumented(Part):
         read: tuple[Any, ...] = (None, 0.0, None)
         if (read_at := observer.read_at) is not None:
             read = observer.reading, request.begun - read_at, observer.energy.extra_w
-        self._instruments.report_ended(request.id, request.inputs, answer, error, *read, request.batch)
+        self._instruments.request_ended(new(RequestEnded, (request.id, request.inputs, answer, error, *read, request.batch)))
 
 
 class InstrumentedFromStart(Instrumented):
@@ -302,7 +303,7 @@ class InstrumentedFromStart(Instrumented):
 
     def began(self, request: Request) -> None:
         """Report a request's beginning."""
-        self._instruments.report_began(request.id, request.batch, request.begun)
+        self._instruments.request_began(RequestBegan(request.id, request.batch, request.begun))
 
     def left(self, request: Request) -> None:
         """Report that a request will not end."""
