@@ -101,14 +101,12 @@ class Tally(ForkSafe, Instrument):
 
         Requests without an answer count by their error's code, without a duration; targets' times of a batch are left out.
         """
-        answer, fresh = ended.answer, self._new
+        answer = ended.answer
         if answer is None:
-            fresh.append((Kind("none", "", error_code(ended.error), False), 0.0, ()))
+            self.count(Kind("none", "", error_code(ended.error), False), 0.0, ())
         else:
             kind = new(Kind, (answer.source, answer.leg, answer.reason_code, answer.degraded))
-            fresh.append((kind, answer.latency_s, () if ended.batch else answer.took))
-        if len(fresh) >= TOGETHER:
-            self._count_queued()
+            self.count(kind, answer.latency_s, () if ended.batch else answer.took)
 
     def count(self, kind: Kind, latency_s: float, legs: tuple[Took, ...]) -> None:
         """Queue a recorded request for counting; `legs`: times of its targets that answered, none of a batch. See `_queue`."""
