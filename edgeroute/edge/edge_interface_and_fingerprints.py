@@ -334,6 +334,7 @@ def _value_text(value: Any, of: Of, of_callable: Of) -> str:
     Text and numbers count with their type; a set's order and a mapping's do not count. An edge model becomes its fingerprint, and
     any other object what `of_callable` returns.
     """
+    part = partial(_value_text, of=of, of_callable=of_callable)
     if isinstance(value, Enum):
         return _text(type(value).__qualname__, value.name)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
@@ -343,11 +344,9 @@ def _value_text(value: Any, of: Of, of_callable: Of) -> str:
     if isinstance(value, np.generic | np.ndarray) and not value.dtype.hasobject:
         return _text("array", (value.dtype.str, value.shape, sha256(value.tobytes()).hexdigest()))
     if isinstance(value, Mapping):
-        return _text(
-            "mapping", sorted((_value_text(k, of, of_callable), _value_text(v, of, of_callable)) for k, v in value.items())
-        )
+        return _text("mapping", sorted((part(k), part(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
-        return _text("list", [_value_text(item, of, of_callable) for item in value])
+        return _text("list", [*map(part, value)])
     if isinstance(value, set | frozenset):
-        return _text("set", sorted(_value_text(item, of, of_callable) for item in value))
+        return _text("set", sorted(map(part, value)))
     return fingerprint(value, of, of_callable) if is_model(value) else of_callable(value)

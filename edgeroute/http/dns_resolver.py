@@ -130,14 +130,12 @@ class Resolver(ForkSafe):
             stored_at, earlier = self._addresses.get((host, port), (-inf, []))
             if monotonic() - stored_at > STALE_S:
                 earlier = []
-            if full and earlier:
-                lookup = Lookup(host, port)
-                lookup.end(earlier)
-                return lookup
-            if full:
+            if full and not earlier:
                 raise OSError(f"{host} was not looked up: {len(running)} other look-ups hang")
             lookup = Lookup(host, port, earlier)
-            if start_thread("edgeroute-lookup", lookup.run) is None:
+            if full:
+                lookup.end(earlier)
+            elif start_thread("edgeroute-lookup", lookup.run) is None:
                 lookup.end([], OSError("there is no thread to look it up"))
             running.append(lookup)  # after its start: if that is interrupted, nobody waits for it in vain
             return lookup

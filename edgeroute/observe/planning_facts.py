@@ -257,9 +257,7 @@ class Observer(ForkSafe):
         now = monotonic()
         share = 0.0 if asked is None else rounded_share_to_keep(asked.rules.load.at(now))
         self.eases_at = now + EASES_S if share else INF
-        if not share:
-            return facts
-        return facts._replace(kept=share, slack=self._counts.slacks(self._edges, share))
+        return facts._replace(kept=share, slack=self._counts.slacks(self._edges, share)) if share else facts
 
     def outdated(self, backends: Sequence[Backend]) -> bool:
         """Return True if one of these backends has become busy or free again, so that `observe` is due."""
@@ -289,9 +287,7 @@ class Observer(ForkSafe):
         """
         reading = Reading(*map(_rounded, reading))
         wrong = {name: value for name in SHARES if (value := getattr(reading, name)) is not None and not 0 <= value <= 1}
-        if not wrong:
-            return reading
-        if not self._implausible:
+        if wrong and not self._implausible:
             self._implausible = True
             text = ", ".join(f"{name} is {value:g}" for name, value in wrong.items())
             log.warning("the sensors say that %s: these are shares from 0 to 1, so they count as unknown", text)

@@ -152,8 +152,7 @@ class Battery:
         for path in self._batteries:
             if files.number(f"{path}/present") == 0:
                 continue
-            charge = self._charge(path)
-            if charge is not None:
+            if (charge := self._charge(path)) is not None:
                 weighted.append((charge, files.number(f"{path}/energy_full")))
             state = files.word(f"{path}/status")
             states.append(state)
