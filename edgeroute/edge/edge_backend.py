@@ -425,11 +425,11 @@ class CheckedBackend(EdgeBackend):
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
         """Run the inputs as one batch; return a prediction for each, after its check."""
-        return [self._settled(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
+        return [self._checked(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
         """Run one input; return the prediction, after its check."""
-        return self._settled(super().run_one(x, cancel), x)
+        return self._checked(super().run_one(x, cancel), x)
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
         """Run one input, and yield the answer in pieces; none of a malformed one. Returns the prediction, after its check."""
@@ -446,7 +446,7 @@ class CheckedBackend(EdgeBackend):
                 held.append(next(pieces))
                 yield Piece("") if wants else held.pop()
         except StopIteration as end:
-            prediction = self._settled(end.value, x)
+            prediction = self._checked(end.value, x)
         finally:
             pieces.close()
         if type(prediction.confidence) is not Malformed:
@@ -455,7 +455,7 @@ class CheckedBackend(EdgeBackend):
 
     async def _run_async(self, inputs: list[Any], many: bool, off_loop: OffLoop | None = None) -> list[Prediction]:
         """Await a run, and return the predictions, each after its check."""
-        return await self._settled_beside(await super()._run_async(inputs, many), inputs, off_loop)
+        return await self._checked_off_loop(await super()._run_async(inputs, many), inputs, off_loop)
 
     async def stream_async(self, x: Any, show: Callable[[Any], object], off_loop: OffLoop | None = None) -> Prediction:
         """Run one input on an event loop, and return the prediction, after its check; its pieces go to `show`.
@@ -466,13 +466,13 @@ class CheckedBackend(EdgeBackend):
         held: list[Any] = []
         wanted = self.check.wants(x)
         answer = await super().stream_async(x, held.append if wanted else show)
-        (prediction,) = await self._settled_beside([answer], [x], off_loop)
+        (prediction,) = await self._checked_off_loop([answer], [x], off_loop)
         if type(prediction.confidence) is not Malformed:
             for piece in held:
                 show(piece)
         return prediction
 
-    async def _settled_beside(
+    async def _checked_off_loop(
         self, predictions: list[Prediction], inputs: list[Any], off_loop: OffLoop | None
     ) -> list[Prediction]:
         """Return the predictions, each after its check, off the event loop if a check may take long.
@@ -481,27 +481,26 @@ class CheckedBackend(EdgeBackend):
         """
         states = set[str]()
 
-        def settle() -> list[Prediction]:
+        def check() -> list[Prediction]:
             states.add("begun")
             try:
-                return [self._settled(p, x) for p, x in zip(predictions, inputs, strict=True)]
+                return [self._checked(p, x) for p, x in zip(predictions, inputs, strict=True)]
             finally:
                 states.add("ended")
-                self.stopping.discard(settle)
+                self.stopping.discard(check)
 
         if off_loop is None or not self.check.blocks(inputs):
-            return settle()
+            return check()
         try:
-            settled: list[Prediction] = await off_loop(partial(copy_context().run, settle))
+            return await off_loop(partial(copy_context().run, check))  # type: ignore[no-any-return]
         except BaseException:
             if "begun" in states:
-                self.stopping.add(settle)
+                self.stopping.add(check)
             if "ended" in states:  # meanwhile
-                self.stopping.discard(settle)
+                self.stopping.discard(check)
             raise
-        return settled
 
-    def _settled(self, prediction: Prediction, x: Any) -> Prediction:
+    def _checked(self, prediction: Prediction, x: Any) -> Prediction:
         """Return the prediction for an input after the check of its answer; its confidence is `Malformed` if that fails."""
         return self.check.apply(prediction, x)
 
@@ -517,9 +516,9 @@ class InputScoredBackend(CheckedBackend):
         super().__init__(name, model, "msp")
         self.before = score
 
-    def _settled(self, prediction: Prediction, x: Any) -> Prediction:
+    def _checked(self, prediction: Prediction, x: Any) -> Prediction:
         """Return the prediction with the input's confidence, after the check of its answer."""
-        return super()._settled(prediction._replace(confidence=self.before.of_input(x)), x)
+        return super()._checked(prediction._replace(confidence=self.before.of_input(x)), x)
 
 
 def edge_backend(name: str, model: EdgeModel, score: str | Score) -> EdgeBackend:

@@ -102,8 +102,8 @@ def try_template(path: Path, template: str, given: str | None) -> None:
     if given is not None or is_harmless(template):
         return
     stamp = file_stamp(path)
-    why = _run(path, None, stamp)
-    if why is None or (why == FAILED and _run(path, "{{ messages[0].content }}", stamp) is not None):
+    why = _trial(path, None, stamp)
+    if why is None or (why == FAILED and _trial(path, "{{ messages[0].content }}", stamp) is not None):
         return  # in the latter case it is not the template: loading says what
     raise ModelError(f"{path}: its chat template is broken or hostile: {why}. Give another, chat_template=, or another model")
 
@@ -112,7 +112,7 @@ FAILED = "a process that tried it reported an error"
 
 
 @lru_cache(maxsize=64)
-def _run(path: Path, template: str | None, stamp: object) -> str | None:  # noqa: ARG001 - it is part of the cache's key
+def _trial(path: Path, template: str | None, stamp: object) -> str | None:  # noqa: ARG001 - it is part of the cache's key
     """Load the model in a child process with a small context, and have the template rendered; return why that failed, or None.
 
     None for the template: the file's. Ends the child. Cached, also by the file's stamp.
