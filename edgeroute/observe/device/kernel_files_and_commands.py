@@ -109,6 +109,13 @@ class Files:
                 yield from self._match(f"{folder}/{name}" if folder else name, rest)
 
 
+class FileReader:
+    """Base of a reader of sensors that has files of the kernel alone."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+
 TIMEOUT_S = 2.0  # longest run of a program, seconds; then it is killed, and its output is empty
 Run = Callable[..., str]  # function that runs a program with arguments and returns its output
 

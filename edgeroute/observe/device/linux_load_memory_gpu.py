@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeroute.observe.device.kernel_files_and_commands import SECOND, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_commands import SECOND, FileReader, Files, Measurement
 
 # CPU load, from differences of /proc/stat, and CPU and memory pressure (PSI).
 
@@ -12,13 +12,11 @@ STAT = "proc/stat"
 TICKS = 5  # least time of all cores together between two counts, in ticks of 10 ms; below it, the share would be noise
 
 
-class Load:
+class Load(FileReader):
     """Reader of the share of all cores' time that was used since the last reading."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        self._counted: tuple[float, float] | None = None
-        self._share: float | None = None
+    _counted: tuple[float, float] | None = None
+    _share: float | None = None
 
     def read(self) -> dict[str, Measurement]:
         """Return `cpu`, the load since the last reading, and `cpu_pressure`, both 0..1."""
@@ -86,12 +84,10 @@ MEMINFO = "proc/meminfo"
 CGROUP = "sys/fs/cgroup"
 
 
-class Memory:
+class Memory(FileReader):
     """Reader of the share of memory that is available without swapping."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        self._group = ""
+    _group = ""
 
     def find(self) -> None:
         """Look up the control group of this process in /proc/self/cgroup, a line `0::/path` for version 2, and keep its folder.
@@ -174,11 +170,8 @@ DEVFREQ = "sys/class/devfreq/*gpu*/load"  # files of devfreq drivers, such as `1
 FULL = 100
 
 
-class Gpu:
+class Gpu(FileReader):
     """Reader of the share of the GPU's time that was used."""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
 
     def find(self) -> None:
         """Search for the files with a GPU's load, of Jetson, AMD and devfreq drivers, and keep their paths for `read`."""

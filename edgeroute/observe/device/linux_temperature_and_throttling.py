@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_commands import Commands, FileReader, Files, Measurement
 
 # Temperature of the hottest thermal zone, or of the hottest sensor where there are no zones.
 
@@ -14,11 +14,8 @@ SENSORS = "sys/class/hwmon/hwmon*/temp*_input"
 COLDEST_C, HOTTEST_C = -60.0, 150.0  # range of valid temperatures, degrees Celsius: a zone that is off reads -273.2 or 0x7fffffff
 
 
-class Thermal:
+class Thermal(FileReader):
     """Reader of the temperature of the hottest part of the device."""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
 
     def find(self) -> None:
         """Search for thermal zones and sensors, and keep their paths and names for `read`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from math import isfinite
 
-from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_commands import Commands, FileReader, Files, Measurement
 
 # Power of the whole device where it is measured, otherwise of its processor, in watts.
 
@@ -123,11 +123,8 @@ FED = frozenset({"Charging", "Full", "Not charging"})  # states of a battery tha
 MOST = 1.1  # largest charge that is accepted: a gauge may show a little more than full
 
 
-class Battery:
+class Battery(FileReader):
     """Reader of the device's own batteries and supplies, without those of a mouse or of headphones (scope Device)."""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
 
     def find(self) -> None:
         """Search for batteries and supplies, and keep their paths: a laptop's second battery and a dock come and go.
