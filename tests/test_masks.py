@@ -466,6 +466,26 @@ def test_data_that_is_divided_between_texts_of_a_request():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("texts", "sent"),
+    [
+        (["my card: 4111", "1111", "1111-", "1111, thanks"],
+         ["my card: [MASKED_CARD_1]", "[MASKED_CARD_2]", "[MASKED_CARD_3]", "[MASKED_CARD_2], thanks"]),
+        (["DE89 3704", " 0044 05", "32 0130 00."], ["[MASKED_IBAN_1]", "[MASKED_IBAN_2]", "[MASKED_IBAN_3]."]),
+        ([*"4111111111111111"], ["[MASKED_CARD_1]", *["[MASKED_CARD_2]"] * 15]),
+        (["4111", "1111", "1111", "1112"], ["4111", "1111", "1111", "1112"]),  # no check digit
+        (["4111", "so", "1111 1111", "1111"], ["4111", "so", "1111 1111", "1111"]),
+        (["1", "4111111111111111", "1"], ["1", "[MASKED_CARD_1]", "1"]),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_spread_over_many_texts(texts, sent):
+    """With check digits: a card, an IBAN; in messages, and in any list."""
+    assert masked(texts) == sent
+    assert [m["content"] for m in masked([{"role": "user", "content": text} for text in texts])] == sent
+    x, restore = Mask(KINDS).mask(texts)
+    assert restore.restore(Prediction(x, None, None)).value == texts
+
+
 def test_values_of_a_request():
     """Numbers, keys, tuples and tables of texts."""
     x = {"john@example.com": 4111111111111111, "n": 7, "ok": True, "none": None, "t": ("a", "b@c.example"), "f": 0.5}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final, TypeAlias
 from unicodedata import category, decimal, normalize
 
@@ -28,6 +29,7 @@ FORM: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})  # keys 
 # Characters on each side of a border between two texts within which data that it divides is found, if they have an @ or so many
 # digits.
 BORDER, FEW = 64, 7
+CHECKED: Final = "iban", "card"  # kinds whose numbers have check digits: others would be found in any sequence of digits
 # A number from here on is searched as a text. Most characters of a number of a library, and its least digits. Digits of a card.
 SHORTEST, MOST_LETTERS, DIGITS, CARDS = 10**6, 24, 4, range(13, 20)
 
@@ -206,12 +208,14 @@ class Mask:
     def __init__(self, kinds: Iterable[str | Finder]) -> None:
         self._kinds = [*kinds]
         self._named = [_named(kind) for kind in self._kinds if not callable(kind)]
+        self._checked = [FINDERS[kind] for kind in CHECKED if kind in self._kinds]
         self._functions = [kind for kind in self._kinds if callable(kind)]
 
     def mask(self, x: Any) -> tuple[Any, MaskedData]:
         """Return a copy of an input with placeholders in place of personal data, and the data that they stand for.
 
-        Data that is divided between two neighbouring texts is found as well. The input is not changed.
+        Data that is divided between two neighbouring texts is found as well; numbers with check digits also over more texts. The
+        input is not changed.
 
         Raises:
             TypeError: it has parts that are no text.
@@ -229,6 +233,9 @@ class Mask:
         for pair in pairwise(divided):
             for half, span in self._divided(*(texts[i][0] for i in pair)):
                 divided[pair[half]].append(span)
+        places = [*divided]
+        for nth, span in self._spread([texts[i][0] for i in places]):
+            divided[places[nth]].append(span)
         numbers = iter(range(len(texts)))
         return _rebuild(x, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())), strict=True), data
 
@@ -245,10 +252,11 @@ class Mask:
             spans.append((int(start), int(end), re.sub("[^A-Z]", "", str(kind).upper())[:24] or "DATA"))
         return spans + self._seen(text)
 
-    def _seen(self, text: str) -> list[Span]:
-        """Return what the finders with a name find."""
+    def _seen(self, text: str, finders: Iterable[Finder] | None = None) -> list[Span]:
+        """Return what these finders find; None: those with a name."""
         view, places = _view(text)
-        return [(places[start], places[end - 1] + 1, kind) for find in self._named for start, end, kind in find(view)]
+        named = self._named if finders is None else finders
+        return [(places[start], places[end - 1] + 1, kind) for find in named for start, end, kind in find(view)]
 
     def _divided(self, before: str, after: str) -> Iterator[tuple[int, Span]]:
         """Yield (0 or 1, span) of each half of data that the border between two texts divides, as in a message sent in two parts.
@@ -263,6 +271,28 @@ class Mask:
                 if start < len(a) < end and not any(start < e and s < end for s, e in alone):
                     yield 0, (len(before) - len(a) + start, len(before), kind)
                     yield 1, (0, end - len(a), kind)
+
+    def _spread(self, texts: Sequence[str]) -> Iterator[tuple[int, Span]]:
+        """Yield (index of the text, span) of each part of a number with check digits that is spread over more than two texts.
+
+        It is searched within `BORDER` characters on each side of a border. One that overlaps such a number of a single text is
+        left out.
+        """
+        if len(texts) < 3 or not self._checked:  # noqa: PLR2004 - two are `_divided`'s
+            return
+        together, begins = "".join(texts), [*accumulate(map(len, texts), initial=0)]
+        for border in begins[1:-2]:
+            first = max(0, border - BORDER)
+            near = together[first : border + BORDER]
+            if sum(map(str.isdigit, near)) < FEW:
+                continue
+            for start, end, kind in self._seen(near, self._checked):
+                within = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
+                parts = [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in within]
+                if len(parts) > 2 and not any(  # noqa: PLR2004
+                    begin < e and b < stop for i, begin, stop in parts for b, e, _ in self._seen(texts[i], self._checked)
+                ):
+                    yield from ((i, (begin, stop, kind)) for i, begin, stop in parts)
 
     def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
         """Return a text with placeholders, and add what they stand for to `data`. `divided`: further spans of it.
