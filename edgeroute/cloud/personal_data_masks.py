@@ -230,12 +230,12 @@ class Mask:
 
         _rebuild(x, note, strict=True)
         divided: dict[int, list[Span]] = {i: [] for i, (text, key) in enumerate(texts) if text and key not in FORM}
-        for pair in pairwise(divided):
-            for half, span in self._divided(*(texts[i][0] for i in pair)):
-                divided[pair[half]].append(span)
         places = [*divided]
         for nth, span in self._spread([texts[i][0] for i in places]):
             divided[places[nth]].append(span)
+        for pair in pairwise(divided):
+            for half, span in self._divided(*(texts[i][0] for i in pair)):
+                divided[pair[half]].append(span)
         numbers = iter(range(len(texts)))
         return _rebuild(x, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())), strict=True), data
 
