@@ -195,6 +195,10 @@ def test_days_that_differ_widen_an_interval():
     uneven = low_end(200, 2000, 10, 200**2, 200 * 200, 10 * 200**2)
     assert 0.08 < even < 0.1
     assert uneven < 0
+    events = [180, 190, 200, 210, 220]
+    low = low_end(1000, 50_000, 5, sum(k * k for k in events), sum(k * 10_000 for k in events), 5 * 10_000**2)
+    error = (sum((k - 200) ** 2 for k in events) * 5 / 4) ** 0.5 / 50_000
+    assert 0.02 - low == pytest.approx(4.604 * error, rel=0.01), "the 99.5 % quantile of Student's t with 4 degrees of freedom"
 
 
 def test_the_forecast_covers_the_month():

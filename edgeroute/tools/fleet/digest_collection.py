@@ -11,7 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
-from itertools import islice
+from glob import escape
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from edgeroute.tools.fleet.digest_tables import (
     connect,
     damaged_files,
     partitions,
+    quoted,
     rows_of,
     selection,
     unreadable,
@@ -228,17 +231,16 @@ class _Run:
         """Read all digests as parts, in further processes if there are many; merge them each `MERGE` digests."""
         batches = self._batches()
         first = next(batches, [])
+        rest = chain([first] if first else (), batches)
         if len(first) <= FEW or self.processes == 1:
-            for names in _chain(first, batches):
+            for names in rest:
                 self._refuse(convert(self.source, names, self.parts, self._next(len(names)), self.rules))
                 self._merge_if(MERGE)
             return
-        from multiprocessing import get_context
-
         with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
             running = set[Future[list[Refusal]]]()
             try:
-                for names in _chain(first, batches):
+                for names in rest:
                     running.add(pool.submit(convert, self.source, names, self.parts, self._next(len(names)), self.rules))
                     while len(running) > 2 * self.processes or (running and self._unmerged >= MERGE):
                         running = self._wait(running)
@@ -286,13 +288,6 @@ class _Run:
             self.repeated += repeated
             shutil.rmtree(self.parts)
             self.parts.mkdir()
-
-
-def _chain(first: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Yield the first list and then the rest, without an empty one."""
-    if first:
-        yield first
-    yield from rest
 
 
 def unknown(store: Path, names: Sequence[tuple[str, str, str, int]]) -> list[str]:
@@ -373,10 +368,6 @@ def merge_day(connection: Any, store: Path, day: date) -> int:
 
 def _literal(path: Path) -> str:
     """Return a path as a literal of SQL, for DuckDB; an asterisk in the last part stands for any name."""
-    from glob import escape
-
-    from edgeroute.tools.fleet.digest_tables import quoted
-
     folder = path.absolute().parent
     return quoted(f"{escape(str(folder)) if '*' in path.name else folder}/{path.name}")
 

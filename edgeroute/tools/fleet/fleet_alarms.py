@@ -9,6 +9,7 @@ would not be valid at every look.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -97,8 +98,7 @@ class FleetAlarms:
         self._folder = store / "alarm"
         self._learn, self._tolerance, self._liars, self._alpha = max(learn, WEEK), tolerance, liars, alpha
         self._db = open_store(store)
-        for statement in _VIEWS.split(";\n"):
-            self._db.execute(statement)
+        self._db.execute(_VIEWS)
         self._lock = ProcessLock(self._folder / "lock")
         try:
             taken = self._lock.take()
@@ -492,12 +492,7 @@ def _suspects(db: Any, stream: dict[str, Any], closed: int) -> tuple[list[dict[s
     longest = RECENT_DAYS[-1]
     ratio = rows[f"k_in_{longest}"] / np.maximum(rows[f"e_in_{longest}"], 1e-9)
     named = [
-        {
-            "device": str(rows["device"][i]),
-            "site": str(rows["site"][i]),
-            "ratio": float(ratio[i]),
-            "evidence": float(evidence[i]),
-        }
+        {"device": str(rows["device"][i]), "site": str(rows["site"][i]), "ratio": float(ratio[i]), "evidence": float(evidence[i])}
         for i in suspects(evidence).tolist()
     ]
     return named, len(evidence)
@@ -509,16 +504,13 @@ def _left_out(db: Any, closed: int | None) -> dict[str, int]:
     closed: the last closed day; None: all days count.
     """
     since = day_of((closed or WINDOW) - WINDOW)
-    counts = dict[str, int]()
+    counts = Counter[str]()
     for table, possible in (("audits", AUDITS_POSSIBLE), ("requests", _REQUESTS_POSSIBLE)):
-        for reason, condition in (
-            ("impossible", f"NOT ({possible})"),
-            ("of models beyond the digest", "NOT contains(model, ':')"),
-        ):
-            row = db.execute(f"SELECT count(*) FROM {table} WHERE day > ? AND {condition}", [since]).fetchone()
-            counts[reason] = counts.get(reason, 0) + int(row[0])
-    row = db.execute("SELECT count(*) FROM refused").fetchone()
-    return {reason: count for reason, count in {**counts, "damaged files": int(row[0])}.items() if count}
+        sql = f"SELECT count_if(NOT ({possible})), count_if(NOT contains(model, ':')) FROM {table} WHERE day > ?"
+        impossible, beyond = db.execute(sql, [since]).fetchone()
+        counts.update({"impossible": impossible, "of models beyond the digest": beyond})
+    counts["damaged files"] = db.execute("SELECT count(*) FROM refused").fetchone()[0]
+    return dict(+counts)
 
 
 def _state(path: Path) -> dict[str, Any]:

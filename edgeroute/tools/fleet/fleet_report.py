@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
 from edgeroute.tools.fleet.digest_tables import BUCKETS
+from edgeroute.tools.measure.deferral_curve import student_quantile
 
 COUNTS = ("requests", "deferred", "degraded", "failed", "bytes", "usd", *BUCKETS)  # columns that are summed
 BY = ("model", "policy", "site")
@@ -164,9 +165,10 @@ def report(store: Any, budget: float | None = None, days: int | None = None) -> 
     signed = dict(store.execute(named).fetchall())
     parts["policy"] = [part._replace(name=" ".join(filter(None, (signed[part.name], part.name)))) for part in parts["policy"]]
     by_day = sorted(_sums(store, "day::VARCHAR", "by_day"))
-    weeks = _weeks(store, by_day)
+    parts["week"] = sorted(_sums(store, "date_trunc('week', day)::DATE::VARCHAR", "by_day"))  # from its Monday on
     worst, worse, compared = _outliers(store, since, total)
-    usual = _usual_devices(store)
+    final = "SELECT day, count(*) FILTER (final) FROM digests GROUP BY day ORDER BY day"
+    usual: dict[date, int] = dict(store.execute(final).fetchall())
     incomplete = _incomplete(usual)
     newest = max((day for day in usual if day.isoformat() not in incomplete), default=last)
     missing = store.execute(
@@ -175,7 +177,7 @@ def report(store: Any, budget: float | None = None, days: int | None = None) -> 
     ).fetchall()  # fmt: skip
     return FleetReport(
         first=max(since, store.execute("SELECT min(day) FROM digests").fetchone()[0]), last=last, total=total,
-        parts={**parts, "week": weeks}, days=by_day, incomplete=incomplete, worst=worst, worse=worse, compared=compared,
+        parts=parts, days=by_day, incomplete=incomplete, worst=worst, worse=worse, compared=compared,
         spread=_spread(store), costly=_costly(store), missing=[row[:3] for row in missing],
         missing_count=missing[0][3] if missing else 0,
         forecast=forecast(_spending(store, last), incomplete, last, budget),
@@ -203,7 +205,7 @@ def _sum(store: Any, since: date) -> None:
 def _sums(store: Any, key: str, table: str) -> list[Sums]:
     """Return the sums of a table by a key, the most requests first; the sums of nothing are one row for a constant key.
 
-    Devices are counted by the table's rows, or for `by_day` by the day's digests.
+    Devices are counted by the table's rows, or for `by_day`, whose key is of days or weeks, by their digests.
     """
     counts = ", ".join(f"sum({name})" for name in COUNTS)
     devices = "count(DISTINCT device)" if table == "by_device" else "0"
@@ -214,38 +216,9 @@ def _sums(store: Any, key: str, table: str) -> list[Sums]:
     if not rows and key == "''":
         rows = [("", 0, *([0] * (len(COUNTS) + 2)))]
     if table == "by_day":
-        devices_of = {str(day): n for day, n in store.execute("SELECT day, count(*) FROM digests GROUP BY day").fetchall()}
+        devices_of = dict(store.execute(f"SELECT {key}, count(DISTINCT device) FROM digests GROUP BY ALL").fetchall())
         rows = [(name, devices_of.get(name, 0), *rest) for name, _, *rest in rows]
-    return [_of_row(row) for row in rows]
-
-
-def _of_row(row: Sequence[Any]) -> Sums:
-    """Return the sums of a row: the name, the devices, `COUNTS`, audited and differ."""
-    name, devices, requests, deferred, degraded, failed, moved, usd, *latencies, audited, differ = row
-    return Sums(name, devices, requests, deferred, degraded, failed, moved, usd, tuple(latencies), audited, differ)
-
-
-def _weeks(store: Any, days: Sequence[Sums]) -> list[Sums]:
-    """Return the sums of each week, which begins on Monday, in order; the number of devices is read from the store."""
-    devices = store.execute("SELECT date_trunc('week', day)::DATE, count(DISTINCT device) FROM digests GROUP BY ALL").fetchall()
-    weeks: dict[str, list[Sums]] = {}
-    for day in days:
-        at = date.fromisoformat(day.name)
-        weeks.setdefault(str(at - timedelta(days=at.weekday())), []).append(day)
-    count = {str(week): n for week, n in devices}
-    sums = {week: [sum(values) for values in zip(*map(_counts, some), strict=True)] for week, some in weeks.items()}
-    return [_of_row([week, count.get(week, 0), *values]) for week, values in sums.items()]
-
-
-def _counts(sums: Sums) -> list[float]:
-    """Return the numbers of `COUNTS`, audited and differ."""
-    return [*sums[2:8], *sums.latencies, sums.audited, sums.differ]
-
-
-def _usual_devices(store: Any) -> dict[date, int]:
-    """Return each day's number of devices whose final digest is there, in order."""
-    rows = store.execute("SELECT day, count(*) FILTER (final) FROM digests GROUP BY day ORDER BY day").fetchall()
-    return dict(rows)
+    return [Sums._make((*row[:8], tuple(row[8:-2]), *row[-2:])) for row in rows]
 
 
 def _incomplete(devices: Mapping[date, int]) -> list[str]:
@@ -316,11 +289,10 @@ def low_end(k: float, n: float, days: int, kk: float, kn: float, nn: float) -> f
         kn: sum over days of events times requests.
         nn: sum over days of the squared requests.
     """
-    p, v = k / n, days - 1
+    p = k / n
     wilson = (p + Z**2 / (2 * n) - Z * sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))) / (1 + Z**2 / n)
-    t = Z + (Z**3 + Z) / (4 * v) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * v**2)  # Student's quantile, by Cornish and Fisher
-    variance = max(0.0, kk - 2 * p * kn + p * p * nn) * days / v / n**2
-    return float(min(wilson, p - t * sqrt(variance)))
+    variance = max(0.0, kk - 2 * p * kn + p * p * nn) * days / (days - 1) / n**2
+    return float(min(wilson, p - student_quantile(days - 1, Z) * sqrt(variance)))
 
 
 def _spread(store: Any) -> list[int]:
@@ -372,17 +344,15 @@ def forecast(usd: Mapping[date, float], incomplete: Sequence[str], last: date, b
         kinds = np.array([day.weekday() if len(past) >= SEASON else 0 for day in past])[::-1]
         means = np.array([costs[kinds == kind].mean() if (kinds == kind).any() else costs.mean() for kind in range(7)])
         left = costs - means[kinds]
-        used = len({*kinds.tolist()})
-        scale = float((left**2).sum() / max(1, costs.size - used))
+        freedom = max(1, costs.size - len({*kinds.tolist()}))
+        scale = float((left**2).sum() / freedom)
         rho = float(np.clip((left[1:] * left[:-1]).sum() / max((left**2).sum(), 1e-300) + 1 / costs.size, 0, 0.95))
         ahead = [day for day in month_days if day > last or day.isoformat() in incomplete]
         future = [max(usd.get(day, 0.0), float(means[day.weekday() if len(past) >= SEASON else 0])) for day in ahead]
         r = len(ahead)
         sum_variance = scale * sum(rho ** abs(i - j) for i in range(r) for j in range(r))
         mean_variance = scale * (1 + rho) / (1 - rho) * r**2 / costs.size
-        v = max(1, costs.size - used)
-        t = 1.96 + (1.96**3 + 1.96) / (4 * v) + (5 * 1.96**5 + 16 * 1.96**3 + 3 * 1.96) / (96 * v**2)
-        half = t * sqrt(sum_variance + mean_variance)
+        half = student_quantile(freedom) * sqrt(sum_variance + mean_variance)
         expected = spent - sum(usd.get(day, 0.0) for day in ahead) + sum(future)
         low, high = max(spent, expected - half), expected + half
     return Forecast(f"{last:%Y-%m}", spent, last, expected, low, high, budget, _verdict(spent, low, high, budget))

@@ -1,4 +1,4 @@
-"""Sequential tests of a fleet's counts (`PooledDrift`), pooled over devices, and the search for `suspects`; numpy alone.
+"""Sequential tests of a fleet's counts (`PooledDrift`), pooled over devices, and the search for `suspects`.
 
 The unit is a device-period, such as a device's day: its events (answers that differ, harms, deferrals) against the number that is
 expected of its audits or requests at the usual rate of their hours. A device-period counts once, however much it reports.
@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.core.error_codes import DumpOf
+from edgeroute.tools.measure.deferral_curve import student_quantile
 
 CAP: Final = 4.0  # highest score of a device-period; a liar adds at most this
 FULL: Final = 0.5  # number of expected events from which a device-period has the full weight, 1
@@ -26,7 +27,8 @@ _TIMES: Final = np.array([1.5, 2, 4, 8, 16, 32, 0.25, 0.05])  # ratios of a susp
 _SHAPES: Final = np.geomspace(0.25, 100, 14)  # of the gamma distribution of devices' rates
 _SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.2)  # of devices beyond that distribution
 _SAMPLE, _COUNTED = 4_000, 200  # most devices by which it is fitted, and most events of a device
-_RARE: Final = 0.05 / 365  # chance that a day lies further above the others than by what they have in common
+# Normal quantile of the chance, .05 / 365, that a day lies further above the others than by what they have in common.
+_RARE: Final = NormalDist().inv_cdf(1 - 0.05 / 365)
 _TUNE: Final = 0.04  # of the interval: narrowest relative to its limit after some 50 events
 
 
@@ -186,8 +188,9 @@ def highest_usual(
     """Return the highest ratio of scores to weights that is no change, by a reference of device-days, [units] each.
 
     The mean ratio of the reference plus twice its standard error (devices are drawn, and differ), times 1 + tolerance, plus
-    the standard deviation of what is common to the devices of a day, times the quantile of `_deviations`. Days weigh by their
-    precision (DerSimonian and Laird, 1986), as the first day of a policy is often one of few devices.
+    the standard deviation of what is common to the devices of a day, times the quantile `_RARE` of Student's t distribution, as
+    that deviation is estimated from a few days. Days weigh by their precision (DerSimonian and Laird, 1986), as the first day
+    of a policy is often one of few devices.
 
     Args:
         score: scores, from `scores`.
@@ -211,18 +214,7 @@ def highest_usual(
     scale = (precision.sum() - precision @ precision / precision.sum()) / max(1, len(mean) - 1)
     beyond = max(0.0, float(precision @ mean**2 / free - 1 - 2 * np.sqrt(2 / free)))  # 0 unless it is more than chance
     common = beyond / scale if len(mean) > 1 else 0.0
-    return float((ratio + 2 * error) * (1 + tolerance) + _deviations(max(free, WEEK)) * np.sqrt(common))
-
-
-def _deviations(free: int) -> float:
-    """Return the quantile of Student's t distribution, with `free` degrees of freedom, that is exceeded with probability `_RARE`.
-
-    The standard deviation is estimated from a few days, so a normal quantile would be too low. By the expansion of Cornish and
-    Fisher, which is within 2 % from 7 degrees on.
-    """
-    z = NormalDist().inv_cdf(1 - _RARE)
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / float(free) ** power for power, term in enumerate(terms, 1))
+    return float((ratio + 2 * error) * (1 + tolerance) + student_quantile(max(free, WEEK), _RARE) * np.sqrt(common))
 
 
 # Suspects.

@@ -431,10 +431,8 @@ def publish(
     text = None if policy is None else publishable(policy)
     with publishing(catalog):
         data = {"name": name, "salt": "", "only_edge": False, "freeze": False, "versions": []}
-        if signed_file(catalog, target(name)) is not None:
+        if text is None or signed_file(catalog, target(name)) is not None:
             data = published(catalog, name)
-        elif text is None:
-            published(catalog, name)
         if text is not None:
             data = _with_version(data, text, rings[0], requires) | {"rings": [*rings], "halt": halt}
         orders = {key: value for key, value in (("only_edge", only_edge), ("freeze", freeze)) if value is not None}

@@ -296,11 +296,11 @@ def _draw_reference(rng: np.random.Generator, expected: Floats, rate: Floats, pe
     return usual, highest_usual(score, weight, device, period)
 
 
-def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, liars: float = 0.0, most: int = 400) -> list[float]:
+def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, most: int = 400) -> list[float]:
     """Simulate `runs` fleets, and return the hours from a doubled disagreement of all devices to each one's alarm.
 
     Infinite if later than `most` periods of `hours`. Of `fleet` the use, the share deferred and the seed count: its own drift and
-    liars are left out, and no device is offline. `liars` is the share for which the test allows; none lies here.
+    liars are left out, and no device is offline.
     """
     times = []
     for run in range(runs):
@@ -308,7 +308,7 @@ def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, li
         world = Devices(fleet._replace(devices=devices, drift=1.0, liars=0.0, seed=fleet.seed + run))
         expected = world.a_day * (1 - fleet.defer) * AUDITED * hours / 24
         usual, level = _draw_reference(rng, expected, world.rate, max(REFERENCE, 168 // hours))
-        test = PooledDrift(level, liars=liars)
+        test = PooledDrift(level)
         rate = np.minimum(1, DRIFT * world.rate)
         for period in range(1, most + 1):
             differ = rng.poisson(expected * rate)

@@ -132,9 +132,14 @@ def measured_area(score: Array, edge_correct: Array, cloud_correct: Array, group
     return Area(value, value - error, value + error, events)
 
 
-def student_quantile(freedom: float) -> float:
-    """Approximate the 97.5 % quantile of Student's t for at least two degrees of freedom (Cornish and Fisher's expansion)."""
-    return 1.96 + 2.3724 / freedom + 2.8224 / freedom**2 + 2.5559 / freedom**3 + 1.5906 / freedom**4
+def student_quantile(freedom: float, z: float = 1.96) -> float:
+    """Approximate the quantile of Student's t that is exceeded with the probability of `z` in the normal distribution: 97.5 %.
+
+    By the expansion of Cornish and Fisher. At 97.5 % it is within 1 % from two degrees of freedom on, at 99.99 % from seven.
+    """
+    last = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384, last
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _influence(score: Array, gain: Array) -> Array:

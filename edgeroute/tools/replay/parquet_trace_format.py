@@ -117,18 +117,17 @@ class _Columns:
             columns[name].append(value)
             if value is not None:
                 shape["latency_s" if name == "latency_us" else name] = None
-        facts = record.get("facts")
-        numbers = [value if type(value := facts.get(name)) is float else None for name in FACTS] if type(facts) is dict else _NONE
-        for name, value in zip(FACTS, numbers, strict=True):
-            columns[name].append(value)
-        if type(facts) is dict:
-            shape["facts"] = {**facts, **{name: None for name, value in zip(FACTS, numbers, strict=True) if value is not None}}
-        reading = record.get("reading")
-        sensors = {name: value for name in _SENSORS if type(value := reading.get(name)) is float} if type(reading) is dict else {}
-        age_ms = _units(reading.get("age_s"), 1e3) if type(reading) is dict and at is not None else None
+        facts, reading = (value if type(value := record.get(name)) is dict else {} for name in ("facts", "reading"))
+        numbers = {name: value for name in FACTS if type(value := facts.get(name)) is float}
+        for name in FACTS:
+            columns[name].append(numbers.get(name))
+        if numbers:
+            shape["facts"] = {**facts, **dict.fromkeys(numbers)}
+        sensors = {name: value for name in _SENSORS if type(value := reading.get(name)) is float}
+        age_ms = _units(reading.get("age_s"), 1e3) if at is not None else None
         columns["read_at"].append(None if at is None or age_ms is None else at - (latency_us or 0) // 1000 - age_ms)
         columns["reading"].append(sensors or None)
-        if type(reading) is dict:
+        if reading:
             shape["reading"] = {**reading, **dict.fromkeys(sensors), **({} if age_ms is None else {"age_s": None})}
         kind, data = _input(record.get("input"))
         columns["input_type"].append(kind)
@@ -186,7 +185,6 @@ class _Columns:
         return table.take(pa.array(sorted(range(count), key=self.kind.__getitem__)))
 
 
-_NONE: Final = (None,) * len(FACTS)
 # Field of an event -> function that returns True for a value that its column represents exactly.
 _FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(NUMBERS, lambda value: type(value) is float), "error": _is_text, "code": _is_text,
@@ -216,7 +214,6 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """
     _, parquet = _pyarrow()
     form, number, pending = schema(), 0, iter(records)
-    new = name_beside(path)
     element = "events.list.element."
     numbers = {
         **dict.fromkeys(("at", "latency_us", "read_at", "line"), "DELTA_BINARY_PACKED"),
@@ -225,9 +222,9 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     }
     words = [*TEXTS, *FACTS, "deadline_s", "input_type", "shape", *(f"{element}{name}" for name in (*WORDS, *SIZES, "more"))]
     words += [f"reading.{name}" for name in _SENSORS]  # which report few digits
-    try:
+    with replacing(path) as new:
         with (
-            open(new, "wb", opener=private) as file,
+            new.open("wb") as file,
             parquet.ParquetWriter(
                 file, form, compression="zstd", compression_level=LEVEL, use_dictionary=words, column_encoding=numbers,
                 store_schema=False, write_statistics=["at"],
@@ -240,17 +237,24 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
                 writer.write_table(columns.table())
                 number += len(chunk)
         seal(new)
+    return number
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Provide a new file beside a path, for its owner alone, and rename it to the path after the block; delete it after an error.
+
+    Raises StoreError for errors of the disk, in the block too. Without fsync.
+    """
+    new = name_beside(path)
+    try:
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield new
         new.replace(path)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
     finally:
         new.unlink(missing_ok=True)
-    return number
-
-
-def private(path: str, flags: int) -> int:
-    """Open a file for writing and return its descriptor; a new one is for its owner alone. An `opener` for `open`."""
-    return os.open(path, flags | os.O_WRONLY, 0o600)
 
 
 # Mark between row groups and footer, before the CRC-32 of all other bytes: pyarrow may abort the process for a damaged file.
@@ -324,14 +328,11 @@ def read_parquet(path: Path, *, whole: bool = True) -> Iterator[dict[str, Any]]:
             for i in range(reader.metadata.num_row_groups):
                 for batch in _in_order(reader.read_row_group(i, columns)).to_batches(max_chunksize=ROWS // 4):
                     yield from _records(batch, shapes)
-    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError) as e:
+        if isinstance(e, OSError) and (e.filename, e.errno) != (None, None):  # else pyarrow's, of the content
+            raise StoreError(f"{path}: {e.strerror or e}") from e
         why = " ".join(str(e).split())[:200]
         raise BadInput(f"{path}: expected a trace in Parquet, found a damaged or truncated file ({why})") from e
-    except OSError as e:
-        if e.filename is None and e.errno is None:  # pyarrow's, of the content
-            why = " ".join(str(e).split())[:200]
-            raise BadInput(f"{path}: expected a trace in Parquet, found a damaged or truncated file ({why})") from e
-        raise StoreError(f"{path}: {e.strerror or e}") from e
 
 
 def check_parquet(path: Path) -> None:

@@ -204,7 +204,6 @@ class Past:
         self._failures: list[float] = []
         self._sizes: tuple[list[float], list[float]] = [], []
         self._results: list[tuple[float, Seen | None]] = []  # end of each call, and its failure if it was the endpoint's fault
-        self._times: list[float] = []
         self._given: list[tuple[float, float]] = []  # (confidence of the edge, latency) of each answer, sorted
         self._slope = 0.0
 
@@ -236,7 +235,6 @@ class Past:
             self._slope = linear_regression([sure for sure, _ in self._given], [log(took_s) for _, took_s in self._given]).slope
         self.sent_bytes, self.received_bytes = (median(sizes) if sizes else 0.0 for sizes in self._sizes)
         self._results.sort(key=lambda result: (result[0], result[1] is not None))
-        self._times = [time for time, _ in self._results]
         self.back = [time + STEP_S / 10 for (time, fails), (_, next_fails) in pairwise(self._results) if fails and not next_fails]
 
     def away(self, time: float) -> Seen | None:
@@ -244,7 +242,7 @@ class Past:
 
         None: the endpoint was up, or there is no call before.
         """
-        i = bisect_right(self._times, time)
+        i = bisect_right(self._results, time, key=itemgetter(0))
         if not i or self._results[i - 1][1] is None:
             return None
         return self._results[i - 1][1] if i == len(self._results) or self._results[i][1] else None
@@ -307,8 +305,7 @@ def read(path: str | Path) -> Recording:
         raise BadInput(f"{path}: there is no such file")
     reading = TraceRecords(path)
     with without_gc():
-        trace = collect(reading, str(path), lambda: reading.skipped)
-    return trace._replace(skipped=reading.skipped)
+        return collect(reading, str(path), lambda: reading.skipped)
 
 
 @contextmanager
@@ -326,20 +323,19 @@ def without_gc() -> Iterator[None]:
 def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipped: Any = int) -> Recording:
     """Convert records in memory, as a router passes them to a `trace` function, to a recording.
 
-    A record without a time is only counted; any other invalid one raises, with its line. The recording's `skipped` stays 0.
+    A record without a time is only counted; any other invalid one raises, with its line.
 
     Args:
         records: records sorted by end, oldest first.
         name: name of the trace in messages.
-        skipped: returns the number of invalid lines so far.
+        skipped: returns the number of invalid lines so far; that of the end is the recording's.
 
     Raises:
         BadInput: not a trace, an unsupported version, or empty.
     """
     reader = _Reader()
-    untimed = number = 0
-    for record in records:
-        number += 1
+    untimed = 0
+    for number, record in enumerate(records, 1):
         if record.get("version") != VERSION:
             has = f"version {record['version']!r}" if "version" in record else "none: it is no trace"
             raise BadInput(f"{name}: line {number + skipped()}: expected a record of version {VERSION}, found {has}")
@@ -357,7 +353,7 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
         )
         raise BadInput(f"{name}: expected records of a trace, found {why}")
     try:
-        return reader.trace()._replace(untimed=untimed)
+        return reader.trace()._replace(skipped=skipped(), untimed=untimed)
     except _WRONG as e:  # numbers that are texts, and the like
         raise BadInput(f"{name}: expected a trace's records, found some that do not fit together ({e!r})") from e
 

@@ -222,20 +222,14 @@ class Replay(NamedTuple):
 
 def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
     """Return the lines of the table of totals, recorded beside replayed; "-" for an unknown latency."""
-
-    def milliseconds(value: float | None) -> str:
-        """Format seconds as milliseconds."""
-        return "-" if value is None else f"{value * 1000:,.2f}"
-
+    both = recorded, replayed
     rows: list[tuple[str, ...]] = [("", "recorded", "replayed")]
-    for label, name in _COUNTS:
-        rows.append((label, *(f"{getattr(n, name):,.0f}" for n in (recorded, replayed))))
-    rows.append(("deferred", *(f"{n.deferral_rate * 100:.1f} %" for n in (recorded, replayed))))
-    rows.extend(
-        (f"latency {q}, ms", *(milliseconds(getattr(n, f"{q}_s")) for n in (recorded, replayed))) for q in ("p50", "p90", "p99")
-    )
-    rows.append(("dollars", *(f"{n.usd:,.6g}" for n in (recorded, replayed))))
-    rows.append(("joules", *(f"{n.joules:,.6g}" for n in (recorded, replayed))))
+    rows += [(label, *(f"{getattr(n, name):,.0f}" for n in both)) for label, name in _COUNTS]
+    rows.append(("deferred", *(f"{n.deferral_rate * 100:.1f} %" for n in both)))
+    for q in ("p50", "p90", "p99"):
+        seconds = [getattr(n, f"{q}_s") for n in both]
+        rows.append((f"latency {q}, ms", *("-" if s is None else f"{s * 1000:,.2f}" for s in seconds)))
+    rows += [("dollars", *(f"{n.usd:,.6g}" for n in both)), ("joules", *(f"{n.joules:,.6g}" for n in both))]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
 

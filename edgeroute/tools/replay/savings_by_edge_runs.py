@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from math import inf, isnan, nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -189,9 +189,9 @@ class CloudJudge:
         if walk.outcome.prediction is None:
             raise no_answer(walk.request.plan, walk.outcome, "the judge did not answer")
         words = text_form(said_by(walk.outcome.prediction).text).split()
-        verdict = {"yes": 1.0, "no": 0.0}.get(text_form(words[0]) if words else "", nan)
-        self.unclear += verdict not in {0.0, 1.0}
-        return 1.0 if verdict == 1.0 else 0.0
+        verdict = text_form(words[0]) if words else ""
+        self.unclear += verdict not in {"yes", "no"}
+        return float(verdict == "yes")
 
 
 def question(logged: logs.Logged, said: Said) -> list[dict[str, str]]:
@@ -313,8 +313,8 @@ def edge_saving(
         how = how._replace(cloud_price=how.cloud_price or _price_of(calls, kind))
         drawn = logs.survey(several, kind, how, sample, seed)
         grade = judge_named(judge, drawn.labels, router, calls, judge_calls)
-        if isinstance(grade, CloudJudge):
-            _check_allowed(judge_calls, several, kind, how, drawn, calls)
+        if isinstance(grade, CloudJudge) and judge_calls <= 0:
+            raise _calls_not_allowed(logs.read_sample(several, kind, how, drawn), len(drawn.chosen), calls)
         run_steps(calls.ready(), router)
         setup = _setup(edge, calls, judge, drawn)
         path = None if out is None else Path(out)
@@ -373,23 +373,17 @@ def _setup(edge: object, calls: DirectCalls, judge: str, drawn: logs.Survey) -> 
     return digest([[prints[name] for name in used], judge, parts]).hex()
 
 
-def _check_allowed(most: int, paths: Sequence[Path], kind: str, how: logs.Read, drawn: logs.Survey, calls: DirectCalls) -> None:
-    """Raise PolicyError with the number, size and cost of the judge's calls, unless `most` allows at least one.
-
-    Reads the sample of the log again to estimate the size; sends nothing.
-    """
-    if most > 0:
-        return
-    sample = logs.read_sample(paths, kind, how, drawn)
+def _calls_not_allowed(sample: Iterable[logs.Logged], n: int, calls: DirectCalls) -> PolicyError:
+    """Return the error that tells the number `n`, size and cost of the judge's calls. Reads the sample; sends nothing."""
     size = sum(len(str(question(logged, Said(logged.text, logged.calls)))) for logged in sample)
     cloud = calls.clouds[0]
     terms: Terms = cloud.terms
     tokens = size / CHARACTERS
-    usd = len(drawn.chosen) * terms.usd_per_call + tokens * terms.usd_per_million_input_tokens / 1e6
+    usd = n * terms.usd_per_call + tokens * terms.usd_per_million_input_tokens / 1e6
     cost = f"about ${usd:,.4g}" if usd else "a price that the policy does not have"
-    raise PolicyError(
-        f"--judge cloud would send up to {len(drawn.chosen):,} requests of the log, each with both answers, to {cloud.where}: "
-        f"about {tokens:,.0f} tokens, for {cost}. Nothing has been sent. Allow it with --judge-calls {len(drawn.chosen)}"
+    return PolicyError(
+        f"--judge cloud would send up to {n:,} requests of the log, each with both answers, to {cloud.where}: "
+        f"about {tokens:,.0f} tokens, for {cost}. Nothing has been sent. Allow it with --judge-calls {n}"
     )
 
 
@@ -437,8 +431,7 @@ class _Runs:
             self._file.add(logged.id, Result(None if sure is None or isnan(sure) else float(sure), grade, took_s))
             return
         error = no_answer(walk.request.plan, outcome, "")
-        why = getattr(error, "code", "") or type(error).__name__
-        result = Result(None, 0.0, took_s, why)
+        result = Result(None, 0.0, took_s, getattr(error, "code", "") or type(error).__name__)
         if isinstance(error, BadInput | Unfit):
             self._file.add(logged.id, result)
             return
@@ -525,21 +518,19 @@ def _levels(confidence: Any, grades: Any, usd: Any, price: float, risk: float) -
 
     A request without a confidence is accepted by none; the saved cost is None if a cost is unknown, or all are 0.
     """
-    n, before = len(grades), inf
-    ranked = np.sort(confidence[~np.isnan(confidence)])[::-1]
-    for share in KEPT:
-        if not len(ranked) or (threshold := float(ranked[min(len(ranked), max(1, round(share * n))) - 1])) >= before:
-            continue
-        kept, before = confidence >= threshold, threshold
+    n, total = len(grades), float(usd.sum())
+    ranked = np.sort(confidence[~np.isnan(confidence)])[::-1].tolist()
+    places = (min(len(ranked), max(1, round(share * n))) - 1 for share in KEPT if ranked)
+    for threshold in dict.fromkeys(ranked[place] for place in places):
+        kept = confidence >= threshold
         level, *interval = share_and_interval(float(grades[kept].sum()), int(kept.sum()), risk)
-        total = float(usd.sum())
         saved = None if isnan(total) or total <= 0 else (float(usd[kept].sum()) - price * n) / total
         yield Level(threshold, float(kept.mean()), level, (interval[0], interval[1]), saved)
 
 
 def _times(seconds: Sequence[float]) -> tuple[float, float] | None:
     """Return the median and the 95 % quantile of durations; None without any."""
-    return None if not seconds else (float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.95)))
+    return None if not seconds else tuple(np.quantile(seconds, (0.5, 0.95)).tolist())
 
 
 def _unbound(calls: DirectCalls, drawn: logs.Survey) -> str:

@@ -238,7 +238,7 @@ def saving_lines(result: Saving) -> list[str]:
         text.append(f"they agree on {percent(result.edge_correct)}: correct means to give the cloud's answer")
     else:
         text.append(f"mean score: edge {result.edge_correct:.4f}, cloud {result.cloud_correct:.4f}")
-    odds, loss = percent(result.sure), f"{result.max_loss * 100:g} point" + ("" if result.max_loss == 0.01 else "s")  # noqa: PLR2004 - one
+    loss = f"{result.max_loss * 100:g} point" + ("" if result.max_loss == 0.01 else "s")  # noqa: PLR2004 - one
     if result.certified:
         where = f"{percent(result.deferral)} go to the cloud ({between(result.deferral_interval)})"
         text += [
@@ -248,7 +248,7 @@ def saving_lines(result: Saving) -> list[str]:
         ]
     else:
         text += [
-            f"NOT CERTIFIED: with these requests no threshold keeps the loss within {loss}, {odds} sure",
+            f"NOT CERTIFIED: with these requests no threshold keeps the loss within {loss}, {percent(result.sure)} sure",
             "  everything would go to the cloud, and nothing be saved",
             "  what may help: more requests, a larger --max-loss, a better edge, or another confidence (as a csv)",
         ]

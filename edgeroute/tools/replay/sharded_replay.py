@@ -179,28 +179,21 @@ Shard = tuple[str, Path]
 def replay_shards(shards: Iterable[Shard], setup: Setup, options: Options, seed: int) -> Sums:
     """Replay traces one after the other, and return their sums; a trace that cannot be read is left out and named.
 
-    Garbage collection is off while a trace is in memory.
+    Each trace draws random numbers by the seed and its name. Garbage collection is off while a trace is in memory.
     """
     sums = Sums()
     for name, path in shards:
-        with without_gc():  # the trace is freed before a collection would visit all of it
-            _replay_shard(sums, name, path, setup, options, seed)
+        random = Random(f"{seed} {name}")  # noqa: S311 - simulation, not secrets
+        with without_gc():
+            try:
+                trace = read(path)
+            except (BadInput, StoreError) as e:
+                sums.leave_out(name, str(e))
+                continue
+            replay, replayed = replay_requests(trace, setup, options, random)
+            sums.add(name, replay, trace.recorded, replayed)
+            del trace, replay, replayed  # freed before a collection would visit all of it
     return sums
-
-
-def _replay_shard(sums: Sums, name: str, path: Path, setup: Setup, options: Options, seed: int) -> None:
-    """Read and replay a trace with random numbers by the seed and its name, and add the result to `sums`, in place.
-
-    One that cannot be read is counted there as left out.
-    """
-    try:
-        trace = read(path)
-    except (BadInput, StoreError) as e:
-        sums.leave_out(name, str(e))
-        return
-    random = Random(f"{seed} {name}")  # noqa: S311 - simulation, not secrets
-    replay, replayed = replay_requests(trace, setup, options, random)
-    sums.add(name, replay, trace.recorded, replayed)
 
 
 def replay_fleet(

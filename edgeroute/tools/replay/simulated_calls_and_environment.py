@@ -114,9 +114,7 @@ class Gate:
         if rejection is not None:
             if self.rules.take_probe(now):
                 self._probe(now)
-            return rejection
-        rejection = self.rules.attempt(cost, now, now)
-        if rejection is not None:
+        elif (rejection := self.rules.attempt(cost, now, now)) is not None:
             self.rules.leave(slot)
         return rejection
 
@@ -173,14 +171,13 @@ class Gate:
         Failures come at once. Without a health check it succeeds at once.
         """
         self.probes += 1
-        if not self.port.health:
-            took_s: float | None = 0.0
-        elif self.link is not None:
+        took_s, good = 0.0, True
+        if self.port.health and self.link is not None:
             took_s = self.link.exchange_s(0, 0, self.server_s)
-            took_s = took_s if took_s <= self.link.left_s(now) else None
-        else:
-            took_s = 0.0 if self.past.away(now) is None else None
-        self.schedule(now + (took_s or 0.0), "probed", None, took_s is not None)
+            good = took_s <= self.link.left_s(now)
+        elif self.port.health:
+            good = self.past.away(now) is None
+        self.schedule(now + took_s if good else now, "probed", None, good)
 
     @property
     def opened(self) -> int:
@@ -368,8 +365,7 @@ class Script:
         `_answer`.
         """
         gate = self._gates[leg.name]
-        if seen is not None and not seen.away:
-            seen = None
+        seen = None if seen is None or not seen.away else seen
         if seen is not None and seen.failure.code in {"consent", "redaction", "view"}:
             gate.held += 1
             return Failed(i, RecordedError(seen.error, seen.failure), now)

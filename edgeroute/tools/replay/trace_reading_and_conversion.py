@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.stores import json_lines_and_process_locks as journal
-from edgeroute.system.clock_json_and_fork_safety import json_dumps, name_beside
-from edgeroute.tools.replay.parquet_trace_format import is_parquet, private, read_parquet, write_parquet
+from edgeroute.system.clock_json_and_fork_safety import json_dumps
+from edgeroute.tools.replay.parquet_trace_format import is_parquet, read_parquet, replacing, write_parquet
 
 OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})  # journals of a state folder that are no traces
 _ROTATED: Final = re.compile(r"(?P<trace>.+\.jsonl)(\.\d+(\.parquet|\.packing)?)?|(?P<whole>.+\.parquet)")
@@ -151,19 +151,9 @@ def convert(path: Path, out: Path) -> tuple[int, int]:
 
 
 def _write_json(out: Path, records: Iterator[Mapping[str, Any]]) -> int:
-    """Write records as JSON lines to a new file, rename it to `out` at the end, without fsync, and return the number of records.
-
-    Raises StoreError if the disk fails; the new file is deleted.
-    """
-    new, number = name_beside(out), 0
-    try:
-        with open(new, "wb", opener=private) as file:
-            for record in records:
-                file.write(json_dumps(record) + b"\n")
-                number += 1
-        new.replace(out)
-    except OSError as e:
-        raise StoreError(f"{out} cannot be written: {e.strerror or e}") from e
-    finally:
-        new.unlink(missing_ok=True)
+    """Write records as JSON lines to a file, replaced at the end (see `replacing`), and return their number."""
+    number = 0
+    with replacing(out) as new, new.open("wb") as file:
+        for number, record in enumerate(records, 1):  # noqa: B007 - counted
+            file.write(json_dumps(record) + b"\n")
     return number

@@ -171,9 +171,7 @@ class _Run:
         for target in setup.targets:
             if target.side == "cloud":
                 past, port = trace.endpoints.get(target.name) or Past(), setup.ports.get(target.name) or Port()
-                needs_s = server_s
-                if needs_s is None:
-                    needs_s = past.latencies[0] if past.latencies else SERVER_S
+                needs_s = next(iter(past.latencies), SERVER_S) if server_s is None else server_s
                 if link is not None:
                     self.notes.append(f"{target.name} needs {needs_s * 1000:.3g} ms for an answer, beside the network")
                 self.gates[target.name] = Gate(target.name, port, past, link, needs_s, random, self.spending)
@@ -214,8 +212,8 @@ class _Run:
         tally, battery, empty = self.tally, self.battery, None
         script, plans = self.script, self.plans
         policy = self.setup.policy
-        observes = keep_mode or policy.mode == "prefer_cloud" or policy.hedge_after != INF or policy.order != "listed"
-        observes = observes or bool(self.joules)
+        by_latency = keep_mode or policy.mode == "prefer_cloud" or policy.hedge_after != INF or policy.order != "listed"
+        observes = by_latency or bool(self.joules)
         for request in self.trace.requests:
             begun = request.begun
             if battery is not None:
@@ -250,8 +248,8 @@ class _Run:
             self._count_request(request, route, outcome)
             if observes:
                 self._measure(request, route, outcome)
-            if observes and self.counts.record(route, outcome, bool(request.batch)):
-                self._observe(outcome.ended)
+                if self.counts.record(route, outcome, bool(request.batch)):
+                    self._observe(outcome.ended)
         return self._result(empty)
 
     def _plan(self, key: tuple[Mode | None, float | None, str | None]) -> tuple[Plan | Refusal, bool]:
@@ -280,10 +278,9 @@ class _Run:
 
     def _count_request(self, request: Request, route: Plan, outcome: Outcome) -> None:
         """Count a request whose walk has ended, and compare who answered with the recording; keep the first five that differ."""
-        tally, legs = self.tally, route.legs
+        tally, legs, begun = self.tally, route.legs, outcome.begun
         leg, accepted = outcome.leg, outcome.accepted
         tally.requests += 1
-        begun = outcome.begun
         tally.latencies.append(outcome.ended - begun)
         if len(outcome.log) == STARTED_AND_ACCEPTED and leg is not None and accepted and legs[leg].permit is None:
             tally.edge += 1
@@ -348,8 +345,7 @@ class _Run:
 
         If they changed, discard the plans.
         """
-        policy, counts = self.setup.policy, self.counts
-        edges, before = self.edges, self.facts
+        policy, counts, edges, before = self.setup.policy, self.counts, self.edges, self.facts
         edge_s = max((counts.quantile(name, 0.99) or 0.0 for name in edges), default=0.0)
         no_hedge = self._reason_against_hedges(now) if policy.hedge_after != INF else ""
         facts = Facts(edge_s=edge_s, reserves=counts.reserves(edges), no_hedge=no_hedge)

@@ -10,6 +10,7 @@ the cloud's), nor a probe's wait in a crowd: the health route does not queue.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -336,13 +337,11 @@ class SimulatedFleet:
         self._learn(who, rows)
         if scenario.retry_after_s and (busy := verdict == parts.BUSY).any():
             devices.hold(who[busy], times[busy], scenario.retry_after_s)
-        if probe.any():
-            tried, when = who[probe], times[probe]
-            back = devices.probed(tried, when, good[probe])
-            self._wake(tried[back], when[back])
+        tried, when = who[probe], times[probe]
+        back = devices.probed(tried, when, good[probe])
+        self._wake(tried[back], when[back])
         succeeded = good & ~probe
-        if succeeded.any():
-            self._succeed(who[succeeded], rows[succeeded])
+        self._succeed(who[succeeded], rows[succeeded])
         failed = ~good & ~probe
         if not failed.any():
             return
@@ -370,9 +369,10 @@ class SimulatedFleet:
         real = rows[:, KIND] != PROBE
         tally.refused += int((real & (verdict == parts.BUSY)).sum())
         tally.late += int((real & (verdict == parts.LATE)).sum())
-        if self._reported is not None and (with_report := real & ((verdict == parts.ANSWERED) | (verdict == parts.BUSY))).any():
+        if self._reported is not None:
+            with_report = real & ((verdict == parts.ANSWERED) | (verdict == parts.BUSY))
             self._reported.add(who[with_report], rows[with_report, AT], rows[with_report, REPORT])
-        if self._places is not None and real.any():
+        if self._places is not None:
             took_s = rows[real, AT] - rows[real, BEGAN]
             self._places.ended(who[real], rows[real, AT], took_s, verdict[real] == parts.ANSWERED)
 
@@ -390,12 +390,11 @@ class SimulatedFleet:
         self._tally.took += _bins(times[requests] - rows[requests, ASKED], self._tally)
         if self._places is not None:
             self._places.leave(who[requests])
-        if not requests.all():
-            sent = who[~requests]
-            self._tally.delivered += len(sent)
-            np.subtract.at(self._flying, sent, 1)
-            self._failed[sent] = 0
-            self._since[sent[self._boxed[sent] + self._flying[sent] == 0]] = np.inf
+        sent = who[~requests]
+        self._tally.delivered += len(sent)
+        np.subtract.at(self._flying, sent, 1)
+        self._failed[sent] = 0
+        self._since[sent[self._boxed[sent] + self._flying[sent] == 0]] = np.inf
 
     def _end_without_cloud(self, rows: Floats, *, held: bool) -> None:
         """Answer requests whose calls failed on the edge, degraded, and put failed deliveries of outboxes back into their queues.
@@ -411,16 +410,15 @@ class SimulatedFleet:
             self._places.leave(who[requests])
         self._count_degraded(who[requests], times[requests], failed=not held)
         who, times, queued_at, failed = who[~requests], times[~requests], rows[~requests, ASKED], rows[~requests, FAILED]
-        if not len(who):
-            return
         np.subtract.at(self._flying, who, 1)
         if held:
             self._paused[who] = times + POLL_S + self._part_s(times - queued_at)
-            self._store(who, times, queued_at, failed)
         else:
             wait_s = self._devices.wait_s(longest_s(failed, self._client.spread_s, times - queued_at))
-            self._failed[who] = np.minimum(failed + 1, 30)
-            self._store(who, times + np.maximum(wait_s, self._scenario.retry_after_s), queued_at, np.minimum(failed + 1, 30))
+            times = times + np.maximum(wait_s, self._scenario.retry_after_s)
+            failed = np.minimum(failed + 1, 30)
+            self._failed[who] = failed
+        self._store(who, times, queued_at, failed)
 
     def _part_s(self, age_s: Floats) -> Floats:
         """Draw at random a part of each outbox's spread, by its age, seconds."""
@@ -459,12 +457,11 @@ class SimulatedFleet:
         self._hurry_at[who] = np.inf
         not_empty = self._boxed[who] > 0
         who, times = who[not_empty], times[not_empty]
-        if len(who):
-            counts = self._boxed[who]
-            self._woken[who] += 1
-            self._paused[who], self._boxed[who] = -np.inf, 0
-            who, times = np.repeat(who, counts), np.repeat(times, counts)
-            self._store(who, times, self._since[who], self._failed[who].astype(np.float64))
+        counts = self._boxed[who]
+        self._woken[who] += 1
+        self._paused[who], self._boxed[who] = -np.inf, 0
+        who, times = np.repeat(who, counts), np.repeat(times, counts)
+        self._store(who, times, self._since[who], self._failed[who].astype(np.float64))
 
     def _store(self, who: Ints, due: Floats, queued_at: Floats, failed: Floats) -> None:
         """Queue requests in the outboxes of their devices, each due at its time; counts them there."""
@@ -482,11 +479,10 @@ class SimulatedFleet:
         planned = rows[:, 3] == self._woken[who]
         order = np.lexsort((rows[planned, 1], who[planned]))
         rows, who = rows[planned][order], who[planned][order]
-        if not len(who):
-            return
         np.subtract.at(self._boxed, who, 1)
         times, failed, queued_at = rows[:, 1], rows[:, 2], rows[:, 4]
-        if self._course is not None and (held_by_rule := self._course.home[who % self._course.count]).any():
+        if self._course is not None:
+            held_by_rule = self._course.home[who % self._course.count]
             self._paused[who[held_by_rule]] = times[held_by_rule] + POLL_S  # a rule holds what would leave by itself
         _, first, which = np.unique(who, return_index=True, return_inverse=True)
         first_ready = first[times[first] >= self._paused[who[first]]]
@@ -556,10 +552,6 @@ def needed(scenario: Scenario, client: Client, within_s: float) -> float | None:
         back_s = simulate(short._replace(margin=1 + steps * STEP), client).cloud_back_s
         return back_s is not None and back_s <= within_s
 
-    low, high = 0, round((MOST - 1) / STEP)
-    if not enough(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return round(1 + high * STEP, 1)
+    most = round((MOST - 1) / STEP)
+    steps = bisect_left(range(most + 1), True, lo=1, key=enough)
+    return round(1 + steps * STEP, 1) if steps <= most else None

@@ -64,9 +64,9 @@ class Device(NamedTuple):
         route = plan(self.policy, self.targets, facts)
         if isinstance(route, Refusal):
             return Shares(0.0, 0.0)
-        may_defer = any(leg.permit is not None for leg in route.legs)
         if route.legs[0].permit is not None:
             return Shares(0.0, 1.0)
+        may_defer = any(leg.permit is not None for leg in route.legs)
         small = any(rule.then == "small_model" for rule in route.rules)
         return Shares(self.small if small else 1.0, defer if may_defer else 0.0)
 
@@ -212,22 +212,21 @@ class Cloud:
         waits = np.zeros(len(arrivals))
         in_outage = (arrivals >= scenario.outage_at_s) & (arrivals < scenario.back_at_s)
         up = np.flatnonzero(~in_outage & ~probe)
-        if in_outage.any():
-            ends[in_outage] = np.inf if scenario.silent else ends[in_outage]
-            verdicts[in_outage] = REFUSED
+        ends[in_outage] = np.inf if scenario.silent else ends[in_outage]
+        verdicts[in_outage] = REFUSED
         if len(up):
             done_at = self._serve(arrivals[up])
             busy = np.isinf(done_at)
             ends[up] = np.where(busy, ends[up], done_at + scenario.latency_s)
             verdicts[up[busy]] = BUSY
             waits[up] = np.where(busy, scenario.queue_s, done_at - arrivals[up] - self._each_s)
-            self.served += len(up) - int(busy.sum())
+            served = len(up) - int(busy.sum())
+            self.served += served
             if (passed_s := float(arrivals[-1]) - self._metered_at) > 0:
-                self._meter.level(min(1.0, (len(up) - int(busy.sum())) * self._each_s / passed_s), self._metered_at)
+                self._meter.level(min(1.0, served * self._each_s / passed_s), self._metered_at)
                 self._metered_at += passed_s
             cut = (arrivals < scenario.outage_at_s) & (ends > scenario.outage_at_s)
-            if cut.any():
-                ends[cut], verdicts[cut] = scenario.outage_at_s, REFUSED
+            ends[cut], verdicts[cut] = scenario.outage_at_s, REFUSED
         late = ends > until
         self.wasted += int((verdicts[late] == ANSWERED).sum())
         verdicts[late] = LATE

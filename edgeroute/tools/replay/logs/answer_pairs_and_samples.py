@@ -30,13 +30,7 @@ from edgeroute.errors import BadInput
 from edgeroute.system.untrusted_files import open_file
 
 MOST: Final = 1 << 24  # most bytes of a line; longer ones are skipped without being held in memory
-
-
-class Line(NamedTuple):
-    """Line of a file, with its place."""
-
-    place: str  # FILE:NUMBER
-    text: bytes | None  # None: it is longer than `MOST`
+TOO_LONG: Final = "a line of more than 16 MiB"
 
 
 class Left(NamedTuple):
@@ -72,23 +66,21 @@ class LeftOut:
         return tuple(sorted((Left(why, *count) for why, count in self._counts.items()), key=lambda reason: -reason.requests))
 
 
-def lines(paths: Iterable[Path]) -> Iterator[Line]:
-    """Yield the lines of all files, without empty ones; `-` is stdin. A line of more than 16 MiB has None for its text.
+def lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes | None]]:
+    """Yield FILE:NUMBER and text of each line of all files, without empty ones; `-` is stdin. None: it is longer than `MOST`.
 
     Raises:
         BadInput: a file cannot be read.
     """
     for path in paths:
         with _opened(path) as file:
-            number = 0
-            while part := file.readline(MOST + 1):
-                number += 1
+            for number, part in enumerate(iter(lambda: file.readline(MOST + 1), b""), 1):
                 complete = part.endswith(b"\n") or len(part) <= MOST
-                while not part.endswith(b"\n") and len(part) > MOST:
-                    part = file.readline(MOST + 1)
-                if complete and not part.strip():
-                    continue
-                yield Line(f"{path}:{number}", part if complete else None)
+                rest = part
+                while not rest.endswith(b"\n") and len(rest) > MOST:
+                    rest = file.readline(MOST + 1)
+                if not complete or part.strip():
+                    yield f"{path}:{number}", part if complete else None
 
 
 @contextmanager
@@ -157,8 +149,8 @@ def rows(paths: Iterable[Path], options: recorded.Options, skipped: LeftOut) -> 
     """
     table_rows, kinds = list[Row](), set[bool]()
     for path in paths:
-        text = _Text(path, skipped)
-        table = csv.DictReader(text)
+        place = [""]
+        table = csv.DictReader(_text_lines(path, skipped, place))
         header = _header(table, path)
         kinds.add(not header.issuperset(SCORES))
         if len(kinds) > 1:
@@ -169,30 +161,18 @@ def rows(paths: Iterable[Path], options: recorded.Options, skipped: LeftOut) -> 
                 if row is None:
                     break
                 table_rows.append(_row(row, options, scores=not any(kinds)))
-            except csv.Error:
-                skipped.add(DAMAGED, f"{path}:{text.number}")
-            except recorded.Skip as e:
-                skipped.add(str(e), f"{path}:{text.number}")
+            except (csv.Error, recorded.Skip) as e:
+                skipped.add(DAMAGED if isinstance(e, csv.Error) else str(e), place[0])
     return table_rows, any(kinds)
 
 
-class _Text:
-    """Lines of a file as text, for `csv`; too long lines are skipped and counted."""
-
-    def __init__(self, path: Path, left: LeftOut) -> None:
-        self.number = 0
-        self._lines, self._left = lines([path]), left
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        while True:
-            place, text = next(self._lines)
-            self.number = int(place.rpartition(":")[2])
-            if text is not None:
-                return text.decode("utf-8-sig", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-            self._left.add("a line of more than 16 MiB", place)
+def _text_lines(path: Path, skipped: LeftOut, place: list[str]) -> Iterator[str]:
+    """Yield a file's lines as text, and write the place of each into `place`; too long lines are skipped and counted."""
+    for place[0], line in lines([path]):
+        if line is None:
+            skipped.add(TOO_LONG, place[0])
+        else:
+            yield line.decode("utf-8-sig", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _header(table: csv.DictReader[str], path: Path) -> set[str]:
@@ -217,7 +197,7 @@ def _row(row: Mapping[str | None, str | None], options: recorded.Options, *, sco
     if any(len(text or "") > LONGEST for text in row.values()):
         raise recorded.Skip(DAMAGED)  # csv's own limit may have been changed by the program
     text = {name: (row.get(name) or "").strip() for name in ("id", "confidence", *SCORES, *USD)}
-    confidence = float("nan") if text["confidence"] in {"", "nan", "NaN"} else _number("confidence", text["confidence"])
+    confidence = nan if text["confidence"] in {"", "nan", "NaN"} else _number("confidence", text["confidence"])
     if scores:
         edge, cloud = (_score(name, text[name]) for name in SCORES)
     else:
@@ -326,16 +306,16 @@ def _pairs_of_table(paths: Sequence[Path], how: Read, skipped: LeftOut) -> Pairs
             continue
         seen.add(row.id)
         unique.append(row)
-    names, prices = (how.edge_model or "the edge", how.cloud_model or "the cloud"), (how.edge_price, how.cloud_price)
-    usd = [[_cost(prices[side], row.usd[side], None, names[side]) for row in unique] for side in (0, 1)]
-    confidence, edge, cloud = (_column(unique, i) for i in (1, 2, 3))
-    both = np.array(usd[0], np.float64), np.array(usd[1], np.float64)
-    return Pairs(*names, confidence, edge, None if compared else cloud, both, skipped.all())
+    names = how.edge_model or "the edge", how.cloud_model or "the cloud"
+    edge_usd = _floats(_cost(how.edge_price, row.usd[0], None, names[0]) for row in unique)
+    cloud_usd = _floats(_cost(how.cloud_price, row.usd[1], None, names[1]) for row in unique)
+    confidence, edge, cloud = (_floats(row[i] for row in unique) for i in (1, 2, 3))
+    return Pairs(*names, confidence, edge, None if compared else cloud, (edge_usd, cloud_usd), skipped.all())
 
 
-def _column(table: Sequence[Row], i: int) -> Floats:
-    """Return a column of rows as an array."""
-    return np.array([row[i] for row in table], np.float64)
+def _floats(values: Iterable[Any]) -> Floats:
+    """Return numbers as an array."""
+    return np.fromiter(values, np.float64)
 
 
 def _pairs_of_log(paths: Sequence[Path], reader: recorded.Reader, how: Read, skipped: LeftOut) -> Pairs:
@@ -358,26 +338,20 @@ def _pairs_of_log(paths: Sequence[Path], reader: recorded.Reader, how: Read, ski
             answers[answer.model] = answer
     edge_model, cloud_model = _sides(f"{paths[0]}", models, how, skipped)
     pairs = list[tuple[recorded.RecordedAnswer, recorded.RecordedAnswer]]()
-    single = Counter[str]()
+    others = sum(count for model, count in models.items() if model not in {edge_model, cloud_model})
+    skipped.add("an answer of another model", count=others)
     for answers in requests.values():
         edge_answer, cloud_answer = answers.get(edge_model), answers.get(cloud_model)
         if edge_answer is not None and cloud_answer is not None:
             pairs.append((edge_answer, cloud_answer))
         elif edge_answer is not None or cloud_answer is not None:
-            single[cloud_model if edge_answer is None else edge_model] += 1
-    others = sum(count for model, count in models.items() if model not in {edge_model, cloud_model})
-    skipped.add("an answer of another model", count=others)
-    for model, count in single.items():
-        skipped.add(f"a request that only {clean(model)} answered", count=count)
-    edges, clouds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    confidence = np.array([answer.confidence for answer in edges], np.float64)
-    edge = np.array([a.score if how.score else a.answer == b.answer for a, b in pairs], np.float64)
-    cloud = np.array([answer.score for answer in clouds], np.float64) if how.score else None
-    usd = (
-        np.array([_cost(how.edge_price, answer.usd, answer.tokens, edge_model) for answer in edges], np.float64),
-        np.array([_cost(how.cloud_price, answer.usd, answer.tokens, cloud_model) for answer in clouds], np.float64),
-    )
-    return Pairs(edge_model, cloud_model, confidence, edge, cloud, usd, skipped.all())
+            skipped.add(f"a request that only {clean(cloud_model if edge_answer is None else edge_model)} answered")
+    confidence = _floats(a.confidence for a, _ in pairs)
+    edge = _floats(a.score if how.score else a.answer == b.answer for a, b in pairs)
+    cloud = _floats(b.score for _, b in pairs) if how.score else None
+    edge_usd = _floats(_cost(how.edge_price, a.usd, a.tokens, edge_model) for a, _ in pairs)
+    cloud_usd = _floats(_cost(how.cloud_price, b.usd, b.tokens, cloud_model) for _, b in pairs)
+    return Pairs(edge_model, cloud_model, confidence, edge, cloud, (edge_usd, cloud_usd), skipped.all())
 
 
 def exchanges(
@@ -408,7 +382,7 @@ def exchanges(
 def record_of(text: bytes | None) -> dict[str, object]:
     """Parse a line as a JSON object; raise `Skip` if it is none. `RecursionError` if it is nested too deep."""
     if text is None:
-        raise recorded.Skip("a line of more than 16 MiB")
+        raise recorded.Skip(TOO_LONG)
     try:
         record = json.loads(text)
     except ValueError as e:  # also of encodings, and of numbers with thousands of digits
@@ -524,18 +498,16 @@ def survey(paths: Sequence[Path], kind: str, how: Read, sample: int, seed: int) 
     if not counts:
         raise BadInput(f"{paths[0]}: there is no answer of a model in it that can be used{_hint(paths)}{skipped}")
     models = _cloud_models(str(paths[0]), counts, how.cloud_model)
-    costs, usable, other, mute = array("d"), list[bytes](), 0, 0
+    costs, usable = array("d"), list[bytes]()
     for key, by_model in answered.items():
         name = next((name for name in by_model if name in models), None)
         if name is None:
-            other += 1
+            skipped.add("an answer of another model alone")
         elif by_model[name][1] or key in prompts:
             usable.append(key)
             costs.append(by_model[name][0])
         else:
-            mute += 1
-    skipped.add("an answer of another model alone", count=other)
-    skipped.add("an answer without its request (of a batch, pass the input file too)", count=mute)
+            skipped.add("an answer without its request (of a batch, pass the input file too)")
     if not usable:
         raise BadInput(f"{paths[0]}: there is no request with its answer in it{skipped}")
     ranked = usable if not sample else nsmallest(sample, usable, lambda key: blake2b(key, key=b"%d" % seed).digest())
@@ -556,8 +528,8 @@ def _with_label(labels: set[str] | None, exchange: recorded.Exchange) -> set[str
 
 def _hint(paths: Sequence[Path]) -> str:
     """Return the hint for a first file that is one list, as some exports are; empty for others. Opens the files again."""
-    first = next(lines(paths), None)
-    is_list = first is not None and (first.text or b"").lstrip()[:1] == b"["
+    _, first = next(lines(paths), ("", None))
+    is_list = (first or b"").lstrip()[:1] == b"["
     return ": it is a list, and a log has an object on each line, as `jq -c '.[]'` writes them" if is_list else ""
 
 
@@ -600,14 +572,12 @@ def read_sample(paths: Sequence[Path], kind: str, how: Read, drawn: Survey) -> I
         done.add(exchange.answer.key)
         x, answer = next(iter(request.values())) if len(request) == 1 else request, exchange.answer
         cost = _cost(how.cloud_price, answer.usd, answer.tokens, answer.model)
-        asked = recorded.digest([x, answer.answer.hex()])
-        return Logged(asked.hex(), x, exchange.text, exchange.calls, cost, exchange.took_s)
+        return Logged(recorded.digest([x, answer.answer.hex()]).hex(), x, exchange.text, exchange.calls, cost, exchange.took_s)
 
     for _, exchange in exchanges(paths, READERS[kind], recorded.Options(how.id, match="exact"), LeftOut(), add_prompt):
         key = exchange.answer.key
         if key in drawn.chosen and exchange.answer.model in drawn.models and key not in done:
-            request = exchange.request or requests.pop(key, None)
-            if request:
+            if request := exchange.request or requests.pop(key, None):
                 ready.append(complete(exchange, request))
             else:
                 waiting.setdefault(key, exchange)
