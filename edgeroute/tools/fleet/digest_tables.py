@@ -50,15 +50,11 @@ def rows_of(digest: Digest) -> Rows:
     """Return the rows of one digest for each table."""
     heads = [(digest.device, digest.site, *group) for group in digest.groups]
     return {
-        "requests": [
-            (*heads[row[0]], digest.signed, *row[1:7], row[7] / 1e6, *row[8:]) for row in digest.requests
-        ],
+        "requests": [(*heads[row[0]], digest.signed, *row[1:7], row[7] / 1e6, *row[8:]) for row in digest.requests],
         "confidences": [(*heads[group], *cells) for group, *cells in digest.confidences],
         "audits": [(*heads[group], *cells) for group, *cells in digest.audits],
-        "digests": [
-            (digest.device, digest.site, digest.signed, digest.version, digest.revision, digest.final, digest.coarse),
-        ],
-    }  # fmt: skip
+        "digests": [(digest.device, digest.site, digest.signed, digest.version, digest.revision, digest.final, digest.coarse)],
+    }
 
 
 def write_rows(path: Path, table: str, rows: Sequence[tuple[Any, ...]], more: Mapping[str, str] | None = None) -> None:
@@ -217,16 +213,11 @@ def open_store(path: str | Path) -> Any:
     store = Path(path)
     if not is_store(store):
         raise StoreError(f"{store} is no store of a fleet: `edgeroute fleet collect FROM --to {store}` writes one of digests")
-    connection, refused = connect(store), []
+    connection, refused = connect(store), list[tuple[str, str]]()
     for table in TABLES:
-        files = []
-        for file in partitions(store, table):
-            why = unreadable(file.path, table)
-            if why:
-                refused.append((str(file.path.relative_to(store)), why))
-            else:
-                files.append(file)
-        connection.execute(f"CREATE VIEW {table} AS {selection(table, files)}")
+        whys = {file: unreadable(file.path, table) for file in partitions(store, table)}
+        refused += [(str(file.path.relative_to(store)), why) for file, why in whys.items() if why]
+        connection.execute(f"CREATE VIEW {table} AS {selection(table, [file for file, why in whys.items() if not why])}")
     connection.execute("CREATE TABLE refused (file VARCHAR, why VARCHAR)")
     if refused:
         connection.executemany("INSERT INTO refused VALUES (?, ?)", refused)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from math import exp, isfinite, log, log1p
+from math import exp, log, log1p
 from typing import Any
 
 from edgeroute.core.sequential_tests import GRID
@@ -156,10 +156,8 @@ class LossCounts:
                     continue
                 text, i, loss = of
                 rate, index = float(text), int(i)
-                if not (
-                    type(number) is int and 0 <= number < 2**53 and loss in {"-1", "0", "1"} and 0 < rate <= 1
-                    and isfinite(rate) and -1 <= index < NONE
-                ):  # fmt: skip
+                whole = type(number) is int and 0 <= number < 2**53
+                if not (whole and loss in {"-1", "0", "1"} and 0 < rate <= 1 and -1 <= index < NONE):
                     raise ValueError(f"{since} {text} {i} {loss}: {number}")  # noqa: TRY301 - one message for all that may be wrong
                 if int(since) == max(begun):
                     counts.numbers[rate, index, int(loss)] += number

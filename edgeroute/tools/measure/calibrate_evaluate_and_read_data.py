@@ -403,8 +403,7 @@ def certify_examples(
     """
     notes, score, fingerprints = [*notes, *examples.notes], calls.score, calls.fingerprints()
     if want.fit is None and not isinstance(score, str):
-        why = "the guarantee holds if it was fitted to other examples"
-        notes.append(f"the score in use, {score_name(score)}, was fitted: {why}")
+        notes.append(f"the score in use, {score_name(score)}, was fitted: the guarantee holds if it was fitted to other examples")
     result = certify(
         examples, want.kind, want.value, want.sure,
         per_class=want.per_class, fit=want.fit, ood=want.ood, score=score_name(score), fingerprints=fingerprints,
@@ -419,8 +418,8 @@ def certify_examples(
         score = score if fitted.learned is None else fitted.learned
     evaluated = _evaluation(calls, examples, certificate.threshold, policy, score_name(score))
     evaluated = evaluated._replace(thresholds=certificate.thresholds, certificate=certificate)
-    result_of = partial(CalibrationResult, certificate, score, "" if fitted is None else fitted.why, evaluated, notes, uncounted)
-    return result_of() if labels is None else result_of(labels.read, getattr(labels, "labels", None))
+    why, read = "" if fitted is None else fitted.why, None if labels is None else labels.read
+    return CalibrationResult(certificate, score, why, evaluated, notes, uncounted, read, getattr(labels, "labels", None))
 
 
 log = logging.getLogger("edgeroute")

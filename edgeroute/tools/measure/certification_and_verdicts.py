@@ -235,16 +235,7 @@ class Fitted(NamedTuple):
     why: str  # reason for the choice of the score
 
 
-def fit_score(
-    outputs: Floats | None,
-    msp: Floats,
-    edge_correct: Bools,
-    cloud_correct: Bools,
-    *,
-    choose: bool,
-    ood: bool,
-    groups: Sequence[Any] | None = None,
-) -> Fitted:
+def fit_score(examples: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None, *, choose: bool, ood: bool) -> Fitted:
     """Fit a score to all examples for deployment, and score the examples by 5-fold cross-fitting for calibration.
 
     The threshold is thus calibrated on other fits than the deployed one; the error is their difference, where in-sample scores
@@ -254,17 +245,22 @@ def fit_score(
     in a fold.
 
     Args:
-        outputs: [n, classes], the edge's logits.
-        msp: [n], used if nothing is learned.
-        edge_correct: [n], bool.
-        cloud_correct: [n], bool.
+        examples: the examples, scored by msp, with the edge's logits; those of a group are in the same fold.
+        kind: kind of the guarantee.
+        edge: [n], correctness; None: the agreement with the cloud.
+        cloud: [n], correctness; None: always right.
         choose: True blends the learned score with msp, as `auto`.
         ood: True adds out-of-distribution features.
-        groups: [n], the scene, user or session of each: the examples of a group are in the same fold.
 
     Raises:
-        PolicyError: the outputs are not an array of logits.
+        PolicyError: there are neither labels nor the cloud's answers, or no logits.
     """
+    edge_correct = examples.agree if edge is None else edge
+    if edge_correct is None:
+        raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
+    # for max_error only the edge's own errors count
+    cloud_correct = np.ones(len(edge_correct), bool) if cloud is None or kind == "max_error" else cloud
+    outputs, msp = examples.outputs, examples.score
     if outputs is None or outputs.shape[1] < 2:  # noqa: PLR2004 - nothing to tell apart
         raise PolicyError(
             "a score is learned from two or more logits or probabilities for each input, always as many; these are others"
@@ -281,7 +277,7 @@ def fit_score(
             fell_back.append(part.chosen_because)
         return lambda left_out: part.many(outputs[left_out])
 
-    scores = crossfit(without, len(outputs), groups=groups)
+    scores = crossfit(without, len(outputs), groups=examples.groups)
     if fell_back:  # too few examples in a fold: its scores would be of another kind than the others'
         return Fitted(None, msp, f"{fell_back[0]}, with a fifth left out")
     return Fitted(learned, np.asarray(scores), learned.chosen_because)
@@ -332,7 +328,7 @@ def certify(
         PolicyError: the examples lack data for the guarantee, or `calibrate` rejects them.
     """
     edge, cloud = correctness(examples, kind)
-    score_fit = None if fit is None else _fit_to_examples(examples, kind, edge, cloud, fit, ood)
+    score_fit = None if fit is None else fit_score(examples, kind, edge, cloud, choose=fit == "auto", ood=ood)
     learned = None if score_fit is None else score_fit.learned
     bound_to = dict(fingerprints) if learned is None else {**fingerprints, "score": learned.fingerprint}
     notes: list[str] = []
@@ -366,21 +362,6 @@ def correctness(examples: Examples, kind: Kind) -> tuple[Bools | None, Bools | N
     if examples.labels is None:
         return (examples.agree, None) if kind == "max_loss" else (None, None)
     return examples.edge_correct, examples.cloud_correct
-
-
-def _fit_to_examples(examples: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None, fit: Fit, ood: bool) -> Fitted:
-    """Fit a score to the examples' correctness, or to the agreement with the cloud without labels.
-
-    Raises:
-        PolicyError: there are neither labels nor the cloud's answers, or no logits.
-    """
-    if edge is None:
-        edge = examples.agree
-    if edge is None:
-        raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
-    if cloud is None or kind == "max_error":  # there, only the edge's own errors count
-        cloud = np.ones(len(edge), bool)
-    return fit_score(examples.outputs, examples.score, edge, cloud, choose=fit == "auto", ood=ood, groups=examples.groups)
 
 
 # Test of a certificate's guarantee on held-out examples.

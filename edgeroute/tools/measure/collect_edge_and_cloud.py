@@ -365,7 +365,8 @@ def _examples(
     values = None if cloud is None else [prediction.value for prediction in cloud]
     ran = [prediction.value for prediction in edge]
     edge_values, cloud_values, labels, notes = _matched(ran, values, labels, answer_names(reader, ran))
-    return Examples(_scores(edge), edge_values, cloud_values, labels, logits, notes=notes, **measured)
+    scores = np.array([prediction.confidence for prediction in edge], float)  # NaN for None
+    return Examples(scores, edge_values, cloud_values, labels, logits, notes=notes, **measured)
 
 
 def recorded_examples(
@@ -385,15 +386,12 @@ def recorded_examples(
     n = len(predictions)
     cloud_answers = None
     if cloud_outputs is not None:
-        endpoint = next((r for r in calls.clouds), None)
-        cloud_answers = _read(
-            "cloud_logits", cloud_outputs, getattr(endpoint, "reader", None) or Reader(labels=edge_reader.labels)
-        )
+        reader = getattr(next(iter(calls.clouds), None), "reader", None) or Reader(labels=edge_reader.labels)
+        cloud_answers = _read("cloud_logits", cloud_outputs, reader)
         if len(cloud_answers) != n:
             raise BadInput(f"there are {n} edge_logits and {len(cloud_answers)} cloud_logits")
     right = None if labels is None else label_values(labels, answer_names(edge_reader), n)
-    outputs = np.asarray(edge_outputs, float)
-    logits = _as_logits(edge_reader, outputs)
+    logits = _as_logits(edge_reader, np.asarray(edge_outputs, float))
     return _examples(edge_reader, predictions, cloud_answers, right, logits, groups=None if groups is None else list(groups))
 
 
@@ -595,9 +593,8 @@ class _CloudAnswers:
     ) -> None:
         self._calls, self._inputs, self._runs, self._reached = calls, inputs, runs, len(runs)
         self._classes, self._advance = classes, advance
-        self._error_of = self._asked = 0
-        self._has_failed = False  # True once an input got no answer
-        self._why: BaseException = NoAnswer("")
+        self._left_out = self._asked = 0
+        self._why: BaseException | None = None  # error of an input without an answer
         self.replies: dict[int, _Reply] = {}
         self.spent = Spent(0, 0, 0.0, 0.0)
 
@@ -630,28 +627,27 @@ class _CloudAnswers:
             error = no_answer(walk.request.plan, walk.outcome, "")
             if isinstance(error, PolicyError):  # the same for every input
                 raise error
-            if not self._has_failed or not getattr(error, "held", False):  # prefer the cause to a later breaker or limit
+            if self._why is None or not getattr(error, "held", False):  # prefer the cause to a later breaker or limit
                 self._why = error
-            self._has_failed = True
             unanswered.append(row)
         for row in unanswered:
             if len(rows) > 1:  # one bad input may fail the whole batch
                 yield from self.ask([row])
             else:
-                self._leave_out()
+                self._leave_out(self._why or NoAnswer(""))
 
-    def _leave_out(self) -> None:
+    def _leave_out(self, error: BaseException) -> None:
         """Count an input without an answer as dropped; raise `NoAnswer` if there are too many, or no answer at all so far."""
-        self._error_of += 1
+        self._left_out += 1
         self._asked += 1
         self._advance(1)
         may_fail = int(MAY_FAIL * self._reached)
-        if self._error_of > may_fail or not self.replies:
-            why = self._why if isinstance(self._why, EdgerouteError) else error_text(self._why)
+        if self._left_out > may_fail or not self.replies:
+            why = error if isinstance(error, EdgerouteError) else error_text(error)
             raise NoAnswer(
-                f"the cloud did not answer {self._error_of} of the {self._asked} inputs that it was sent, and of "
+                f"the cloud did not answer {self._left_out} of the {self._asked} inputs that it was sent, and of "
                 f"{self._reached} at most {may_fail} may be left out: {why}"
-            ) from self._why
+            ) from error
 
 
 def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
@@ -673,17 +669,10 @@ def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
     return read
 
 
-def _scores(predictions: Sequence[Prediction]) -> Floats:
-    """Return the confidences, [n], NaN for None."""
-    return np.array([np.nan if p.confidence is None else p.confidence for p in predictions], float)
-
-
 def _stack(outputs: Sequence[Any]) -> Floats | None:
     """Stack rows to [n, classes]; None if the outputs are not numeric rows of equal length."""
-    if all(isinstance(o, np.ndarray) and o.ndim == 1 and o.dtype.kind in "fiu" for o in outputs):
-        lengths = {len(o) for o in outputs}
-        return np.array(outputs, float) if len(lengths) == 1 else None
-    return None
+    numeric = all(isinstance(o, np.ndarray) and o.ndim == 1 and o.dtype.kind in "fiu" for o in outputs)
+    return np.array(outputs, float) if numeric and len({len(o) for o in outputs}) == 1 else None
 
 
 def _as_logits(reader: Reader, outputs: Floats | None) -> Floats | None:

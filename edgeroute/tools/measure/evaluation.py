@@ -334,11 +334,9 @@ class Evaluation(NamedTuple):
         None also for several edge models together. Without the cloud it is measured by the edge's errors.
         """
         edge, cloud = self.edge_right, self.cloud_right
-        return (
-            None
-            if edge is None or self.ladder
-            else measured_area(self.examples.score, edge, np.ones(self.n) if cloud is None else cloud)
-        )
+        if edge is None or self.ladder:
+            return None
+        return measured_area(self.examples.score, edge, np.ones(self.n) if cloud is None else cloud)
 
     @property
     def seen_before(self) -> float:

@@ -266,8 +266,8 @@ def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: fl
     """Return the number of leading blocks that pass the max_loss test `method`. h, w: cumulative harms and wins [blocks]."""
     if method == "CP-harm":
         return passed(h <= critical_count(n, eps, delta))
-    if method == "D-BB":
-        limits = d_limits(n, eps, delta, min(n, _rounded(int((h + w).max())))) if len(h) else h
+    if method == "D-BB":  # up to the next higher power of two, so that cached tables are shared
+        limits = d_limits(n, eps, delta, min(n, 1 << int((h + w).max()).bit_length())) if len(h) else h
         return passed(h - w <= limits[h + w])
     wins = 16
     while True:  # most sequences stop at few wins, and the table grows with their square
@@ -322,11 +322,6 @@ def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: I
 def passed(ok: Bools) -> int:
     """Return the number of leading True values; 0 for an empty array."""
     return len(ok) if ok.all() else int(ok.argmin())
-
-
-def _rounded(count: int) -> int:
-    """Return the next higher power of two, so that cached tables are shared."""
-    return 1 << count.bit_length()
 
 
 def between(s: Floats, ends: Ints, blocks: int) -> float:

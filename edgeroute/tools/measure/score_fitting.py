@@ -291,9 +291,7 @@ def _crossvalidate(examples: _Examples, ridge: Sequence[float], folds: int, seed
     """
     n = len(examples.gain)
     fold = np.empty(n, np.int64)
-    fold[np.lexsort((np.random.default_rng(seed).permutation(n), examples.gain))] = (
-        np.arange(n) % folds
-    )  # folds similar in harms and wins
+    fold[np.lexsort((np.random.default_rng(seed).permutation(n), examples.gain))] = np.arange(n) % folds
     areas, losses = np.zeros((2, 1 + len(ridge), n))
     for left_out in (fold == i for i in range(folds)):
         table, _ = examples.fold(~left_out)

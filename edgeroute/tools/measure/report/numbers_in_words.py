@@ -200,20 +200,17 @@ def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
         return "The certificate says nothing about what is in use:", f"{evaluation.uncalibrated}."
     if not verdicts:
         return _unmeasured(evaluation, certificate)
-    worst = verdicts[0]
-    measured = _measured(certificate, worst)
+    worst, held = verdicts[0], sum(result.held for result in verdicts)
+    measured, all_held = _measured(certificate, worst), held == len(verdicts)
     if certificate.thresholds:
-        held = sum(result.held for result in verdicts)
         measured = f"Measured in {counted_classes(len(verdicts))}, it held in {held}. The worst is {worst.where}: {measured}"
-        broken, all_held = worst.broken, held == len(verdicts)
     else:
         measured = measured[0].upper() + measured[1:]
-        broken, all_held = worst.broken, worst.held
     if all_held and any(result.doubtful for result in verdicts):
         return "It held on these inputs, as the cloud is worse than the edge:", f"{measured}. Check what the cloud answers."
     if all_held:
         return "It held on these inputs.", f"{measured}."
-    if not broken:
+    if not worst.broken:
         return "It did not hold on these inputs, which chance may explain.", f"{measured}. The interval reaches below the limit."
     explanation = f"{measured}. The whole interval is above the limit: these inputs are not drawn like the certificate's examples"
     if certificate.sure is not None:

@@ -420,8 +420,7 @@ class EvaluationResult:
             RuntimeMissing: matplotlib is not installed.
             StoreError: the file cannot be written.
         """
-        page = self.html()
-        replace_file(Path(path), page)
+        replace_file(Path(path), self.html())
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
