@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -181,7 +182,7 @@ def _close(*sockets: socket.socket) -> None:
 
 
 def listen() -> socket.socket | None:
-    """Open a netlink socket that receives changes of links, addresses and routes, and request a dump of all current links.
+    """Return a netlink socket that receives changes of links, addresses and routes.
 
     None: the system has no netlink, or it is not allowed.
     """
@@ -193,7 +194,6 @@ def listen() -> socket.socket | None:
         return None
     try:
         netlink.bind((0, _GROUPS))
-        netlink.send(_HEADER.pack(_HEADER.size + _LINK.size, _GET_LINK, _DUMP, 0, 0) + _LINK.pack(0, 0, 0, 0, 0))
     except OSError:
         netlink.close()
         return None
@@ -201,12 +201,15 @@ def listen() -> socket.socket | None:
 
 
 def _bursts(netlink: socket.socket, stopped: socket.socket) -> Iterator[None]:
-    """Wait, and yield after each burst of interfaces and addresses that come up; blocks. Ends at once off Linux.
+    """Request a dump of all current links, then yield after each burst of interfaces and addresses that come up; blocks.
 
-    A burst ends after `QUIET_S`, or `MOST_S` at the latest. The iterator ends when the peer of `stopped` is shut down.
+    A burst ends after `QUIET_S`, or `MOST_S` at the latest. The iterator ends when the peer of `stopped` is shut down, or at once
+    off Linux. Without a dump, a link that was already up counts as coming up at its next change.
     """
     if sys.platform != "linux":  # it has no netlink
         return
+    with suppress(OSError):  # here, as the kernel may hold it up for a second while others change interfaces
+        netlink.send(_HEADER.pack(_HEADER.size + _LINK.size, _GET_LINK, _DUMP, 0, 0) + _LINK.pack(0, 0, 0, 0, 0))
     poll = select.poll()
     poll.register(netlink, select.POLLIN)
     poll.register(stopped, select.POLLIN)
