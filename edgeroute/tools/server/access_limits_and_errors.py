@@ -169,14 +169,10 @@ class Fault(NamedTuple):
         kind = "overloaded_error" if self.status == 503 else KINDS.get(self.status, other)  # noqa: PLR2004 - try again later
         return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code}}
 
-    def oip(self) -> dict[str, Any]:
-        """Return the body in the Open Inference Protocol's form."""
-        return {"error": self.message}
-
     def reply(self, path: str) -> Response:
         """Return the reply in the form of the path's protocol: Open Inference under /v2, Anthropic's messages, else OpenAI's."""
-        form = self.oip if path.startswith("/v2") else self.anthropic if path.startswith("/v1/messages") else self.openai
-        return reply(form(), self.status, self.headers)
+        other = self.anthropic if path.startswith("/v1/messages") else self.openai
+        return reply({"error": self.message} if path.startswith("/v2") else other(), self.status, self.headers)
 
 
 def http_fault(error: BaseException) -> Fault:

@@ -23,6 +23,7 @@ from edgeroute.tools.server.openai_completions_and_reply_reading import (
     client_keys,
     client_messages,
     finish_of,
+    objects,
     origin_of,
     piece_text,
     reply_of,
@@ -63,7 +64,7 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
     keys = {key: value for key, value in body.items() if key not in HANDLED}
     keys |= {"stop": body["stop_sequences"]} if body.get("stop_sequences") else {}
     if body.get("tools"):
-        keys["tools"] = _each(body["tools"], "tools", _tool)
+        keys["tools"] = [_tool(tool) for tool in objects(body["tools"], "tools is a list of objects")]
     keys |= _tool_choice(body.get("tool_choice"))
     keys |= _response_format(body)
     x = {"messages": client_messages(chat), **client_keys(keys, (), allow)}
@@ -75,13 +76,6 @@ def count_tokens(request: CompletionRequest) -> dict[str, int]:
     return {"input_tokens": -(-len(json_dumps(request.x)) // BYTES_PER_TOKEN)}
 
 
-def _each(value: Any, what: str, read: Any) -> list[Any]:
-    """Return `read` of each object of a list. Raises BadInput, which names `what`, for anything else."""
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise BadInput(f"{what} is a list of objects")
-    return [read(item) for item in value]
-
-
 def _text(content: Any, what: str) -> str:
     """Return a text as it is, or the texts of a list of text blocks, joined by line breaks.
 
@@ -89,7 +83,7 @@ def _text(content: Any, what: str) -> str:
     """
     if isinstance(content, str):
         return content
-    blocks = _each(content, what, lambda block: block)
+    blocks = objects(content, f"{what} is a list of objects")
     if any(block.get("type") != "text" or not isinstance(block.get("text"), str) for block in blocks):
         raise BadInput(f'{what} is a text or a list of {{"type": "text", "text": ...}}')
     return "\n".join(block["text"] for block in blocks)
@@ -107,7 +101,7 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     results, parts, calls = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
-    for block in _each(content, "content", lambda block: block):
+    for block in objects(content, "content is a list of objects"):
         kind = block.get("type")
         if kind == "tool_result" and role == "user":
             results += _tool_result(block)
@@ -144,7 +138,8 @@ def _tool_result(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises BadInput for blocks other than texts and images.
     """
     content = block.get("content") or ""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else _each(content, "a tool's result", _part)
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts = [_part(part) for part in objects(blocks, "a tool's result is a list of objects")]
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
     images = [part for part in parts if part["type"] != "text"]
     content = f"Error: {text}" if block.get("is_error") else text

@@ -12,9 +12,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from math import exp, prod
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,11 +50,6 @@ class Meter:
         return self._used * decay + self._level * (1 - decay)
 
 
-def load_headers(used: float, queue_s: float) -> dict[str, str]:
-    """Return the response header that reports a model's use and the wait of its oldest request."""
-    return {"endpoint-load-metrics": f"TEXT application_utilization={used:.3f}, named_metrics.queue_s={queue_s:.3f}"}
-
-
 _log = logging.getLogger("edgeroute")
 Tensors = Mapping[str, Array]
 
@@ -66,15 +62,14 @@ class Full(EdgerouteError):
         self.headers = headers
 
 
-class _Job:
-    """One queued request: its tensors, its number of rows, and the future of its result."""
+class _Job(NamedTuple):
+    """One queued request: its tensors and number of rows, the future of its result, the shapes of a row, and its time."""
 
-    __slots__ = ("done", "feed", "key", "rows", "since")
-
-    def __init__(self, feed: dict[str, Array], rows: int, done: asyncio.Future[Tensors]) -> None:
-        self.feed, self.rows, self.done = feed, rows, done
-        self.since = monotonic()
-        self.key = tuple(array.shape[1:] for array in feed.values())
+    feed: dict[str, Array]
+    rows: int
+    done: asyncio.Future[Tensors]
+    shapes: tuple[tuple[int, ...], ...]
+    since: float
 
 
 class Batcher:
@@ -126,16 +121,17 @@ class Batcher:
             self._waiting = deque(job for job in self._waiting if not job.done.done())
         if len(self._waiting) >= self.queue:
             raise Full(f"{self.model.name} is busy and {self.queue} requests wait already: try again later", self.load())
-        job = _Job(feed, rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(job)
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Job(feed, rows, done, tuple(array.shape[1:] for array in feed.values()), monotonic()))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
-        return job.done
+        return done
 
     def load(self) -> dict[str, str]:
         """Return the header that reports the model's use and how long the oldest waiting request has waited."""
         now = monotonic()
-        return load_headers(self._meter.used(now), max(0.0, now - self._waiting[0].since) if self._waiting else 0.0)
+        used, waits = self._meter.used(now), max(0.0, now - self._waiting[0].since) if self._waiting else 0.0
+        return {"endpoint-load-metrics": f"TEXT application_utilization={used:.3f}, named_metrics.queue_s={waits:.3f}"}
 
     def close(self) -> None:
         """Shut down the thread without waiting; the run in progress ends first."""
@@ -159,17 +155,13 @@ class Batcher:
                 _log.error("%s failed: %s", self.model.name, e)
                 results = [ModelError(f"{self.model.name} could not be run ({type(e).__name__})")] * len(batch)
             for job, result in zip(batch, results, strict=True):
+                settle: Callable[[Any], None] = job.done.set_result
                 if isinstance(result, ModelError):
-                    self.failed += 1
+                    self.failed, settle = self.failed + 1, job.done.set_exception
                 else:
-                    self.requests += 1
-                    self.rows += job.rows
-                if job.done.done():
-                    continue
-                if isinstance(result, ModelError):
-                    job.done.set_exception(result)
-                else:
-                    job.done.set_result(result)
+                    self.requests, self.rows = self.requests + 1, self.rows + job.rows
+                if not job.done.done():  # else it was withdrawn
+                    settle(result)
         self._meter.level(0.0, monotonic())
 
     def _take(self) -> list[_Job]:
@@ -184,7 +176,7 @@ class Batcher:
         for job in self._waiting:
             if job.done.done():  # withdrawn
                 continue
-            if not batch or (self.merges and job.key == batch[0].key and rows + job.rows <= self.max_batch):
+            if not batch or (self.merges and job.shapes == batch[0].shapes and rows + job.rows <= self.max_batch):
                 batch.append(job)
                 rows += job.rows
             else:
@@ -219,15 +211,10 @@ class Batcher:
         """
         feeds = [job.feed for job in batch]
         out = self._run_model({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
-        total = sum(job.rows for job in batch)
-        if any(array.shape[:1] != (total,) for array in out.values()):
+        ends = [*accumulate(job.rows for job in batch)]
+        if any(array.shape[:1] != (ends[-1],) for array in out.values()):
             raise ModelError(f"{self.model.name} returned another number of rows than it received: correct the model")
-        pieces: list[Tensors] = []
-        start = 0
-        for job in batch:
-            pieces.append({name: array[start : start + job.rows] for name, array in out.items()})
-            start += job.rows
-        return pieces
+        return [{name: array[start:end] for name, array in out.items()} for start, end in pairwise([0, *ends])]
 
     def _run_model(self, feed: dict[str, Array]) -> dict[str, Array]:
         """Call the model, count the run if it succeeds, and return its outputs as arrays by name, a bare one under the first.

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.cloud.oip_tensors import NAMES
-from edgeroute.cloud.openinference import LENGTH
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.input_checks_and_stacking import row_shape
@@ -32,7 +31,6 @@ from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.router.private_conversations import SCOPE
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
 from edgeroute.system.numeric_loopback_check import is_loopback
-from edgeroute.system.thread_pool_and_workers import failing
 from edgeroute.types import Answer, TensorSpec
 
 try:
@@ -68,7 +66,6 @@ OUTPUTS = (
     TensorSpec("degraded", "bool", (-1,)),
     TensorSpec("reason", "object", (-1,)),
 )
-_LENGTH = LENGTH.lower().encode()
 
 
 class Tensors:
@@ -83,29 +80,6 @@ class Tensors:
     def __init__(self, routing: openai.Routing, calls: access.Calls, names: Collection[str], max_json_bytes: int) -> None:
         self.routing, self.calls, self.names, self.max_json_bytes = routing, calls, names, max_json_bytes
         self._cache: tuple[Snapshot | None, tuple[TensorSpec, ...]] = (None, ())
-
-    def routes(self) -> list[Route]:
-        """Return the routes of the Open Inference Protocol: of the server, and of a model and its versions."""
-        routes = [Route("/v2", self.server), Route("/v2/health/live", self.live), Route("/v2/health/ready", self.ready)]
-        for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-            routes += [Route(f"{base}/infer", self, methods=["POST"]), Route(base, self.model)]
-            routes.append(Route(f"{base}/ready", self.model_ready))
-        return routes
-
-    async def server(self, _: Request) -> Response:
-        """Describe the gateway."""
-        return reply({"name": "edgeroute-gateway", "version": protocol.VERSION, "extensions": ["binary_tensor_data"]})
-
-    async def live(self, _: Request) -> Response:
-        """Answer that the gateway is alive."""
-        return reply({"live": True})
-
-    async def ready(self, _: Request) -> Response:
-        """Answer 200 that the gateway is ready, always, with the names of background threads that fail now.
-
-        A cloud that is down does not matter: the router covers that.
-        """
-        return reply({"ready": True, **({"failing": names} if (names := failing()) else {})})
 
     async def model(self, request: Request) -> Response:
         """Describe the model's inputs and outputs."""
@@ -133,9 +107,7 @@ class Tensors:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
-            length = None if (raw_length := headers.get(_LENGTH)) is None else raw_length.decode("latin-1")
-            if protocol.json_size(body, length) > self.max_json_bytes:
-                raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send such tensors as binary")
+            length, _ = protocol.json_part(headers, body, self.max_json_bytes)
             ask = await self.calls.parse(body, partial(protocol.read, length=length, inputs=inputs, outputs=OUTPUTS))
             rows = _rows(ask.feed)
             with self.calls.place(scope):
@@ -288,10 +260,7 @@ class Completions:
         """
         answer = await self.routing.infer(request.x, wanted)
         whole = self.dialect.reply(request).body(answer)
-        body, origin = json_dumps(whole, to_json_types), openai.headers_of(whole["edgeroute"])
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **origin}
-        await send(_head(headers))
-        await send({"type": "http.response.body", "body": body})
+        await _send_json(send, whole, openai.headers_of(whole["edgeroute"]))
 
     async def _stream(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
         """Send the answer as server-sent events, with its side and leg in headers.
@@ -330,11 +299,16 @@ class TokenCount(Completions):
 
     async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:  # noqa: ARG002 - as above
         """Send the estimate as JSON, whole even if the request asks for a stream."""
-        body = json_dumps(messages.count_tokens(request))
-        await send(_head({"content-type": "application/json", "content-length": str(len(body))}))
-        await send({"type": "http.response.body", "body": body})
+        await _send_json(send, messages.count_tokens(request))
 
     _stream = _whole  # a client may send `stream`, as with its message
+
+
+async def _send_json(send: Send, data: Any, headers: Mapping[str, str] | None = None) -> None:
+    """Send a whole reply of status 200 with data as JSON, and further headers."""
+    body = json_dumps(data, to_json_types)
+    await send(_head({"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}))
+    await send({"type": "http.response.body", "body": body})
 
 
 def _head(headers: dict[str, str]) -> dict[str, Any]:
@@ -476,7 +450,8 @@ def app(
     own, of_client = [*routes], dict[str, Any](names=names_all, allow=allow)
     all_routes: list[BaseRoute] = [
         *own, *_text_routes(routing, calls, of_client), Route("/v1/models", models.all),
-        Route("/v1/models/{name}", models.describe_model), *tensors.routes(),
+        Route("/v1/models/{name}", models.describe_model),
+        *protocol.routes("edgeroute-gateway", tensors, {"": tensors.model, "/ready": tensors.model_ready}),
     ]  # fmt: skip
     if embeddings is not None:
         embedding.check_one_model(embeddings.engine.snapshot)
@@ -511,7 +486,6 @@ def metrics_page(router: Measured) -> Callable[[Request], Response]:
     return page
 
 
-log = logging.getLogger("edgeroute")
 PORT = 8484
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
@@ -191,10 +191,11 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
         limit = request.extensions.get("timeout", {}).get("read")
         return None if limit is None else float(limit)
 
-    class Body(web.SyncByteStream):  # type: ignore[misc, name-defined]
-        def __init__(self, next_message: Callable[[], dict[str, Any]], cancel: Callable[[], object]) -> None:
+    class Parts:
+        def __init__(self, next_message: Callable[[], Any], cancel: Callable[[], object]) -> None:
             self._next, self._cancel = next_message, cancel
 
+    class Body(Parts, web.SyncByteStream):  # type: ignore[misc, name-defined]
         def __iter__(self) -> Iterator[bytes]:
             while (message := self._next())["type"] != END:
                 yield message.get("body", b"")
@@ -205,10 +206,7 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
         def close(self) -> None:
             self._cancel()
 
-    class AsyncBody(web.AsyncByteStream):  # type: ignore[misc, name-defined]
-        def __init__(self, next_message: Callable[[], Awaitable[dict[str, Any]]], cancel: Callable[[], object]) -> None:
-            self._next, self._cancel = next_message, cancel
-
+    class AsyncBody(Parts, web.AsyncByteStream):  # type: ignore[misc, name-defined]
         async def __aiter__(self) -> AsyncIterator[bytes]:
             while (message := await self._next())["type"] != END:
                 yield message.get("body", b"")
@@ -219,10 +217,11 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
         async def aclose(self) -> None:
             self._cancel()
 
-    class Threads(web.BaseTransport):  # type: ignore[misc, name-defined]
+    class Transport:
         def __init__(self, exchange: Callable[..., Callable[[], object]]) -> None:
             self._exchange = exchange
 
+    class Threads(Transport, web.BaseTransport):  # type: ignore[misc, name-defined]
         def handle_request(self, request: Any) -> Any:
             queue, limit = Mailbox[dict[str, Any]](), patience(request)
             cancel: Callable[[], object]
@@ -237,10 +236,7 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
             cancel = self._exchange(request, request.read(), queue.put)
             return head(next_message(), Body(next_message, cancel))
 
-    class Tasks(web.AsyncBaseTransport):  # type: ignore[misc, name-defined]
-        def __init__(self, exchange: Callable[..., Callable[[], object]]) -> None:
-            self._exchange = exchange
-
+    class Tasks(Transport, web.AsyncBaseTransport):  # type: ignore[misc, name-defined]
         async def handle_async_request(self, request: Any) -> Any:
             queue, limit, loop = asyncio.Queue[dict[str, Any]](), patience(request), asyncio.get_running_loop()
             cancel: Callable[[], object]

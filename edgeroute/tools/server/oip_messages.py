@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from base64 import b64decode
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +20,9 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
+from edgeroute import __version__
 from edgeroute.cloud.adaptive_input_encoding import PARAMETER
 from edgeroute.cloud.input_codecs import check_sound, check_zstd, own_zstd
 from edgeroute.cloud.oip_tensors import DTYPES, NAMES, TEXTS
@@ -31,6 +33,7 @@ from edgeroute.edge.preprocessing import MOST_PIXELS, Layouts, Preprocess, pictu
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.thread_pool_and_workers import failing
 from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.types import TensorSpec
 
@@ -38,6 +41,7 @@ MOST_FILES = 1024  # most files in one request
 MOST_BYTES = 1 << 28  # most bytes of one decoded row
 MOST_FREE = 1 << 24  # most pixels of a picture for a model that takes any size
 TEXT = "object"  # dtype of inputs that are texts
+_LENGTH = LENGTH.lower().encode()
 ENCODED = "-encoded"  # suffix of the model name under which a model takes only picture files, as in exported folders
 _ZSTD = re.compile(r"application/zstd; datatype=([A-Z0-9]{1,8}); shape=([0-9]{0,9}(?:x[0-9]{1,9}){0,7})")
 
@@ -129,13 +133,9 @@ class Decoder:
         shape = _small(tuple(map(int, match[2].split("x"))) if match[2] else (), spec)
         if DTYPES.get(match[1]) != spec.dtype or not self._fits(shape):
             raise BadInput(f"{spec.name}: expected {shape_text(self._row)} {spec.dtype}, got {match[1]} {shape_text(shape)}")
-        dtype = np.dtype(spec.dtype)
-        if (size := prod(shape) * dtype.itemsize) > MOST_BYTES:
+        if (size := prod(shape) * np.dtype(spec.dtype).itemsize) > MOST_BYTES:
             raise BadInput(f"{spec.name}: a row of {size} bytes is too large: at most {MOST_BYTES}")
-        array = np.frombuffer(_unzstd(data, size), dtype.newbyteorder("<")).reshape(shape)
-        if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
-            raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
-        return array.astype(dtype, copy=False)
+        return _octets(_unzstd(data, size), spec, shape)
 
     def _sound(self, data: bytes) -> Array:
         """Decode one row of audio from FLAC, of 32 million numbers at most; one channel for an input of one axis.
@@ -290,7 +290,7 @@ def read(
     Raises:
         BadInput: the request violates the protocol, or does not fit the model. Every size is validated before use.
     """
-    offset = json_size(body, length)
+    offset = _json_size(body, length)
     head = _json(body if length is None else body[:offset])
     specs = {spec.name: spec for spec in inputs}
     feed: dict[str, Any] = {}
@@ -304,17 +304,17 @@ def read(
         size = parameters.get("binary_data_size")
         if size is not None and length is None:
             raise BadInput(f"{spec.name} is announced as binary: say in the header {LENGTH} where the JSON ends")
+        raw = None if size is None else _part(body, offset, size, spec)
+        offset += size or 0
         sent = spec
         if spec.name in encoded and spec.dtype != TEXT:
             if tensor.get("datatype") == TEXTS:
-                feed[spec.name] = _files(tensor, spec, parameters, None if size is None else _part(body, offset, size, spec))
-                offset += size or 0
+                feed[spec.name] = _files(tensor, spec, parameters, raw)
                 continue
             smaller = _SMALLER.get(str(tensor.get("datatype"))) if spec.dtype.startswith("float") else None
             sent = spec if smaller in {None, spec.dtype} else spec._replace(dtype=str(smaller))
         shape = _shape(tensor, sent)
-        array = _numbers(tensor, sent, shape) if size is None else _octets(body, offset, size, sent, shape)
-        offset += size or 0
+        array = _numbers(tensor, sent, shape) if raw is None else _octets(raw, sent, shape)
         feed[spec.name] = array if sent is spec else widen(array, spec, parameters.get("scale"), parameters.get("offset", 0.0))
     if missing := [name for name in specs if name not in feed]:
         raise BadInput(f"the model also needs {missing}: send every input in one request")
@@ -350,13 +350,27 @@ def edge_answers(given: Any, count: int) -> Array:
     return rows
 
 
-def json_size(body: bytes, length: str | None) -> int:
-    """Return the bytes of the body's JSON part. length: as for `read`.
+def json_part(headers: Mapping[bytes, bytes], body: bytes, most: int) -> tuple[str | None, int]:
+    """Return the header with the length of the body's JSON part, as for `read`, and that length in bytes.
 
     Raises:
-        BadInput: it is not a length, or longer than the body.
+        BadInput: the header is not a length, or longer than the body.
+        HTTPException: 413, for more than `most` bytes of JSON.
     """
-    return len(body) if length is None else _length(length, len(body))
+    length = None if (raw := headers.get(_LENGTH)) is None else raw.decode("latin-1")
+    if (size := _json_size(body, length)) > most:
+        raise HTTPException(413, f"the JSON has more than {most} bytes: send tensors of this size as binary")
+    return length, size
+
+
+def _json_size(body: bytes, length: str | None) -> int:
+    """Return the bytes of the body's JSON part. length: as for `read`; raise `BadInput` if it is none, or beyond the body."""
+    size = len(body)
+    if length is None:
+        return size
+    if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= size):  # noqa: PLR2004 - digits of 2^64
+        raise BadInput(f"{LENGTH} is {_say(length)}, the body has {size} bytes: send the length of its JSON part")
+    return int(length)
 
 
 def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
@@ -371,47 +385,29 @@ def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
     if ask.id is not None:
         head["id"] = ask.id
     parts: list[Any] = []
-    tensor: dict[str, Any]
     for name, binary in ask.outputs:
         array = results.get(name)
-        if array is not None and array.dtype.hasobject and all(isinstance(text_value, str) for text_value in array.flat):
-            tensor = {"name": name, "datatype": TEXTS, "shape": list(array.shape)}
-            if binary:
-                raw = b"".join(
-                    len(text := text_value.encode("utf-8", "replace")).to_bytes(4, "little") + text for text_value in array.flat
-                )
-                tensor["parameters"] = {"binary_data_size": len(raw)}
-                parts.append(raw)
-            else:
-                tensor["data"] = array.reshape(-1).tolist()
-            head["outputs"].append(tensor)
-            continue
-        if array is None or array.dtype.name not in NAMES:
+        texts = array is not None and array.dtype.hasobject and all(isinstance(text, str) for text in array.flat)
+        if array is None or not (texts or array.dtype.name in NAMES):
             raise ModelError(f"{model} returned no tensor of numbers or texts for its output {name!r}: correct the model")
-        tensor = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
-        array = np.asarray(array, array.dtype.newbyteorder("<" if binary else "="), order="C")
-        if binary:
-            tensor["parameters"] = {"binary_data_size": array.nbytes}
-            parts.append(array)
-        else:
-            tensor["data"] = array.reshape(-1)
+        tensor: dict[str, Any] = {"name": name, "datatype": TEXTS if texts else NAMES[array.dtype.name], "shape": [*array.shape]}
         head["outputs"].append(tensor)
+        array = np.asarray(array, array.dtype.newbyteorder("<" if binary else "="), order="C").reshape(-1)
+        if not binary:
+            tensor["data"] = array.tolist() if texts else array
+            continue
+        encoded = (text.encode("utf-8", "replace") for text in array) if texts else ()
+        parts.append(b"".join(len(text).to_bytes(4, "little") + text for text in encoded) if texts else array)
+        tensor["parameters"] = {"binary_data_size": memoryview(parts[-1]).nbytes}
     text = dumps(head)
     if not parts:
         return Reply({"content-type": "application/json"}, text)
-    return Reply({"content-type": "application/octet-stream", LENGTH.lower(): str(len(text))}, b"".join([text, *parts]))
+    return Reply({"content-type": "application/octet-stream", _LENGTH.decode(): str(len(text))}, b"".join([text, *parts]))
 
 
 def _say(value: Any) -> str:
     """Return a value's repr, cut to 80 characters, for messages."""
     return repr(value)[:80]
-
-
-def _length(length: str, size: int) -> int:
-    """Parse the header with the length of the JSON part; raise `BadInput` if it is none, or more than the body."""
-    if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= size):  # noqa: PLR2004 - digits of 2^64
-        raise BadInput(f"{LENGTH} is {_say(length)}, the body has {size} bytes: send the length of its JSON part")
-    return int(length)
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -460,21 +456,18 @@ def _small(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...]:
     return shape
 
 
-def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """Return a binary tensor from the body, as a read-only view if its alignment allows; texts as an array of objects.
+def _octets(raw: bytes | memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """Return a binary tensor, as a read-only view of its bytes if their alignment allows; texts as an array of objects.
 
     Raises:
-        BadInput: its size does not fit its shape or the body, a BOOL is not 0 or 1, or a text is no UTF-8.
+        BadInput: its size does not fit its shape, a BOOL is not 0 or 1, or a text is no UTF-8.
     """
     if spec.dtype == TEXT:
-        return _text_array(_read_sized_parts(_part(body, offset, size, spec), prod(shape), spec), spec).reshape(shape)
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
-    count = prod(shape)
-    if type(size) is not int or size != count * dtype.itemsize:
-        raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, its shape and datatype make {count * dtype.itemsize}")
-    if offset + size > len(body):
-        raise BadInput(f"{spec.name}: the body ends {offset + size - len(body)} bytes too early: send all of the binary data")
-    array = np.frombuffer(body, dtype, count, offset).reshape(shape)
+        return _text_array(_read_sized_parts(memoryview(raw), prod(shape), spec), spec).reshape(shape)
+    dtype, count = np.dtype(spec.dtype).newbyteorder("<"), prod(shape)
+    if len(raw) != count * dtype.itemsize:
+        raise BadInput(f"{spec.name}: binary_data_size is {len(raw)}, its shape and datatype make {count * dtype.itemsize}")
+    array = np.frombuffer(raw, dtype, count).reshape(shape)
     if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
         raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
     # The preceding JSON determines its alignment, on which native code may depend.
@@ -485,7 +478,7 @@ _SMALLER = {"UINT8": "uint8", "FP16": "float16"}
 
 
 def _part(body: bytes, offset: int, size: Any, spec: TensorSpec) -> memoryview:
-    """Return the bytes of a binary tensor of files as a view of the body; raise `BadInput` if they are not all there."""
+    """Return the bytes of a binary tensor as a view of the body; raise `BadInput` if they are not all there."""
     if type(size) is not int or not 0 <= size <= len(body) - offset:
         raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - offset} bytes are left: send them all")
     return memoryview(body)[offset : offset + size]
@@ -505,21 +498,19 @@ def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any],
         media = parameters["content_type"]
     if not isinstance(media, str | None):
         raise BadInput(f"{spec.name}: media_type is {_say(media)}: send a text, such as image/jpeg")
-    files = list[bytes]()
-    if raw is None:
-        if parameters.get("content_type") != "base64":
-            raise BadInput(f'{spec.name}: files in JSON are base64, with "parameters": {{"content_type": "base64"}}')
-        data = tensor.get("data")
-        if isinstance(data, list) and data and isinstance(data[0], list):
-            data = list(chain.from_iterable(data))
-        if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
-            raise BadInput(f"{spec.name}: data is {_say(data)}: send a list of texts")
-        try:
-            files = [b64decode(text, validate=True) for text in data]
-        except ValueError:
-            raise BadInput(f"{spec.name}: data holds what is no base64") from None
-    else:
+    if raw is not None:
         return Files(_read_sized_parts(raw, sizes[0], spec), media)
+    if parameters.get("content_type") != "base64":
+        raise BadInput(f'{spec.name}: files in JSON are base64, with "parameters": {{"content_type": "base64"}}')
+    data = tensor.get("data")
+    if isinstance(data, list) and data and isinstance(data[0], list):
+        data = list(chain.from_iterable(data))
+    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
+        raise BadInput(f"{spec.name}: data is {_say(data)}: send a list of texts")
+    try:
+        files = [b64decode(text, validate=True) for text in data]
+    except ValueError:
+        raise BadInput(f"{spec.name}: data holds what is no base64") from None
     if len(files) != sizes[0]:
         raise BadInput(f"{spec.name}: another number of files came than its shape says, {sizes[0]}")
     return Files(files, media)
@@ -616,12 +607,39 @@ def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-# Replies of JSON, and error replies.
+# Replies of JSON, routes, and error replies.
 
 
 def reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response."""
     return Response(dumps(data), status, headers, "application/json")
+
+
+def routes(name: str, infer: Any, pages: Mapping[str, Callable[[Request], Awaitable[Response]]]) -> list[Route]:
+    """Return the routes of the protocol: about a server of that name and its health, and of a model and its versions.
+
+    Args:
+        name: name of the server in its metadata.
+        infer: handler of inference.
+        pages: end of a model's path -> the handler that describes the model there.
+    """
+
+    async def server(_: Request) -> Response:
+        """Describe the server."""
+        return reply({"name": name, "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def live(_: Request) -> Response:
+        """Answer that the server is alive."""
+        return reply({"live": True})
+
+    async def ready(_: Request) -> Response:
+        """Answer 200 that the server is ready, whatever models and clouds do, with the background threads that fail now."""
+        return reply({"ready": True, **({"failing": names} if (names := failing()) else {})})
+
+    found = [Route("/v2", server), Route("/v2/health/live", live), Route("/v2/health/ready", ready)]
+    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        found += [Route(f"{base}/infer", infer, methods=["POST"]), *(Route(base + end, page) for end, page in pages.items())]
+    return found
 
 
 async def _http(request: Request, e: HTTPException) -> Response:

@@ -100,16 +100,21 @@ def _is_format(x: Any) -> bool:
 
 def _is_bounded(data: Any, most_bytes: int) -> bool:
     """Return True if JSON has at most 16 levels, 128 entries in each, `most_bytes` bytes, and `_is_mild` accepts its entries."""
-    level, depth = [data], 0
-    while level:
-        depth += 1
+    for depth, level in enumerate(_levels(data), 1):
         if depth > MOST_LEVELS or any(len(node) > MOST_ENTRIES for node in level):
             return False
         if not all(_is_mild(key, value) for node in level if isinstance(node, dict) for key, value in node.items()):
             return False
+    return len(json_dumps(data)) <= most_bytes
+
+
+def _levels(data: Any) -> Iterator[list[Any]]:
+    """Yield the lists and objects of parsed JSON, level by level; the first has `data` itself."""
+    level = [data]
+    while level:
+        yield level
         parts = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
         level = [part for part in parts if isinstance(part, dict | list)]
-    return len(json_dumps(data)) <= most_bytes
 
 
 def _is_mild(key: str, value: Any) -> bool:
@@ -282,15 +287,13 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 def _check(data: Any) -> None:
     """Raise `BadInput` if parsed JSON has more than 100 levels or 50,000 values."""
-    level, depth, values = [data], 0, 0
-    while level:
-        depth, values = depth + 1, values + sum(map(len, level))
+    values = 0
+    for depth, level in enumerate(_levels(data), 1):
+        values += sum(map(len, level))
         if depth > DEEPEST:
             raise BadInput(f"the JSON is more than {DEEPEST} levels deep")
         if values > MOST_VALUES:
             raise BadInput(f"the JSON has more than {MOST_VALUES} values")
-        children = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
-        level = [part for part in children if isinstance(part, dict | list)]
 
 
 def read_request(
@@ -340,6 +343,13 @@ def check_names(body: Mapping[str, Any], names: Collection[str]) -> tuple[str, b
     if not isinstance(stream, bool):
         raise BadInput("stream is true or false")
     return model, stream
+
+
+def objects(value: Any, problem: str) -> list[Mapping[str, Any]]:
+    """Return a list of objects as it is; raise `BadInput` with this text for anything else."""
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise BadInput(problem)
+    return value
 
 
 def _prompt(prompt: Any) -> str:

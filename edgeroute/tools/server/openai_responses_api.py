@@ -25,6 +25,7 @@ from edgeroute.tools.server.openai_completions_and_reply_reading import (
     client_messages,
     finish_of,
     message_of,
+    objects,
     origin_of,
     piece_text,
     reply_of,
@@ -139,10 +140,8 @@ def _chat_messages(items: Any) -> list[dict[str, Any]]:
     """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
-    if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) for item in items):
-        raise BadInput('input is a text, or a list of items such as {"role": "user", "content": ...}')
     messages, thought = list[dict[str, Any]](), ""
-    for item in items:
+    for item in objects(items or None, 'input is a text, or a list of items such as {"role": "user", "content": ...}'):
         kind = item.get("type") or "message"
         if kind == "message":
             messages.append({"role": item.get("role"), "content": _content(item.get("content"))})
@@ -180,9 +179,7 @@ def _content(content: Any) -> Any:
     """
     if isinstance(content, str) or content is None:
         return content
-    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
-        raise BadInput("content is a text, or a list of parts")
-    parts = [_part(part) for part in content]
+    parts = [_part(part) for part in objects(content, "content is a text, or a list of parts")]
     return "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
 
 
@@ -213,9 +210,7 @@ def _tools(tools: Any) -> Any:
     """
     if not tools:
         return None
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise BadInput("tools is a list of functions")
-    for tool in tools:
+    for tool in objects(tools, "tools is a list of functions"):
         if tool.get("type") != "function":
             raise BadInput(f"the tool {clean(str(tool.get('type')), 40)!r} is a server's: send functions of your own")
     names = ("name", "description", "parameters", "strict")

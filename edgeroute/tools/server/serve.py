@@ -12,20 +12,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from edgeroute.cloud.oip_tensors import NAMES, TEXTS
-from edgeroute.cloud.openinference import LENGTH
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Page, check_installed
 from edgeroute.system.numeric_loopback_check import is_loopback
-from edgeroute.system.thread_pool_and_workers import failing
 from edgeroute.tools.import_by_module_and_name import is_python_name, python_object
 from edgeroute.types import EdgeModel
 
@@ -226,7 +223,6 @@ class _Probe:
 
 # Handler of POST .../infer.
 
-_LENGTH = LENGTH.lower().encode()
 LARGE = 1 << 16  # bytes from which a body is parsed, or a reply encoded, in a thread, so that the event loop is not blocked
 
 
@@ -273,10 +269,7 @@ class Infer:
         """
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise BadInput("the body is compressed, which this server does not read: send it as it is")
-        length = None if (raw := headers.get(_LENGTH)) is None else raw.decode("latin-1")
-        size = protocol.json_size(body, length)
-        if size > self.max_json_bytes:
-            raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary")
+        length, size = protocol.json_part(headers, body, self.max_json_bytes)
         read = partial(protocol.read, body, length, model.inputs, model.outputs, model.decoders)
         slow = len(body) if any(spec.dtype == TEXT for spec in model.inputs) else size  # texts are split one by one
         ask = read() if slow < LARGE else await asyncio.get_running_loop().run_in_executor(self._parser, read)
@@ -466,14 +459,9 @@ def app(
 
     infer = Infer(served, Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_json_bytes)
     pages = _Pages(served)
-    routes = [Route("/v2", pages.server), Route("/v2/health/live", pages.live), Route("/v2/health/ready", pages.ready)]
-    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        routes += [
-            Route(f"{base}/infer", infer, methods=["POST"]),
-            Route(base, pages.model),
-            Route(f"{base}/ready", pages.model_ready),
-            Route(f"{base}/stats", pages.stats),
-        ]
+    routes = protocol.routes(
+        "edgeroute-serve", infer, {"": pages.model, "/ready": pages.model_ready, "/stats": pages.stats}
+    )  # fmt: skip
     middleware = [Middleware(OneLength)]
     if metrics or logs:
         counted = Metrics(served) if metrics else None
@@ -486,26 +474,10 @@ def app(
 
 
 class _Pages:
-    """GET handlers: server metadata, health, model metadata, and counts."""
+    """GET handlers of a model's metadata, readiness and counts."""
 
     def __init__(self, served: Mapping[str, Served]) -> None:
         self.served = served
-        try:
-            self.version = version("edgeroute")
-        except PackageNotFoundError:  # run from a source tree
-            self.version = "0"
-
-    async def server(self, _: Request) -> Response:
-        """Describe the server."""
-        return reply({"name": "edgeroute-serve", "version": self.version, "extensions": ["binary_tensor_data"]})
-
-    async def live(self, _: Request) -> Response:
-        """Answer that the server is alive."""
-        return reply({"live": True})
-
-    async def ready(self, _: Request) -> Response:
-        """Answer 200 that the server is ready, whatever its models do, with the names of background threads that fail now."""
-        return reply({"ready": True, **({"failing": names} if (names := failing()) else {})})
 
     async def model(self, request: Request) -> Response:
         """Describe a model; raise 404 if unknown."""
