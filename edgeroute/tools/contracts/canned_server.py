@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import ssl
 import threading
 from abc import ABC, abstractmethod
@@ -243,11 +244,8 @@ def http_reply(
 
 def _length(head: bytes) -> int:
     """Return the Content-Length of a request's head; 0 without one."""
-    for line in head.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            return int(value)
-    return 0
+    length = re.search(rb"(?i)\r\ncontent-length:([^\r]*)", head)
+    return 0 if length is None else int(length[1])
 
 
 # Canned answers of a language model, as server-sent events in the form of OpenAI's API.

@@ -83,16 +83,13 @@ def numbers(x: Any) -> bool:
     return isinstance(x, int | float | np.number | np.ndarray) and np.asarray(x).dtype.kind in "fiub"
 
 
-def swallowed(error: BaseException) -> bool:
-    """Return True if a `BadInput` is among an exception's causes or contexts, itself included."""
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, and those that it is chained to as causes or contexts."""
     seen = set[int]()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, BadInput):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def bad_of(sample: Any) -> list[Any]:
@@ -123,14 +120,6 @@ def with_nan(sample: Any) -> Any:
         return None
     sample.flat[0] = math.nan
     return sample
-
-
-def whole_of(pipe: int) -> str:
-    """Return the text that comes through a pipe, to its end."""
-    parts = []
-    while part := os.read(pipe, 4096):
-        parts.append(part)
-    return b"".join(parts).decode(errors="replace")
 
 
 ROUNDS = 20  # runs of each of two threads beside each other
@@ -281,7 +270,7 @@ class Checks(Running):
         except BadInput:
             return ""
         except Exception as e:  # noqa: BLE001 - whatever a model raises
-            if swallowed(e):
+            if any(isinstance(cause, BadInput) for cause in chain(e)):
                 return f"for {what} BadInput became {error_text(e)} ({way}), and {CLOUD}: {LET_IT}"
             return f"it raised {error_text(e)} for {what} ({way}), and {CLOUD}: raise BadInput" if must or self.strict else ""
         return f"it answered {what} with {shown(answers[-1])} ({way}): raise BadInput for what it cannot take" if must else ""
@@ -367,17 +356,13 @@ class Checks(Running):
 
         Yields a difference or error of the next run, and then stops; without one, what is wrong with the end of the stopped run.
         """
+        what = "a run beside one that was stopped at its deadline"
         for _ in range(3):
             left, stop = self._run(self.samples[0])
             beside, _ = self._run(self.samples[1])
             stop()
-            try:
-                (answer,) = self.wait(beside, "a run beside one that was stopped at its deadline")
-            except Exception as e:  # noqa: BLE001 - whatever a model raises
-                yield f"a run beside one that was stopped at its deadline raised {error_text(e)}: a stop is for one run alone"
-                return
-            if not self._same(answer, self.truth[1]):
-                yield f"beside a run stopped at its deadline sample 1 got {shown(answer)}, and alone {shown(self.truth[1])}"
+            if problem := self._problem(partial(self.wait, beside, what), 1):
+                yield f"{what} {problem}: a stop is for one run alone"
                 return
             yield from self._check_end(left)
 
@@ -401,11 +386,16 @@ class Checks(Running):
 
     def _next_right(self) -> str:
         """Run the second sample; return the problem with it, an error or a wrong answer; empty if its answer is right."""
+        problem = self._problem(lambda: self.ask([self.samples[1]], StopToken()), 1)
+        return f"the next one {problem}" if problem else ""
+
+    def _problem(self, run: Callable[[], list[Prediction]], i: int) -> str:
+        """Return the error of a run of sample number `i`, or its wrong answer; empty if it is right."""
         try:
-            (answer,) = self.ask([self.samples[1]], StopToken())
+            (answer,) = run()
         except Exception as e:  # noqa: BLE001 - whatever a model raises
-            return f"the next one raised {error_text(e)}"
-        return "" if self._same(answer, self.truth[1]) else f"the next one gave {shown(answer)}, not {shown(self.truth[1])}"
+            return f"raised {error_text(e)}"
+        return "" if self._same(answer, self.truth[i]) else f"gave {shown(answer)}, not {shown(self.truth[i])}"
 
     def fork(self) -> Iterator[str]:
         """Check that a forked child answers, and its parent afterwards. A child that hangs is killed. Skipped on Windows."""
@@ -419,12 +409,12 @@ class Checks(Running):
             self._child(write)
         os.close(write)
         try:
-            if not select.select([read], [], [], self.timeout_s)[0]:
-                os.kill(child, signal.SIGKILL)
-                yield f"a run in a forked child does not end within {self.timeout_s:g} s: {ANEW}"
-            child_problem = whole_of(read)
+            with os.fdopen(read, "rb") as pipe:
+                if not select.select([pipe], [], [], self.timeout_s)[0]:
+                    os.kill(child, signal.SIGKILL)
+                    yield f"a run in a forked child does not end within {self.timeout_s:g} s: {ANEW}"
+                child_problem = pipe.read().decode(errors="replace")
         finally:
-            os.close(read)
             _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
             yield f"a run in a forked child ended it by signal {os.WTERMSIG(status)}: {ANEW}"
@@ -467,14 +457,10 @@ class Checks(Running):
             except Exception as e:  # noqa: BLE001 - whatever a model raises
                 yield f"close, called {how}, raised {error_text(e)}: it does nothing where there is nothing to free"
                 return
-            if close == self.backend.close:
-                try:
-                    (answer,) = self.wait(under_way, "a run during which it was closed")
-                except Exception as e:  # noqa: BLE001 - likewise
-                    yield f"a run during a close raised {error_text(e)}: closes_after_runs is for runs that keep what they need"
-                    return
-                if not self._same(answer, self.truth[0]):
-                    yield f"a run during which it was closed gave {shown(answer)}, not {shown(self.truth[0])}"
+            ends = partial(self.wait, under_way, "a run during which it was closed")
+            if close == self.backend.close and (problem := self._problem(ends, 0)):
+                yield f"a run during a close {problem}: closes_after_runs is for runs that keep what they need"
+                return
         if problem := self._next_right():
             yield f"after it was closed {problem}: a later run loads it again"
 

@@ -13,7 +13,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.system.input_copies import copy_input
-from edgeroute.tools.contracts.edge_contract import check_all, equal, error_text, same, short, shown
+from edgeroute.tools.contracts.edge_contract import chain, check_all, equal, error_text, same, short, shown
 
 Server = Callable[[Call], Reply]
 MOST_CALLS = 100  # calls of a talk after which it counts as endless
@@ -86,9 +86,8 @@ class _Checks:
 
         Stops at the first that the other checks need.
         """
-        lacking = [name for name in ("talk", "encode", "decode", "ping", "health") if not hasattr(self.endpoint, name)]
-        lacking += [name for name in ("name", "where", "labels", "kind", "address") if not hasattr(self.endpoint, name)]
-        if lacking:
+        wanted = ("talk", "encode", "decode", "ping", "health", "name", "where", "labels", "kind", "address")
+        if lacking := [name for name in wanted if not hasattr(self.endpoint, name)]:
             yield f"it lacks {', '.join(lacking)}: see edgeroute.cloud.endpoint.HttpEndpoint"
             return
         if not isinstance(self.endpoint.address, Address):
@@ -220,7 +219,7 @@ class _Checks:
                         taken.append((body, answer))
                 except CloudError as e:  # noqa: PERF203 - each reply by itself
                     self.texts.append(str(e))
-                    if any(WORD in text for text in _chain(e)):
+                    if any(WORD in f"{cause} {cause.args} {vars(cause)}" for cause in chain(e)):
                         yield f"its {type(e).__name__}, or an error that it is chained to, quotes the reply: raise it later"
                 except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
                     yield f"it raised {error_text(e)} for a reply of {body[:20]!r}: raise BadReply"
@@ -283,12 +282,3 @@ class _Checks:
             if any(word in text for word in words):
                 yield "a credential is in its repr, its name or a message: Address keeps it, so leave it there"
                 return
-
-
-def _chain(error: BaseException | None) -> Iterator[str]:
-    """Yield the text and contents of an error and of those that it is chained to."""
-    for _ in range(MOST_CALLS):
-        if error is None:
-            return
-        yield f"{error} {error.args} {vars(error)}"
-        error = error.__cause__ or error.__context__
