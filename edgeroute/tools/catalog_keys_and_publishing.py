@@ -21,7 +21,7 @@ from edgeroute.catalog.catalog_source_and_verification import INDEX, METADATA, T
 from edgeroute.catalog.model_folder_and_downloads import FILES, replace_durably
 from edgeroute.edge.model_card import card_path, sha256_of
 from edgeroute.edge.runtime_registry_and_model_groups import suffix_of, suffixes
-from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, StoreError
+from edgeroute.errors import BadInput, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import files_in
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
@@ -73,17 +73,25 @@ def publishing(catalog: Path) -> Iterator[None]:
         StoreError: another process has it, or the folder cannot be written.
     """
     lock = ProcessLock(catalog / "publish.lock")
-    try:
+    with _writing(catalog):
         catalog.mkdir(parents=True, exist_ok=True)
-        taken = lock.take(10.0)
-    except OSError as e:
-        raise StoreError(f"{catalog} cannot be written: {e.strerror}") from e
-    if not taken:
-        raise StoreError(f"{lock.path}: another process publishes: try again later")
+        if not lock.take(10.0):
+            raise StoreError(f"{lock.path}: another process publishes: try again later")
     try:
         yield
     finally:
         lock.leave()
+
+
+@contextmanager
+def _writing(catalog: Path) -> Iterator[None]:
+    """Raise the system's errors in the `with` block as `StoreError`: the catalog cannot be written."""
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e, EdgerouteError):
+            raise
+        raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
 
 
 def publish(
@@ -140,20 +148,17 @@ def publish(
         "name": name, "version": version, "model": files[0].name, "files": listed, "requires": requires, "notes": notes, **more,
     })  # fmt: skip
     signers = _signers(keys)
-    with publishing(catalog):
+    with publishing(catalog), _writing(catalog):
         known = _listed(catalog)
         if any((other.name, other.version.casefold()) == (name, version.casefold()) for other in known):
             raise BadInput(f"{catalog} has {name} {version} already, and devices may have it: give it another version")
-        try:
-            to = catalog / FILES / name / version
-            if to.exists():  # a run that was interrupted: nothing lists it
-                shutil.rmtree(to)
-            for path, source in sources.items():
-                (to / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, to / path)
-            _sign(catalog, {INDEX: catalog_json((*known, entry))}, signers, days)
-        except OSError as e:
-            raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
+        to = catalog / FILES / name / version
+        if to.exists():  # a run that was interrupted: nothing lists it
+            shutil.rmtree(to)
+        for path, source in sources.items():
+            (to / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, to / path)
+        _sign(catalog, {INDEX: catalog_json((*known, entry))}, signers, days)
     return entry
 
 
@@ -208,16 +213,13 @@ def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Seque
     """
     if not (catalog / METADATA / "timestamp.json").exists():
         raise CatalogError(f"{catalog} is no catalog: edgeroute models publish makes one")
-    with publishing(catalog):
+    with publishing(catalog), _writing(catalog):
         known = _listed(catalog)
         unknown = {*withdraw} - {(entry.name, entry.version) for entry in known}
         if unknown:
             raise BadInput(f"{catalog} has no {' '.join(min(unknown))}")
         remaining = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
-        try:
-            _sign(catalog, {INDEX: catalog_json(remaining)}, _signers(keys), days)
-        except OSError as e:
-            raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
+        _sign(catalog, {INDEX: catalog_json(remaining)}, _signers(keys), days)
     return remaining
 
 
@@ -230,13 +232,8 @@ def _paths_in_version(path: Path) -> list[tuple[str, Path]]:
 
 def _listed(catalog: Path) -> tuple[Entry, ...]:
     """Return the entries that the catalog lists now; () if there is no catalog; raise CatalogError if it cannot be read."""
-    targets = _newest(catalog / METADATA, "targets")
-    if targets is None:
-        return ()
-    try:
-        return entries(read_bytes(_signed_path(catalog, INDEX, targets.signed.targets[INDEX])))
-    except OSError as e:
-        raise CatalogError(f"{catalog}: its list of models cannot be read: {e.strerror}") from e
+    listed = signed_file(catalog, INDEX)
+    return () if listed is None else entries(listed)
 
 
 def sign_files(catalog: Path, files: Mapping[str, bytes], *, keys: Path, days: float = LISTS_DAYS) -> None:
@@ -255,10 +252,8 @@ def sign_files(catalog: Path, files: Mapping[str, bytes], *, keys: Path, days: f
         StoreError: the catalog cannot be written.
     """
     new = {} if _newest(catalog / METADATA, "targets") else {INDEX: catalog_json(())}
-    try:
+    with _writing(catalog):
         _sign(catalog, {**new, **files}, _signers(keys), days)
-    except OSError as e:
-        raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
 
 
 def signed_file(catalog: Path, name: str) -> bytes | None:
@@ -349,12 +344,9 @@ def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
     old, signers = _signers(keys), _signers(new)
     if "root" not in old:
         raise PolicyError(f"{keys / ROOT_KEY} is missing: it signs the new keys")
-    with publishing(catalog):
-        try:
-            _write_root(catalog / METADATA, signers, _newest(catalog / METADATA, "root").signed.version + 1, [old["root"]])
-            _sign(catalog, {}, signers, LISTS_DAYS)
-        except OSError as e:
-            raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
+    with publishing(catalog), _writing(catalog):
+        _write_root(catalog / METADATA, signers, _newest(catalog / METADATA, "root").signed.version + 1, [old["root"]])
+        _sign(catalog, {}, signers, LISTS_DAYS)
 
 
 def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:

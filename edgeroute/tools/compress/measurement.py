@@ -86,6 +86,14 @@ class Result(NamedTuple):
         return {**self._asdict(), **models, "layers": layers, "card": str(self.card), "notes": [*self.notes]}
 
 
+def result(
+    before: Measured, after: Measured, out: Path, layers: Sequence[Layer], used: int, held_out: Examples, notes: Sequence[str]
+) -> Result:
+    """Return the result of making a model that has been moved to `out`, of `used` examples."""
+    card = out.with_suffix(".json")
+    return Result(before, after._replace(path=out), tuple(layers), card, used, len(held_out.inputs), tuple(notes))
+
+
 RUNS, SECONDS = 200, 2.0  # most timed runs of a model, and most seconds of timing
 MOST = 10_000  # most numbers of an output that are compared; larger outputs, such as pictures, are sampled evenly
 FEW = 5  # runs before the timing begins, and the least number of timed runs

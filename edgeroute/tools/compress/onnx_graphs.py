@@ -88,6 +88,12 @@ def at_opset(model: Any, least: int, path: Path) -> Any:
         raise ModelError(f"{path} has opset {version}, and quantising per channel needs {least}: export it with that") from e
 
 
+def save(model: Any, path: Path, *, large: bool) -> None:
+    """Save a model, replacing it and its data file; with `large` its weights go into that, NAME.data."""
+    (data := path.with_name(f"{path.name}.data")).unlink(missing_ok=True)
+    package().save(model, str(path), save_as_external_data=large, location=data.name if large else None)
+
+
 def name_nodes(model: Any) -> None:
     """Name each node in place that has no name, or the same name as another."""
     seen = Counter(node.name for node in model.graph.node)

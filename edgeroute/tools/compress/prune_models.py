@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import edgeroute.tools.compress.onnx_graphs as graphs
 from edgeroute.edge.onnx import external_data
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import ModelError, PolicyError, check_number
-from edgeroute.tools.compress.measurement import Examples, Layer, Result, examples_of, load_original, measure_both, split
+from edgeroute.tools.compress.measurement import Examples, Layer, Result, examples_of, load_original, measure_both, result, split
 
 # Structured pruning of an ONNX graph: removes output channels of layers, and their rows in all later tensors.
 #
@@ -100,13 +101,12 @@ class Channels:
         self._reshaped |= {*self._shapes}
         return f"{count} of {len(keep)} channels"
 
-    def finish(self) -> Any:
-        """Write the remaining weights into the model, in place, and return it."""
+    def finish(self) -> None:
+        """Write the remaining weights into the model, in place."""
         for tensor in self.model.graph.initializer:
             array = self.arrays[tensor.name]
             if [*array.shape] != [*tensor.dims] or tensor.name in self._reshaped:
                 tensor.CopyFrom(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
-        return self.model
 
     def _weights_of(self, node: Any) -> tuple[int, int, list[str]]:
         """Return the axis of the output channels in the weights and in the output, and the names of weights and bias.
@@ -226,9 +226,7 @@ class Channels:
             Whole: the node does something else.
         """
         kind = node.op_type
-        flat = Position(
-            1, 0 if position.axis > 1 else 1
-        )  # channels that come last are the same in a row of their own, and no other
+        flat = Position(1, 0 if position.axis > 1 else 1)  # channels that come last are the same in a row of their own
         if kind == "Flatten" and _get(node, "axis", 1) == 1 and position.repeat == 1:
             return flat
         if kind == "Reshape" and position.repeat == 1:
@@ -348,18 +346,14 @@ def prune(
     model, original, notes = load_original(path, held_out)
     layers = (_prune_channels if structured else _prune_weights)(graph, sparsity, path)
     with graphs.workplace(path_out) as (_, pruned):
-        large = bool(external_data(path))
-        location = f"{path_out.name}.data" if large else None
-        graphs.package().save(graph, str(pruned), save_as_external_data=large, location=location)
+        graphs.save(graph, pruned, large=bool(external_data(path)))
         if finetune is not None:
             _tune(finetune, pruned, used)
             notes += [] if structured else _lost_zeros(pruned, sparsity)
         graphs.write_card(pruned, model.card, _step(sparsity, structured=structured, tuned=finetune is not None))
         before, after = measure_both(model, pruned, original, held_out)
         graphs.put(pruned.parent, path_out)
-    after = after._replace(path=path_out)
-    count = len(used.inputs) if finetune is not None else 0
-    return Result(before, after, tuple(layers), path_out.with_suffix(".json"), count, len(held_out.inputs), tuple(notes))
+    return result(before, after, path_out, layers, len(used.inputs) if finetune is not None else 0, held_out, notes)
 
 
 def _tune(finetune: Finetune, model_path: Path, used: Examples) -> None:
@@ -382,14 +376,11 @@ def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
     Raises:
         ModelError: there is no layer before the last.
     """
-    known = {tensor.name: tensor for tensor in graph.graph.initializer}
-    ends = {node.name for node in graphs.last_layers(graph)}
     layers: list[Layer] = []
     changed = set[str]()
-    for node in graphs.layers_of(graph):
-        tensor = graphs.weight_of(node, known)
+    for node, tensor, last in _layers(graph):
         array = graphs.package().numpy_helper.to_array(tensor)
-        if node.name in ends or tensor.name in changed:
+        if last or tensor.name in changed:
             layers.append(Layer(node.name, node.op_type, array.size, None, None, "as it was: the last layer"))
             continue
         changed.add(tensor.name)
@@ -413,25 +404,25 @@ def _prune_channels(graph: Any, share: float, path: Path) -> list[Layer]:
         ModelError: no layer has channels to remove.
     """
     channels = Channels(graph)
-    ends = {node.name for node in graphs.last_layers(graph)}
-    nodes = graphs.layers_of(graph)
-    notes = {node.name: "as it was: the last layer" if node.name in ends else channels.prune(node, share) for node in nodes}
+    layers = _layers(graph)
+    notes = {node.name: "as it was: the last layer" if last else channels.prune(node, share) for node, _, last in layers}
     if not any(" of " in note and not note.startswith("left whole") for note in notes.values()):
         raise ModelError(f"{path} has no channels to remove: " + "; ".join(f"{name}: {note}" for name, note in notes.items()))
-    pruned = channels.finish()
-    known = {tensor.name: tensor for tensor in pruned.graph.initializer}
-    sizes = {node.name: int(np.prod(graphs.weight_of(node, known).dims)) for node in nodes}
-    return [Layer(node.name, node.op_type, sizes[node.name], None, None, notes[node.name]) for node in nodes]
+    channels.finish()
+    return [Layer(node.name, node.op_type, prod(tensor.dims), None, None, notes[node.name]) for node, tensor, _ in layers]
+
+
+def _layers(graph: Any) -> list[tuple[Any, Any, bool]]:
+    """Return the layers of a graph, each with its tensor of weights, and True if no further layer depends on it."""
+    ends, known = {node.name for node in graphs.last_layers(graph)}, graphs.constants_of(graph)
+    return [(node, graphs.weight_of(node, known), node.name in ends) for node in graphs.layers_of(graph)]
 
 
 def _lost_zeros(model_path: Path, sparsity: float) -> list[str]:
     """Read the fine-tuned model; return a note if its share of zeros is over 1 % of the weights below `sparsity`, else []."""
     graph = graphs.read_graph(model_path)
     graphs.name_nodes(graph)
-    known = {tensor.name: tensor for tensor in graph.graph.initializer}
-    ends = {node.name for node in graphs.last_layers(graph)}
-    to_array = graphs.package().numpy_helper.to_array
-    arrays = [to_array(graphs.weight_of(n, known)) for n in graphs.layers_of(graph) if n.name not in ends]
+    arrays = [graphs.package().numpy_helper.to_array(tensor) for _, tensor, last in _layers(graph) if not last]
     total = sum(array.size for array in arrays)
     share = sum(int((array == 0).sum()) for array in arrays) / total if total else 0.0
     if share >= sparsity - SMALL:

@@ -60,7 +60,7 @@ class Int8:
             self.notes.append(f"converted to opset {graphs.PER_CHANNEL}, which quantising per channel needs")
         self.ready = folder / "ready.onnx"
         start = folder / "start.onnx"
-        self._save(onnx, model, start)
+        graphs.save(model, start, large=self._large)
         with self._without_advice("cannot be prepared for quantisation"):
             self._tools.quant_pre_process(
                 str(start), str(self.ready), skip_symbolic_shape=True, save_as_external_data=self._large,
@@ -69,7 +69,7 @@ class Int8:
         prepared = onnx.load(str(self.ready))
         graphs.name_nodes(prepared)
         graphs.flatten_biases(prepared)
-        self._save(onnx, prepared, self.ready)
+        graphs.save(prepared, self.ready, large=self._large)
         self._layers = graphs.layers_of(prepared)
         self._weights = graphs.constants_of(prepared)
         ends = graphs.last_layers(prepared)
@@ -81,11 +81,6 @@ class Int8:
         if not last:
             self.notes.append(f"the last layer stays float, so that confidences do not tie: {', '.join(n.name for n in ends)}")
         self._cache = folder / "ranges.json"
-
-    def _save(self, onnx: Any, model: Any, path: Path) -> None:
-        """Save a model, replacing it and its data file; large weights go into that."""
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-        onnx.save(model, str(path), save_as_external_data=self._large, location=f"{path.name}.data" if self._large else None)
 
     def layers(self) -> list[tuple[Any, int]]:
         """Return the layers to quantise, each with its number of weights."""
@@ -188,8 +183,7 @@ def convert(path: Path, out: Path) -> None:
             converted = import_late("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
     except Exception as e:  # it raises whatever comes up
         raise ModelError(f"{path} cannot be converted to float16: {first_line(e)}") from e
-    large = bool(external_data(path))
-    onnx.save(converted, str(out), save_as_external_data=large, location=f"{out.name}.data" if large else None)
+    graphs.save(converted, out, large=bool(external_data(path)))
 
 
 # Models of other formats than ONNX, quantised by their own tools.
@@ -231,9 +225,7 @@ def quantize_other(
             before, after = measured.measure_files(path), measured.measure_files(quantised)
             notes.append(f"it was not run here: {e}")
         put(quantised.parent, out)
-    return measured.Result(
-        before, after._replace(path=out), (), out.with_suffix(".json"), len(used.inputs), len(held_out.inputs), tuple(notes)
-    )
+    return measured.result(before, after, out, (), len(used.inputs), held_out, notes)
 
 
 def _quantize_tflite(path: Path, out: Path, used: measured.Examples) -> tuple[str, list[str]]:
@@ -393,8 +385,7 @@ def quantize(
         write_card(quantised, model.card, _step(word, len(used.inputs), keep_float))
         before, after = measured.measure_both(model, quantised, original, held_out)
         put(quantised.parent, path_out)
-    after, card, count = after._replace(path=path_out), path_out.with_suffix(".json"), 0 if fp16 else len(used.inputs)
-    return measured.Result(before, after, layers, card, count, len(held_out.inputs), tuple(notes))
+    return measured.result(before, after, path_out, layers, 0 if fp16 else len(used.inputs), held_out, notes)
 
 
 def _layer_errors(int8: Int8, model: OnnxModel, examples: measured.Examples) -> tuple[measured.Layer, ...]:
