@@ -28,6 +28,7 @@ from edgeroute import BadInput, CallableModel, ModelError, OnnxModel, PolicyErro
 from edgeroute.cloud.oip_tensors import DTYPES, NAMES
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.model_card import Card
+from edgeroute.errors import Unfit
 from edgeroute.system import clock_json_and_fork_safety as system
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.batching_and_tensor_models import Batcher
@@ -648,7 +649,7 @@ def test_bad_neighbour():
         assert [f.result().status_code for f in (first, *rest)] == [200, 200, 500, 200]
         assert rest[2].result().json()["outputs"][0]["data"] == [28]
         error = rest[1].result().json()["error"]
-        assert "the server's model failed" in error
+        assert "fake failed with ZeroDivisionError" in error
         assert "secret" not in error
         assert "Traceback" not in error
         assert stats(client)["inference_stats"]["fail"] == {"count": 1}
@@ -789,6 +790,21 @@ def test_unforeseen(caplog):
         reply = ask_fake(client, 1)
     assert (reply.status_code, reply.json()["error"].startswith("a fault of the server")) == (500, True)
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("error", [BadInput, Unfit])
+def test_an_input_that_the_model_does_not_take(error):
+    """It is a 400, the caller's fault: a 500 would count against this server at the breakers of its clients."""
+
+    def refuse(_):
+        raise error("too long")
+
+    model = Fake()
+    model.run_feed = refuse
+    with running(app([model])) as client:
+        reply = ask_fake(client, 1)
+        assert (reply.status_code, reply.json()) == (400, {"error": "bad request: too long"})
+        assert stats(client)["inference_stats"]["fail"]["count"] == 1
 
 
 @pytest.mark.parametrize(

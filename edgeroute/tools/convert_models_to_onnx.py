@@ -261,13 +261,11 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
 
     With `trust` its code may run, and may import from this folder meanwhile.
     """
-    suffix, name = path.suffix.lower(), str(path)
-    if path.is_dir() and (path / "saved_model.pb").exists():
-        name, suffix = str(path), ".pb"
+    suffix = ".pb" if path.is_dir() and (path / "saved_model.pb").exists() else path.suffix.lower()
     load, runs_code = LOADERS.get(suffix, (None, False))
     if load is None:
-        step = step_of(name)
-        raise PolicyError(f"{path} has no converter: {step}" if step else f"{path} runs as it is: write edge={name!r}")
+        step = step_of(str(path))
+        raise PolicyError(f"{path} has no converter: {step}" if step else f"{path} runs as it is: write edge={str(path)!r}")
     if runs_code and not trust:
         raise _untrusted(path)
     if runs_code:

@@ -241,7 +241,7 @@ def distil(
         card = write_card(new, new.with_suffix(".json"), [], "label+probabilities", None)
         with Router(OnnxModel(new), mode="only_edge") as router:
             answers = router.infer_many([e.text for _, e in held_out])
-            fingerprint = router.fingerprints()["edge"]
+            fingerprints = {"edge": router.fingerprints()["edge"]}
         agree = np.array(
             [
                 same(a.value, e.answer) or text_form(str(a.value)) == text_form(e.answer)
@@ -250,14 +250,13 @@ def distil(
         )
         scores = np.array([np.nan if a.confidence is None else a.confidence for a in answers], np.float64)
         notes = list[str]()
-        certificate, why = _certified(scores, agree, [key for key, _ in held_out], max_loss, sure, {"edge": fingerprint}, notes)
+        certificate, deferral, why = _certified(scores, agree, [key for key, _ in held_out], max_loss, sure, fingerprints, notes)
         size, guarantee = new.stat().st_size, "" if certificate is None else certificate.guarantee
         if not why or force:
             agreed = f"{agree.mean() * 100:.2f} % of {len(agree):,} others"
             step = f"distilled from {len(train):,} answers; agreed on {agreed}. {guarantee}"
             new.with_suffix(".json").write_text(json.dumps({**card, "steps": [{"step": step.strip()}]}, indent=2) + "\n", "utf-8")
             put(new.parent, out)
-    deferral = 1.0 if certificate is None else float((~(scores >= certificate.threshold)).mean())
     return Distilled(
         out=str(out) if not why or force else "", why=why, classes=classes, trained=len(train), held_out=len(held_out),
         agreement=float(agree.mean()), deferral=deferral,
@@ -319,25 +318,24 @@ def _certified(
     sure: float,
     fingerprints: Mapping[str, str],
     notes: list[str],
-) -> tuple[Certificate | None, str]:
-    """Return the certificate of the held-out examples, if any, and the reason why the model is not worth a trial; empty: it is.
+) -> tuple[Certificate | None, float, str]:
+    """Return the certificate of the held-out examples, if any, the share below its threshold, and why it is not worth a trial.
 
-    Equal texts are one group. A model that defers too much has a certificate and a reason. Appends warnings to `notes`.
+    An empty reason: it is. Equal texts are one group. A model that defers too much has a certificate and a reason. Appends
+    warnings to `notes`.
     """
-    by_text = groups if len(set(groups)) < len(groups) else None
+    by_text, most = groups if len(set(groups)) < len(groups) else None, f"{max_loss * 100:.1f} %"
     try:
         certificate = calibrate(
             scores, agree, max_loss=max_loss, sure=sure, name="msp", groups=by_text, fingerprints=fingerprints, notes=notes
         )
     except NotEnough as e:
-        return None, f"the held-out examples are too few for a guarantee of {max_loss * 100:.1f} %: {e.missing:,} are missing"
+        return None, 1.0, f"the held-out examples are too few for a guarantee of {most}: {e.missing:,} are missing"
     except PolicyError as e:
-        return None, str(e)
-    deferred = float((~(scores >= certificate.threshold)).mean())
-    if deferred > WORTH:
-        most = f"{max_loss * 100:.1f} %"
-        return certificate, f"it would defer {deferred * 100:.0f} % of the requests, to differ from the cloud in at most {most}"
-    return certificate, ""
+        return None, 1.0, str(e)
+    deferral = float((~(scores >= certificate.threshold)).mean())
+    why = f"it would defer {deferral * 100:.0f} % of the requests, to differ from the cloud in at most {most}"
+    return certificate, deferral, why if deferral > WORTH else ""
 
 
 def _train(texts: Sequence[str], answers: Sequence[str], spelled: Mapping[str, str], out: Path) -> int:

@@ -73,19 +73,19 @@ def _make_weights_constant(model: Any) -> None:
         model.ir_version = max(model.ir_version, 4)  # which allows that
 
 
-def at_opset(model: Any, least: int, path: Path) -> Any:
-    """Return the model itself, or a converted copy if its opset (version of ONNX's operators) is lower than `least`.
+def at_opset(model: Any, path: Path) -> Any:
+    """Return the model itself, or a converted copy if its opset (version of ONNX's operators) is lower than `PER_CHANNEL`.
 
     Raises:
         ModelError: it cannot be converted.
     """
-    version = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), least)
-    if version >= least:
+    version = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), PER_CHANNEL)
+    if version >= PER_CHANNEL:
         return model
     try:
-        return package().version_converter.convert_version(model, least)
+        return package().version_converter.convert_version(model, PER_CHANNEL)
     except Exception as e:  # onnx's errors derive from Exception alone
-        raise ModelError(f"{path} has opset {version}, and quantising per channel needs {least}: export it with that") from e
+        raise ModelError(f"{path} has opset {version}, and quantising per channel needs {PER_CHANNEL}: export it so") from e
 
 
 def save(model: Any, path: Path, *, large: bool) -> None:

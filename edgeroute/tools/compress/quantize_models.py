@@ -55,7 +55,7 @@ class Int8:
         runtime()
         self._tools = import_late("onnxruntime.quantization")
         self._large = bool(external_data(path))
-        model = graphs.at_opset(original, graphs.PER_CHANNEL, path)
+        model = graphs.at_opset(original, path)
         if model is not original:
             self.notes.append(f"converted to opset {graphs.PER_CHANNEL}, which quantising per channel needs")
         self.ready = folder / "ready.onnx"
@@ -147,20 +147,12 @@ class _Reader:
     """Examples in the form of the quantiser's data reader: one at a time, whatever the model's batch axis."""
 
     def __init__(self, feeds: Sequence[Mapping[str, Any]]) -> None:
-        self._feeds = feeds
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Start from the first example again."""
-        self._left = iter(self._feeds)
+        self._left = iter(feeds)
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """Return the next example as a copy; None at the end."""
         feed = next(self._left, None)
         return None if feed is None else dict(feed)
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return iter(self._feeds)
 
 
 # float16 of ONNX models, by the converter that comes with ONNX Runtime.

@@ -188,9 +188,8 @@ class Subject:
     @property
     def prepared(self) -> bool:
         """True if any input is scaled, rearranged, flattened or cast before the model."""
-        return any(
-            spec["factor"] is not None or spec["axes"] is not None or spec["flat"] is not None for spec in self.inputs
-        ) or any(spec["dtype"] != spec["tensor"]["dtype"] for spec in self.inputs)
+        steps = [spec[step] is not None for spec in self.inputs for step in ("factor", "axes", "flat")]
+        return any(steps) or any(spec["dtype"] != spec["tensor"]["dtype"] for spec in self.inputs)
 
     @property
     def plain(self) -> bool:

@@ -178,14 +178,14 @@ class Parts:
     def configs(self) -> dict[str, dict[str, Any]]:
         """Return each part's configuration by its name: the model, steps before it, ensembles (chains of parts) if needed."""
         subject, parts = self.one, dict[str, dict[str, Any]]()
+        names = [spec["name"] for spec in subject.inputs]
         sent = [self._tensor_config(spec) for spec in subject.inputs]
         tensors = [
             self._tensor_config({**spec, "dtype": spec["tensor"]["dtype"], "shape": spec["tensor"]["shape"][1:]})
             for spec in subject.inputs
         ]
         parts[self.runs] = self._model_config(tensors if self.ensemble else sent)
-        steps = [(self.runs, [spec["name"] for spec in subject.inputs], [spec["name"] for spec in subject.outputs])]
-        names = [spec["name"] for spec in subject.inputs]
+        steps = [(self.runs, names, [spec["name"] for spec in subject.outputs])]
         if self.ensemble:
             parts[self.prepares] = self._python_config(self.prepares, sent, tensors)
             steps.insert(0, (self.prepares, names, names))
@@ -251,12 +251,11 @@ class Parts:
             maps = [[{"key": k, "value": v} for k, v in pairs.items()] for pairs in ({k: names[k] for k in takes}, new)]
             entries.append({"model_name": model, "model_version": -1, "input_map": maps[0], "output_map": maps[1]})
             names = new
-        io = {
-            "input": inputs,
-            "output": [{k: v for k, v in output.items() if k != "label_filename"} for output in self._outputs()],
-        }
-        shape = {"name": name, "platform": "ensemble", "max_batch_size": self.most}
-        return {**shape, **io, "ensemble_scheduling": {"step": entries}, "parameters": self._parameters()}
+        return {
+            "name": name, "platform": "ensemble", "max_batch_size": self.most, "input": inputs,
+            "output": [self._tensor_config(spec) for spec in self.one.outputs],
+            "ensemble_scheduling": {"step": entries}, "parameters": self._parameters(),
+        }  # fmt: skip
 
     def _tensor_config(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Return the configuration of an input or output."""

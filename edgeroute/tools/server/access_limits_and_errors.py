@@ -30,6 +30,7 @@ from edgeroute.core.routing_policy import MODES, Mode, Rules
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit, nearest
 from edgeroute.router.private_conversations import bind_within
 from edgeroute.tools.server.asgi_lifespan_and_errors import retry_after_s
+from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.tools.server.oip_messages import reply
 
 # Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones.
@@ -178,9 +179,9 @@ class Fault(NamedTuple):
 def http_fault(error: BaseException) -> Fault:
     """Return the HTTP status, message, code and headers that answer an exception; an unexpected one is a 500 without details.
 
-    400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error or a
-    closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If no leg (one call of a model or
-    server) took this input, a missing answer is a 400.
+    400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error, a full
+    queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If no leg (one call of
+    a model or server) took this input, a missing answer is a 400.
     """
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
@@ -192,11 +193,13 @@ def http_fault(error: BaseException) -> Fault:
         return Fault(403, clean(error), "may_not_leave")
     if isinstance(error, NoAnswer | CloudError):
         return _fault_without_answer(error, [*error.errors.values()] if isinstance(error, NoAnswer) else [error])
+    if isinstance(error, Full):
+        return Fault(503, clean(error), "busy", {**AGAIN, **error.headers})
     if isinstance(error, Closed):
         return Fault(503, "the gateway is shutting down: try again later", "closed", AGAIN)
     if isinstance(error, EdgerouteError):
         return Fault(500, clean(error), "model", {"x-should-retry": "false"})  # which OpenAI's clients read
-    return Fault(500, f"a fault of the gateway, not of the request: {type(error).__name__}; its log has the rest", "internal")
+    return Fault(500, f"a fault of the server, not of the request: {type(error).__name__}; its log has the rest", "internal")
 
 
 def _fault_without_answer(error: EdgerouteError, errors: list[BaseException]) -> Fault:
@@ -215,35 +218,37 @@ CODES: Mapping[int, str] = {
 }  # fmt: skip
 
 
-class Busy(HTTPException):
-    """429: the most requests that are allowed at a time are in progress."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(429, f"{most} requests are in progress, and no more are taken at a time: try again later", AGAIN)
-
-
 # Path that a gateway has only if it is opened -> how.
 _OPENED = {"/v1/embeddings": "[gateway] embeddings in the policy names its model", "/metrics": "the option --metrics opens it"}
 
 
-async def _http(request: Request, error: HTTPException) -> Response:
-    """Reply to Starlette's HTTP errors in the form of the path's API, with clear messages for wrong methods and unknown paths."""
-    path, fault = request.url.path, http_fault(error)
-    if error.status_code == 405:  # noqa: PLR2004 - HTTP's own number
-        allowed = (error.headers or {}).get("Allow", "others")
-        fault = fault._replace(message=f"{clean(path, 100)} does not take {request.method}, only {allowed}")
-    elif error.detail == "Not Found":  # Starlette's text
-        where = _OPENED.get(path, "chats are at /v1/chat/completions, tensors at /v2/models/NAME")
-        fault = fault._replace(message=f"there is nothing at {clean(path, 100)}: {where}")
-    return fault.reply(path)
+def error_handlers(elsewhere: str, opened: Mapping[str, str], form: str = "") -> dict[Any, Any]:
+    """Return handlers of exceptions for Starlette, by class, with clear messages for wrong methods and unknown paths.
+
+    Args:
+        elsewhere: text for an unknown path: what there is at others.
+        opened: text for paths that there are only if they are opened.
+        form: path in whose form all replies are; empty: each in that of its own.
+    """
+
+    async def http(request: Request, error: HTTPException) -> Response:
+        """Reply to Starlette's HTTP errors."""
+        path, fault = request.url.path, http_fault(error)
+        if error.status_code == 405:  # noqa: PLR2004 - HTTP's own number
+            allowed = (error.headers or {}).get("Allow", "others")
+            fault = fault._replace(message=f"{clean(path, 100)} does not take {request.method}, only {allowed}")
+        elif error.detail == "Not Found":  # Starlette's text
+            fault = fault._replace(message=f"there is nothing at {clean(path, 100)}: {opened.get(path, elsewhere)}")
+        return fault.reply(form or path)
+
+    async def other(request: Request, error: Exception) -> Response:
+        """Reply to any other exception."""
+        return http_fault(error).reply(form or request.url.path)
+
+    return {HTTPException: http, EdgerouteError: other, Exception: other}
 
 
-async def _other(request: Request, error: Exception) -> Response:
-    """Reply to any other exception."""
-    return http_fault(error).reply(request.url.path)
-
-
-HANDLERS: dict[Any, Any] = {HTTPException: _http, EdgerouteError: _other, Exception: _other}  # exception -> its handler
+HANDLERS = error_handlers("chats are at /v1/chat/completions, tensors at /v2/models/NAME", _OPENED)  # of the gateway
 
 
 # Calls in progress: their number, their bodies, and cancellation when the client disconnects.
@@ -299,12 +304,13 @@ class Calls:
         """Hold one of the places for a request during the `with` block; does not wait for one.
 
         Raises:
-            Busy: all places are taken, or 75 % of them by this peer, which is another machine.
+            HTTPException: 429, if all places are taken, or 75 % of them by this peer, which is another machine.
         """
         peer = peer_of(scope.get("client"))
         share = max(1, int(self.most * PEER_SHARE)) if peer else self.most
         if self.running >= self.most or self._peers[peer] >= share:
-            raise Busy(min(self.running, share))
+            most = min(self.running, share)
+            raise HTTPException(429, f"{most} requests are in progress, and no more are taken at a time: try again later", AGAIN)
         self.running += 1
         self._peers[peer] += 1
         try:

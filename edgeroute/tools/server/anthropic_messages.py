@@ -14,23 +14,8 @@ from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.system.untrusted_files import parse_json
+from edgeroute.tools.server import openai_completions_and_reply_reading as openai
 from edgeroute.tools.server.access_limits_and_errors import Fault
-from edgeroute.tools.server.openai_completions_and_reply_reading import (
-    CompletionRequest,
-    calls_of,
-    check_names,
-    choice_of,
-    client_keys,
-    client_messages,
-    finish_of,
-    objects,
-    origin_of,
-    piece_text,
-    reply_of,
-    text_of,
-    tokens_of,
-    typed_event,
-)
 from edgeroute.types import Answer
 
 IGNORED: Final = ("metadata", "service_tier", "thinking", "inference_geo", "context_management", "cache_control")
@@ -44,7 +29,7 @@ BYTES_PER_TOKEN: Final = 3
 """Bytes of a request that count as one token where tokens are estimated: more than the 4 of English prose, as code has."""
 
 
-def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> CompletionRequest:
+def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> openai.CompletionRequest:
     """Translate the parsed body of `/v1/messages` to a chat for the router; the text of `system` becomes its first message.
 
     Blocks of text, images (Base64 or an address), calls of tools and their results are translated; `thinking` of earlier answers
@@ -54,7 +39,7 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
         BadInput: the request has an unsupported or invalid option or block.
         HTTPException: 404, for another model.
     """
-    model, stream = check_names(body, names)
+    model, stream = openai.check_names(body, names)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
@@ -64,14 +49,14 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
     keys = {key: value for key, value in body.items() if key not in HANDLED}
     keys |= {"stop": body["stop_sequences"]} if body.get("stop_sequences") else {}
     if body.get("tools"):
-        keys["tools"] = [_tool(tool) for tool in objects(body["tools"], "tools is a list of objects")]
+        keys["tools"] = [_tool(tool) for tool in openai.objects(body["tools"], "tools is a list of objects")]
     keys |= _tool_choice(body.get("tool_choice"))
     keys |= _response_format(body)
-    x = {"messages": client_messages(chat), **client_keys(keys, (), allow)}
-    return CompletionRequest(x, True, model, stream, True, False)
+    x = {"messages": openai.client_messages(chat), **openai.client_keys(keys, (), allow)}
+    return openai.CompletionRequest(x, True, model, stream, True, False)
 
 
-def count_tokens(request: CompletionRequest) -> dict[str, int]:
+def count_tokens(request: openai.CompletionRequest) -> dict[str, int]:
     """Return an estimate of a request's tokens: a token for `BYTES_PER_TOKEN` bytes of its JSON, rounded up."""
     return {"input_tokens": -(-len(json_dumps(request.x)) // BYTES_PER_TOKEN)}
 
@@ -83,7 +68,7 @@ def _text(content: Any, what: str) -> str:
     """
     if isinstance(content, str):
         return content
-    blocks = objects(content, f"{what} is a list of objects")
+    blocks = openai.objects(content, f"{what} is a list of objects")
     if any(block.get("type") != "text" or not isinstance(block.get("text"), str) for block in blocks):
         raise BadInput(f'{what} is a text or a list of {{"type": "text", "text": ...}}')
     return "\n".join(block["text"] for block in blocks)
@@ -101,7 +86,7 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     results, parts, calls = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
-    for block in objects(content, "content is a list of objects"):
+    for block in openai.objects(content, "content is a list of objects"):
         kind = block.get("type")
         if kind == "tool_result" and role == "user":
             results += _tool_result(block)
@@ -139,7 +124,7 @@ def _tool_result(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     content = block.get("content") or ""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    parts = [_part(part) for part in objects(blocks, "a tool's result is a list of objects")]
+    parts = [_part(part) for part in openai.objects(blocks, "a tool's result is a list of objects")]
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
     images = [part for part in parts if part["type"] != "text"]
     content = f"Error: {text}" if block.get("is_error") else text
@@ -191,7 +176,7 @@ def _response_format(body: Mapping[str, Any]) -> dict[str, Any]:
 class MessageReply:
     """Builder of the reply to one request of `/v1/messages`: a message, or the events of a stream."""
 
-    def __init__(self, request: CompletionRequest) -> None:
+    def __init__(self, request: openai.CompletionRequest) -> None:
         self._message: dict[str, Any] = {
             "id": f"msg_{os.urandom(12).hex()}", "type": "message", "role": "assistant", "model": request.model, "content": [],
             "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 0, "output_tokens": 0},
@@ -200,23 +185,22 @@ class MessageReply:
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
         """Return the whole message: text, calls of tools, stop reason, usage, and the origin of the answer as `edgeroute`."""
-        choice = choice_of(reply_of(answer))
-        text = text_of(answer, choice)
+        choice = openai.choice_of(openai.reply_of(answer))
+        text = openai.text_of(answer, choice)
         content = [{"type": "text", "text": text}] if text else []
         content += [
             {"type": "tool_use", "id": call["id"], "name": name, "input": _arguments(arguments)}
             for call, name, arguments in _functions(answer, choice)
         ]
-        ending = {**_stop(answer, choice), "usage": _usage(answer), "edgeroute": origin_of(answer)}
-        return {**self._message, "content": content, **ending}
+        return {**self._message, "content": content, **_stop(answer, choice), **_about(answer)}
 
     def begin(self) -> bytes:
         """Return the first event of a stream."""
-        return typed_event({"type": "message_start", "message": self._message})
+        return openai.typed_event({"type": "message_start", "message": self._message})
 
     def piece(self, text: Any) -> bytes:
         """Return the event of a piece of the text, before the first one that opens the block; empty bytes for an empty piece."""
-        if not (text := piece_text(text)):
+        if not (text := openai.piece_text(text)):
             return b""
         opening = b"" if self._open else _start(0, {"type": "text", "text": ""})
         self._open = True
@@ -224,25 +208,24 @@ class MessageReply:
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
         """Yield the last events: the text's end if any came, calls of tools, the stop reason with usage and origin, the stop."""
-        choice, index = choice_of(reply_of(answer)), int(self._open)
+        choice, index = openai.choice_of(openai.reply_of(answer)), int(self._open)
         if self._open:
             yield _stopped(0)
         for call, name, arguments in _functions(answer, choice):
             yield _start(index, {"type": "tool_use", "id": call["id"], "name": name, "input": {}})
             yield _delta(index, {"type": "input_json_delta", "partial_json": arguments}) + _stopped(index)
             index += 1
-        last = {"type": "message_delta", "delta": _stop(answer, choice), "usage": _usage(answer), "edgeroute": origin_of(answer)}
-        yield typed_event(last)
-        yield typed_event({"type": "message_stop"})
+        yield openai.typed_event({"type": "message_delta", "delta": _stop(answer, choice), **_about(answer)})
+        yield openai.typed_event({"type": "message_stop"})
 
     def error(self, fault: Fault) -> bytes:
         """Return an error within a stream as an event."""
-        return typed_event(fault.anthropic())
+        return openai.typed_event(fault.anthropic())
 
 
 def _functions(answer: Answer[Any], choice: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any, str]]:
     """Return each call of an answer with its function's name and arguments, as text. Calls without a function are left out."""
-    functions = [(call, call.get("function")) for call in calls_of(choice, answer.id)]
+    functions = [(call, call.get("function")) for call in openai.calls_of(choice, answer.id)]
     return [
         (call, function.get("name"), str(function.get("arguments") or "{}"))
         for call, function in functions
@@ -260,24 +243,25 @@ def _arguments(text: str) -> Any:
 
 def _stop(answer: Answer[Any], choice: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stop reason."""
-    return {"stop_reason": STOPS.get(finish_of(answer, choice), "end_turn"), "stop_sequence": None}
+    return {"stop_reason": STOPS.get(openai.finish_of(answer, choice), "end_turn"), "stop_sequence": None}
 
 
-def _usage(answer: Answer[Any]) -> dict[str, int]:
-    """Return the tokens that the model counted; 0 if it does not count."""
-    return dict(zip(("input_tokens", "output_tokens"), tokens_of(reply_of(answer)), strict=True))
+def _about(answer: Answer[Any]) -> dict[str, Any]:
+    """Return the tokens that the model counted, 0 if it does not count, and the answer's origin."""
+    prompt, completion = openai.tokens_of(openai.reply_of(answer))
+    return {"usage": {"input_tokens": prompt, "output_tokens": completion}, "edgeroute": openai.origin_of(answer)}
 
 
 def _start(index: int, block: Mapping[str, Any]) -> bytes:
     """Return the event that opens a block of the content."""
-    return typed_event({"type": "content_block_start", "index": index, "content_block": block})
+    return openai.typed_event({"type": "content_block_start", "index": index, "content_block": block})
 
 
 def _delta(index: int, delta: Mapping[str, Any]) -> bytes:
     """Return the event with more of a block."""
-    return typed_event({"type": "content_block_delta", "index": index, "delta": delta})
+    return openai.typed_event({"type": "content_block_delta", "index": index, "delta": delta})
 
 
 def _stopped(index: int) -> bytes:
     """Return the event that closes a block."""
-    return typed_event({"type": "content_block_stop", "index": index})
+    return openai.typed_event({"type": "content_block_stop", "index": index})

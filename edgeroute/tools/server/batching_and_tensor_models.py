@@ -22,7 +22,7 @@ import numpy as np
 from edgeroute.edge.edge_interface_and_fingerprints import feed_of, has_async_runs, member
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.runtime_base import concatenate
-from edgeroute.errors import EdgerouteError, ModelError, PolicyError
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.types import EdgeModel, TensorSpec
 
@@ -115,7 +115,7 @@ class Batcher:
 
         Raises:
             Full: at once, if the queue is full.
-            ModelError: from the future.
+            ModelError, BadInput: from the future.
         """
         if len(self._waiting) >= self.queue:
             self._waiting = deque(job for job in self._waiting if not job.done.done())
@@ -138,7 +138,7 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     async def _drain(self) -> None:
-        """Run batches in the thread until the queue is empty; set each request's result or `ModelError`, and count it.
+        """Run batches in the thread until the queue is empty; set each request's result or error, and count it.
 
         Also sets the meter: how full each run is, and 0 at the end. What else a run raises is logged, and becomes the
         `ModelError` of its requests; the queue goes on. Only a cancellation ends it early.
@@ -156,7 +156,7 @@ class Batcher:
                 results = [ModelError(f"{self.model.name} could not be run ({type(e).__name__})")] * len(batch)
             for job, result in zip(batch, results, strict=True):
                 settle: Callable[[Any], None] = job.done.set_result
-                if isinstance(result, ModelError):
+                if isinstance(result, EdgerouteError):
                     self.failed, settle = self.failed + 1, job.done.set_exception
                 else:
                     self.requests, self.rows = self.requests + 1, self.rows + job.rows
@@ -184,7 +184,7 @@ class Batcher:
         self._waiting = rest
         return batch
 
-    def _run(self, batch: list[_Job]) -> Sequence[Tensors | ModelError]:
+    def _run(self, batch: list[_Job]) -> Sequence[Tensors | EdgerouteError]:
         """Run a batch in the thread and return a result or error per request; logs a failure, never raises.
 
         If the merged run fails, each request runs alone, so that one cannot fail the others.
@@ -196,11 +196,11 @@ class Batcher:
                 _log.warning("%d requests failed together, each is run by itself now: %s", len(batch), e)
         return [self._run_alone(job) for job in batch]
 
-    def _run_alone(self, job: _Job) -> Tensors | ModelError:
-        """Run one request; return its outputs, or the `ModelError` as a value."""
+    def _run_alone(self, job: _Job) -> Tensors | EdgerouteError:
+        """Run one request; return its outputs, or the `ModelError` or `BadInput` as a value."""
         try:
             return self._run_model(job.feed)
-        except ModelError as e:
+        except (ModelError, BadInput) as e:
             return e
 
     def _run_merged(self, batch: list[_Job]) -> list[Tensors]:
@@ -208,6 +208,7 @@ class Batcher:
 
         Raises:
             ModelError: the model failed, or returned another number of rows.
+            BadInput: the model refused an input.
         """
         feeds = [job.feed for job in batch]
         out = self._run_model({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
@@ -220,15 +221,16 @@ class Batcher:
         """Call the model, count the run if it succeeds, and return its outputs as arrays by name, a bare one under the first.
 
         Raises:
-            ModelError: any failure of the model, even SystemExit; one that is no ModelError is logged, and its details stay in
-                the log.
+            BadInput: the model refused its input.
+            ModelError: any other failure of the model, even SystemExit; one that is no ModelError is logged, and its details stay
+                in the log.
         """
         try:
             out = self.model.run_feed(feed)
             self.runs += 1
             named = out if isinstance(out, dict) else {self._names[0]: out}
             return {name: _tensor(output) for name, output in named.items()}
-        except ModelError:
+        except (ModelError, BadInput):
             raise
         except BaseException as e:  # also a panic of an extension, and what would be Ctrl-C elsewhere: this thread gets none
             _log.exception("%s failed", self.model.name)

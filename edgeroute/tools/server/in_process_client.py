@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from queue import Empty
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeroute.errors import Closed, PolicyError
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.system.late_imports_and_plugins import import_httpx
 from edgeroute.system.mailbox import Mailbox
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 ADDRESS = "http://localhost"
 END = "http.response.end"
 """Type of the last message of an exchange, of this module's own: its `error` is the application's, or None."""
 
 
-class InProcess:
+class InProcess(AbstractContextManager["InProcess"]):
     """Gateway of a router in this process, for clients that take an HTTP client. Close it, or use it in a `with`.
 
     The router runs on an event loop in a thread of its own, so clients of threads and of any event loop may use it. No port is
@@ -138,9 +135,6 @@ class InProcess:
     def _run(self, work: Any) -> None:
         """Run a coroutine on the loop, and wait for it."""
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""Server side of the Open Inference Protocol v2: parser and encoder of tensors, decoder of files, error replies; all bounded.
+"""Server side of the Open Inference Protocol v2: parser and encoder of tensors, decoder of files, routes; all bounded.
 
 `read` parses a request to an `Ask`, `write` encodes its reply, `Decoder` turns files into tensors, `reply` makes responses of
 JSON.
@@ -34,7 +34,6 @@ from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.thread_pool_and_workers import failing
-from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.types import TensorSpec
 
 MOST_FILES = 1024  # most files in one request
@@ -607,7 +606,7 @@ def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-# Replies of JSON, routes, and error replies.
+# Replies of JSON, and routes.
 
 
 def reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -640,31 +639,3 @@ def routes(name: str, infer: Any, pages: Mapping[str, Callable[[Request], Awaita
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [Route(f"{base}/infer", infer, methods=["POST"]), *(Route(base + end, page) for end, page in pages.items())]
     return found
-
-
-async def _http(request: Request, e: HTTPException) -> Response:
-    """Reply to Starlette's HTTP errors with `{"error": ...}`, with clearer messages for a wrong method and an unknown path."""
-    message, path = e.detail, request.url.path
-    if e.status_code == 405:  # noqa: PLR2004 - HTTP's own number
-        message = f"{path} does not take {request.method}, only {(e.headers or {}).get('Allow', 'others')}"
-    elif message == "Not Found":  # Starlette's text
-        message = f"there is nothing at {path}: a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer"
-    return reply({"error": message}, e.status_code, e.headers)
-
-
-async def _other(_: Request, e: Exception) -> Response:
-    """Reply to any other error: 400 to a bad input, 503 (with the model's load and Retry-After) for a full queue, else 500.
-
-    Only messages of bad inputs, full queues and ModelErrors are sent; of others the class's name.
-    """
-    if isinstance(e, BadInput):
-        return reply({"error": f"bad request: {e}"}, 400)
-    if isinstance(e, Full):
-        return reply({"error": str(e)}, 503, {"Retry-After": "1", **e.headers})
-    fault = f"a fault of the server, not of the request: {type(e).__name__}; its log has the rest"
-    failed = f"the server's model failed, the request keeps the protocol: {e}"
-    return reply({"error": failed if isinstance(e, ModelError) else fault}, 500)
-
-
-# Exception -> its handler.
-FAULTS: dict[Any, Any] = {HTTPException: _http, **dict.fromkeys((BadInput, Full, ModelError, Exception), _other)}

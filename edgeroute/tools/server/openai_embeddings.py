@@ -11,20 +11,13 @@ import numpy as np
 
 from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.tools.server import openai_completions_and_reply_reading as openai
 from edgeroute.tools.server.access_limits_and_errors import Options
-from edgeroute.tools.server.openai_completions_and_reply_reading import (
-    CompletionRequest,
-    Range,
-    Routing,
-    check_names,
-    client_keys,
-    origin_of,
-)
 from edgeroute.types import Answer
 
 HANDLED: Final = ("model", "input", "encoding_format")
 MOST_TEXTS, MOST_DIMENSIONS = 2048, 16_384
-KEYS: Final = {"dimensions": Range(f"1..{MOST_DIMENSIONS:,}", lambda x: type(x) is int and 0 < x <= MOST_DIMENSIONS)}
+KEYS: Final = {"dimensions": openai.Range(f"1..{MOST_DIMENSIONS:,}", lambda x: type(x) is int and 0 < x <= MOST_DIMENSIONS)}
 
 
 def check_one_model(snapshot: Snapshot) -> None:
@@ -34,7 +27,7 @@ def check_one_model(snapshot: Snapshot) -> None:
         raise PolicyError(f"a policy of embeddings has one [edge] or one [cloud], and no trial, and this one has {names}")
 
 
-class EmbeddingRouting(Routing):
+class EmbeddingRouting(openai.Routing):
     """Calls of a router of embeddings: one edge or one cloud, in each policy that is in force."""
 
     async def infer(self, x: Any, wanted: Options) -> Answer[Any]:
@@ -50,7 +43,7 @@ class EmbeddingRouting(Routing):
         return answer
 
 
-def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> CompletionRequest:
+def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> openai.CompletionRequest:
     """Validate the parsed body of `/v1/embeddings` and return the request for the router, in which `input` is a list of texts.
 
     Token numbers are refused: they are of one tokenizer, and cannot be compared with texts that may not leave.
@@ -59,7 +52,7 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
         BadInput: the request has an unsupported or invalid option, no texts, an empty one, or more than 2,048.
         HTTPException: 404, for another model.
     """
-    model, stream = check_names(body, names)
+    model, stream = openai.check_names(body, names)
     texts, form = body.get("input"), body.get("encoding_format", "float")
     if stream:
         raise BadInput("embeddings come at once: leave stream out")
@@ -70,14 +63,14 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
         raise BadInput("input takes texts, not token numbers (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)")
     if not 0 < len(texts) <= MOST_TEXTS or not all(texts):
         raise BadInput(f"input has 1 to {MOST_TEXTS} texts, none of them empty")
-    x = {"input": texts, **client_keys(body, HANDLED, allow, KEYS)}
-    return CompletionRequest(x, False, model, False, False, False, {"encoding_format": form})
+    x = {"input": texts, **openai.client_keys(body, HANDLED, allow, KEYS)}
+    return openai.CompletionRequest(x, False, model, False, False, False, {"encoding_format": form})
 
 
 class EmbeddingReply:
     """Builder of the reply to one request of `/v1/embeddings`."""
 
-    def __init__(self, request: CompletionRequest) -> None:
+    def __init__(self, request: openai.CompletionRequest) -> None:
         self._request = request
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
@@ -100,7 +93,7 @@ class EmbeddingReply:
             "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
             "model": self._request.model,
             "usage": usage if isinstance(usage, Mapping) else {"prompt_tokens": 0, "total_tokens": 0},
-            "edgeroute": origin_of(answer),
+            "edgeroute": openai.origin_of(answer),
         }
 
 

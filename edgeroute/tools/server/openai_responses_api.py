@@ -15,24 +15,8 @@ from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.router.private_conversations import SCOPE
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
+from edgeroute.tools.server import openai_completions_and_reply_reading as openai
 from edgeroute.tools.server.access_limits_and_errors import Fault
-from edgeroute.tools.server.openai_completions_and_reply_reading import (
-    CompletionRequest,
-    calls_of,
-    check_names,
-    choice_of,
-    client_keys,
-    client_messages,
-    finish_of,
-    message_of,
-    objects,
-    origin_of,
-    piece_text,
-    reply_of,
-    text_of,
-    tokens_of,
-    typed_event,
-)
 from edgeroute.types import Answer
 
 IGNORED: Final = (
@@ -94,7 +78,7 @@ class StoredResponses:
 
 def read_request(
     body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = (), stored: StoredResponses
-) -> CompletionRequest:
+) -> openai.CompletionRequest:
     """Translate the parsed body of `/v1/responses` to a chat for the router: instructions, an earlier response's messages, input.
 
     Items are messages, calls of functions, their outputs and reasoning. Tools are functions of the client. The effort of
@@ -105,7 +89,7 @@ def read_request(
         BadInput: the request has an unsupported or invalid option or item, or continues a response that is not stored.
         HTTPException: 404, for another model.
     """
-    model, stream = check_names(body, names)
+    model, stream = openai.check_names(body, names)
     for key in ("background", "conversation", "prompt"):
         if body.get(key):
             raise BadInput(f"{key} is not supported: send the whole request, and wait for the answer")
@@ -122,14 +106,14 @@ def read_request(
     reasoning = body.get("reasoning")
     if "reasoning_effort" in allow and isinstance(reasoning, Mapping):  # else how a model thinks is the policy's
         keys["reasoning_effort"] = reasoning.get("effort")
-    x = {"messages": client_messages([*system, *messages]), **client_keys(keys, (), allow)}
+    x = {"messages": openai.client_messages([*system, *messages]), **openai.client_keys(keys, (), allow)}
     echo = {key: body[key] for key in ECHOED if body.get(key) is not None}
     included = body.get("include") or []
     if not isinstance(included, list):
         raise BadInput("include is a list of names")
     logprobs = "message.output_text.logprobs" in included
     kept = None if body.get("store") is False else messages
-    return CompletionRequest(x, True, model, stream, True, logprobs, echo, kept, scope)
+    return openai.CompletionRequest(x, True, model, stream, True, logprobs, echo, kept, scope)
 
 
 def _chat_messages(items: Any) -> list[dict[str, Any]]:
@@ -141,7 +125,7 @@ def _chat_messages(items: Any) -> list[dict[str, Any]]:
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     messages, thought = list[dict[str, Any]](), ""
-    for item in objects(items or None, 'input is a text, or a list of items such as {"role": "user", "content": ...}'):
+    for item in openai.objects(items or None, 'input is a text, or a list of items such as {"role": "user", "content": ...}'):
         kind = item.get("type") or "message"
         if kind == "message":
             messages.append({"role": item.get("role"), "content": _content(item.get("content"))})
@@ -179,7 +163,7 @@ def _content(content: Any) -> Any:
     """
     if isinstance(content, str) or content is None:
         return content
-    parts = [_part(part) for part in objects(content, "content is a text, or a list of parts")]
+    parts = [_part(part) for part in openai.objects(content, "content is a text, or a list of parts")]
     return "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
 
 
@@ -210,7 +194,7 @@ def _tools(tools: Any) -> Any:
     """
     if not tools:
         return None
-    for tool in objects(tools, "tools is a list of functions"):
+    for tool in openai.objects(tools, "tools is a list of functions"):
         if tool.get("type") != "function":
             raise BadInput(f"the tool {clean(str(tool.get('type')), 40)!r} is a server's: send functions of your own")
     names = ("name", "description", "parameters", "strict")
@@ -248,7 +232,7 @@ class ResponseReply:
         stored: receives the messages of a response that is stored.
     """
 
-    def __init__(self, request: CompletionRequest, stored: StoredResponses) -> None:
+    def __init__(self, request: openai.CompletionRequest, stored: StoredResponses) -> None:
         self._request, self._stored, self._number, self._text = request, stored, 0, list[str]()
         self._item = f"msg_{os.urandom(12).hex()}"
         self._response: dict[str, Any] = {
@@ -264,19 +248,19 @@ class ResponseReply:
         Stored are those of the request, and the answer's text and calls, without reasoning. The status is "incomplete" if the
         model was cut off by a limit of tokens or a filter. Calls and reasoning get new random ids. Call it once.
         """
-        reply = reply_of(answer)
-        choice = choice_of(reply)
-        text, calls = text_of(answer, choice), calls_of(choice, answer.id)
-        thought = message_of(choice).get("reasoning_content")
+        reply = openai.reply_of(answer)
+        choice = openai.choice_of(reply)
+        text, calls = openai.text_of(answer, choice), openai.calls_of(choice, answer.id)
+        thought = openai.message_of(choice).get("reasoning_content")
         output = [_reasoning(thought)] if isinstance(thought, str) and thought else []
         output += [self._message(text, "completed", choice)] if text or not calls else []
         output += [_call_item(call) for call in calls]
         if self._request.messages is not None:
             said = {"role": "assistant", "content": text or None, **({"tool_calls": calls} if calls else {})}
             self._stored.put(self._response["id"], [*self._request.messages, said])
-        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_of(answer, choice))
+        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(openai.finish_of(answer, choice))
         status = {"status": "incomplete" if cut else "completed", "incomplete_details": {"reason": cut} if cut else None}
-        return {**self._response, **status, "output": output, "usage": _usage(reply), "edgeroute": origin_of(answer)}
+        return {**self._response, **status, "output": output, "usage": _usage(reply), "edgeroute": openai.origin_of(answer)}
 
     def begin(self) -> bytes:
         """Return the first two events of a stream, which have the response without output; each event gets the next number."""
@@ -287,7 +271,7 @@ class ResponseReply:
 
         The piece is kept, as a sign that the message is open.
         """
-        if not (text := piece_text(text)):
+        if not (text := openai.piece_text(text)):
             return b""
         opening = b"" if self._text else self._open()
         self._text.append(text)
@@ -346,7 +330,7 @@ class ResponseReply:
     def _event(self, kind: str, **fields: Any) -> bytes:
         """Encode fields as a server-sent event of a type, with the next number."""
         self._number += 1
-        return typed_event({"type": kind, **fields, "sequence_number": self._number - 1})
+        return openai.typed_event({"type": kind, **fields, "sequence_number": self._number - 1})
 
 
 def _reasoning(text: str) -> dict[str, Any]:
@@ -369,6 +353,6 @@ def _usage(reply: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the tokens that the model counted in the API's form; None if it does not count."""
     if not isinstance(reply.get("usage"), Mapping):
         return None
-    prompt, answer = tokens_of(reply)
+    prompt, answer = openai.tokens_of(reply)
     details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     return {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer, **details}

@@ -36,21 +36,18 @@ try:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from edgeroute.tools.server import oip_messages as protocol
-    from edgeroute.tools.server.access_limits_and_errors import CLOSE, Bodies, Body, OneLength, is_named, of_a_page
+    from edgeroute.tools.server.access_limits_and_errors import (
+        CLOSE,
+        Bodies,
+        Body,
+        OneLength,
+        error_handlers,
+        is_named,
+        of_a_page,
+    )
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
     from edgeroute.tools.server.batching_and_tensor_models import EDGES, Batcher, Tensors, make_zeros, tensor_model
-    from edgeroute.tools.server.oip_messages import (
-        ENCODED,
-        FAULTS,
-        TEXT,
-        VERSION,
-        Ask,
-        Decoder,
-        Files,
-        describe,
-        edge_answers,
-        reply,
-    )
+    from edgeroute.tools.server.oip_messages import TEXT, VERSION, Ask, Files, reply
     from edgeroute.tools.server.systemd_notices import BEATS, Notify
     from edgeroute.tools.server.uvicorn_host import run as host_run
 except ImportError as e:
@@ -79,8 +76,8 @@ class Served:
         self.outputs = tuple(spec for spec in self.model.outputs if only in (None, spec.name))
         if odd := [spec.name for spec in self.inputs if spec.dtype not in {*NAMES, TEXT}]:
             raise ModelError(f"{self.name} cannot be served: its inputs {odd} are neither numbers nor texts")
-        self.decoders = {spec.name: Decoder(spec, self.model.card) for spec in self.inputs}
-        self.about = describe(model.name, platform_of(model), self.inputs, self.outputs)
+        self.decoders = {spec.name: protocol.Decoder(spec, self.model.card) for spec in self.inputs}
+        self.about = protocol.describe(model.name, platform_of(model), self.inputs, self.outputs)
         if parameters := {key: value for key in ("labels", "kind") if (value := member(model, key)) not in (None, "answers")}:
             self.about["parameters"] = parameters
         self.batcher = Batcher(self.model, self.outputs, max_batch=max_batch, queue=queue)
@@ -96,7 +93,7 @@ class Served:
         """
         if self.model.takes_edge:
             first = next(iter(ask.feed.values()))
-            answers = edge_answers(ask.edges, len(first) if first.ndim else 1)
+            answers = protocol.edge_answers(ask.edges, len(first) if first.ndim else 1)
             ask = ask._replace(feed={**ask.feed, EDGES: answers})
         if not self.batcher.merges:
             return self.batcher.submit(ask.feed, 1)
@@ -148,7 +145,7 @@ def find_model(served: Mapping[str, Served], scope: Scope) -> Served:
         HTTPException: 404, for an unknown name or version.
     """
     name, version = scope["path_params"]["name"], scope["path_params"].get("version", VERSION)
-    plain = name.removesuffix(ENCODED)
+    plain = name.removesuffix(protocol.ENCODED)
     if name not in served and plain in served and any(decoder.pictures for decoder in served[plain].decoders.values()):
         name = plain
     if name not in served:
@@ -467,7 +464,8 @@ def app(
         counted = Metrics(served) if metrics else None
         middleware.insert(0, Middleware(RequestLog, served=served, metrics=counted, logs=logs))
         routes += [Route("/metrics", counted.page)] if counted else []
-    application = Starlette(routes=routes, exception_handlers=FAULTS, middleware=middleware, lifespan=lifespan)
+    handlers = error_handlers("a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer", {}, "/v2")
+    application = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware, lifespan=lifespan)
     application.router.redirect_slashes = False
     application.state.served = served
     return application

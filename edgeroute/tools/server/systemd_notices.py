@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from time import monotonic
 from types import TracebackType
 
@@ -18,7 +19,7 @@ BEATS = 3  # notices of life in a watchdog's period: two may be late
 _DIGITS = 20  # most digits of a time in microseconds, which has 64 bits
 
 
-class Notify:
+class Notify(AbstractContextManager["Notify"]):
     """Sender of notices to the service manager; without a manager nothing is sent.
 
     Usable in a `with`, which at its end sends that the service stops, and closes the socket.
@@ -58,9 +59,6 @@ class Notify:
     def stopping(self) -> None:
         """Send that the service stops."""
         self._send("STOPPING=1")
-
-    def __enter__(self) -> Notify:  # noqa: PYI034 - typing.Self is Python 3.11's
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stopping()
