@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,6 +21,7 @@ from edgeroute.edge.edge_interface_and_fingerprints import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, BadReply, ModelError
+from edgeroute.system.clock_json_and_fork_safety import files_in
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.types import EdgeModel
 
@@ -218,7 +220,8 @@ def answers(model: EdgeModel, examples: Examples) -> Answers:
 
     Raises as `Examples.each`.
     """
-    reader = _reader(model)
+    kind, none_found = member(model, "kind"), member(model, "none_found")
+    reader = Reader(labels=member(model, "labels"), kind=kind, name=model.name, none_found=none_found)
     read = examples.each(lambda x: (_floats(out := model.run([x], None)), reader.read_one(out).value))
     outputs, values = [out for out, _ in read], [value for _, value in read]
     return Answers(outputs, values if all(isinstance(value, str | int | bool) for value in values) else None)
@@ -248,15 +251,9 @@ def measure_model(
     model: EdgeModel, new_answers: Answers, original: Answers | None, labels: list[Any] | None, seconds: float
 ) -> Measured:
     """Return the measurements of a model whose answers and time are known; compresses its file for its size."""
-    return Measured(
-        path=Path(member(model, "path")),
-        bytes=sum(map(_size, _weights(model))),
-        packed_bytes=sum(map(_packed_size, _weights(model))),
-        median_s=seconds,
-        accuracy=new_answers.accuracy(labels, labels_of(model)),
-        agreement=None if original is None else new_answers.agreement(original),
-        error=None if original is None else new_answers.error(original),
-    )
+    compared = (None, None) if original is None else (new_answers.agreement(original), new_answers.error(original))
+    accuracy = new_answers.accuracy(labels, labels_of(model))
+    return Measured(Path(member(model, "path")), *_sizes(_weights(model)), seconds, accuracy, *compared)
 
 
 def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Examples) -> tuple[Measured, Measured]:
@@ -277,7 +274,7 @@ def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Exam
 
 def measure_files(path: Path) -> Measured:
     """Return measurements of a model's size alone, all others None, for a model that does not run on this machine."""
-    return Measured(path, _size(path), _packed_size(path), None, None, None, None)
+    return Measured(path, *_sizes([path]), None, None, None, None)
 
 
 def time_models(models: Sequence[EdgeModel], inputs: Sequence[Any]) -> list[float]:
@@ -297,12 +294,6 @@ def time_models(models: Sequence[EdgeModel], inputs: Sequence[Any]) -> list[floa
             _ = model.run([x], None) if run is None else run(x, None)
             durations.append(perf_counter() - start)
     return [median(durations[FEW:]) for durations in times]
-
-
-def _reader(model: EdgeModel) -> Reader:
-    """Return a reader of a model's outputs."""
-    kind, none_found = member(model, "kind"), member(model, "none_found")
-    return Reader(labels=member(model, "labels"), kind=kind, name=model.name, none_found=none_found)
 
 
 def _floats(out: Any) -> np.ndarray[Any, Any]:
@@ -326,23 +317,14 @@ def _weights(model: EdgeModel) -> list[Path]:
     return [path for path in files(model) if path != card]
 
 
-def _all_files(path: Path) -> list[Path]:
-    """Return all files of a folder, or the file itself."""
-    return [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+def _sizes(paths: Sequence[Path]) -> tuple[int, int]:
+    """Return the bytes of files, and of all files in folders, as they are and after zlib compression. Writes nothing."""
+    all_files = [file for path in paths for file in (files_in(path) if path.is_dir() else [path])]
+    return sum(file.stat().st_size for file in all_files), sum(map(_packed_size, all_files))
 
 
-def _size(path: Path) -> int:
-    """Return the bytes of a file or folder."""
-    return sum(file.stat().st_size for file in _all_files(path))
-
-
-def _packed_size(path: Path) -> int:
-    """Return the bytes of a file or folder after zlib compression, without writing anything."""
-    total = 0
-    for file in _all_files(path):
-        packer = zlib.compressobj()
-        with open_file(file) as data:
-            while block := data.read(1 << 20):
-                total += len(packer.compress(block))
-        total += len(packer.flush())
-    return total
+def _packed_size(file: Path) -> int:
+    """Return the bytes of a file after zlib compression."""
+    packer = zlib.compressobj()
+    with open_file(file) as data:
+        return sum(len(packer.compress(block)) for block in iter(partial(data.read, 1 << 20), b"")) + len(packer.flush())

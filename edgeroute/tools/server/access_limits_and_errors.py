@@ -25,11 +25,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.cloud.request_attempts_and_queue import LEAST_LATE_S
-from edgeroute.core.error_codes import Failure, clean
+from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import MODES, Mode, Rules
-from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit, nearest
+from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
 from edgeroute.router.private_conversations import bind_within
-from edgeroute.tools.server.asgi_lifespan_and_errors import retry_after_s
+from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.tools.server.oip_messages import reply
 
@@ -180,19 +180,19 @@ def http_fault(error: BaseException) -> Fault:
     """Return the HTTP status, message, code and headers that answer an exception; an unexpected one is a 500 without details.
 
     400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error, a full
-    queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If no leg (one call of
-    a model or server) took this input, a missing answer is a 400.
+    queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If each leg (one call
+    of a model or server) refused this input, a missing answer is a 400.
     """
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
-    if isinstance(error, BadInput | Unfit):
+    if is_of_input(error):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
     if isinstance(error, PolicyError):
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
     if isinstance(error, MayNotLeave):
         return Fault(403, clean(error), "may_not_leave")
     if isinstance(error, NoAnswer | CloudError):
-        return _fault_without_answer(error, [*error.errors.values()] if isinstance(error, NoAnswer) else [error])
+        return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
     if isinstance(error, Full):
         return Fault(503, clean(error), "busy", {**AGAIN, **error.headers})
     if isinstance(error, Closed):
@@ -200,16 +200,6 @@ def http_fault(error: BaseException) -> Fault:
     if isinstance(error, EdgerouteError):
         return Fault(500, clean(error), "model", {"x-should-retry": "false"})  # which OpenAI's clients read
     return Fault(500, f"a fault of the server, not of the request: {type(error).__name__}; its log has the rest", "internal")
-
-
-def _fault_without_answer(error: EdgerouteError, errors: list[BaseException]) -> Fault:
-    """Return the fault of a request that no leg (call of a model or server) answered: 503, or 400 if each refused this input.
-
-    Retry-After is the longest wait that a leg states, 1 s to 1 h.
-    """
-    if errors and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors):
-        return Fault(400, f"bad request: {clean(error)}", "bad_input")
-    return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
 
 
 CODES: Mapping[int, str] = {

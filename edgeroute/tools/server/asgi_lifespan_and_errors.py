@@ -167,15 +167,20 @@ def _status(error: EdgerouteError) -> int | None:
     403: data that may not leave. 422: each leg (one call of a model or server) refused the input. 504: late. 502: a server
     refused, and another attempt would not help. 503: other errors of servers, and a router that is busy or closed.
     """
-    errors = _errors(error)
     if isinstance(error, MayNotLeave) or (isinstance(error, PolicyError) and error.key == "data_class"):
         return 403
-    if errors and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors):
+    if is_of_input(error):
         return 422
     if isinstance(error, TimeoutError):
         return 504
     refused = isinstance(error, CloudError) and not (error.held or error.retriable)
     return 502 if refused else 503 if isinstance(error, NoAnswer | Busy | Closed | CloudError) else None
+
+
+def is_of_input(error: BaseException) -> bool:
+    """Return True if each leg refused this input, or the error itself says so."""
+    errors = _errors(error)
+    return bool(errors) and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors)
 
 
 def retry_after_s(error: BaseException) -> int:
