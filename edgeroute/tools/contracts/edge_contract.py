@@ -190,7 +190,7 @@ class Checks(Running):
         self.truth = [self.ask([x])[0] for x in self.samples]
         for i, x in enumerate(self.samples):
             (again,) = self.ask([x])
-            if not self._same(again, self.truth[i]):
+            if not same(again, self.truth[i], self.rtol):
                 yield f"it answers {shown(self.truth[i])} to a sample, and {shown(again)} to it again: make it repeatable"
                 return
 
@@ -215,7 +215,7 @@ class Checks(Running):
                 yield f"it raised {error_text(e)} for a batch of {len(rows)} samples, each of which it takes alone"
                 return
             for i, answer in zip(rows, answers, strict=True):
-                if not self._same(answer, self.truth[i]):
+                if not same(answer, self.truth[i], self.rtol):
                     alone = shown(self.truth[i])
                     yield f"alone sample {i} gets {alone}, and in a batch of {len(rows)} {shown(answer)}: rows are separate"
                     return
@@ -224,14 +224,14 @@ class Checks(Running):
         """Check that `run_one` and `stream`, and its pieces joined, answer as `run` did; yields one difference of each."""
         for i, x in enumerate(self.samples):
             (answer,) = self.ask([x], many=False)
-            if not self._same(answer, self.truth[i]):
+            if not same(answer, self.truth[i], self.rtol):
                 yield f"run gives {shown(self.truth[i])} for sample {i}, and run_one {shown(answer)}: they answer alike"
                 break
         if member(self.model, "stream") is None:
             return
         for i, x in enumerate(self.samples):
             pieces, reply = self.run_stream(x)
-            if not self._same(reply, self.truth[i]) or not equal(join_pieces(pieces), self.truth[i].value, self.rtol):
+            if not same(reply, self.truth[i], self.rtol) or not equal(join_pieces(pieces), self.truth[i].value, self.rtol):
                 yield f"run gives {shown(self.truth[i])} for sample {i}, and stream {shown(reply)} in {pieces!r}: make them alike"
                 break
 
@@ -295,7 +295,7 @@ class Checks(Running):
                 yield f"an input with NaN is answered with the confidence {sure:.2f}: raise BadInput, or let NaN come through"
         with suppress(Exception):
             beside, _ = self.ask([self.samples[0], x])
-            if not self._same(beside, self.truth[0]):
+            if not same(beside, self.truth[0], self.rtol):
                 yield f"NaN in one row of a batch makes {shown(beside)} of another row's {shown(self.truth[0])}"
 
     def threads(self) -> Iterator[str]:
@@ -307,7 +307,7 @@ class Checks(Running):
         ready, wrong = threading.Barrier(2), list[str]()
 
         def check(i: int, answer: Prediction) -> None:
-            if not self._same(answer, self.truth[i]):
+            if not same(answer, self.truth[i], self.rtol):
                 wrong.append(f"sample {i} got {shown(answer)}, and alone {shown(self.truth[i])}")
 
         def work(i: int) -> None:
@@ -381,7 +381,7 @@ class Checks(Running):
         except BaseException:  # noqa: BLE001, S110 - it may fail in any other way, also by its task's cancellation
             pass
         else:
-            if not self._same(answer, self.truth[0]):
+            if not same(answer, self.truth[0], self.rtol):
                 yield f"a run told to stop gave {shown(answer)}, not {shown(self.truth[0])}: raise an error instead"
 
     def _next_right(self) -> str:
@@ -395,7 +395,7 @@ class Checks(Running):
             (answer,) = run()
         except Exception as e:  # noqa: BLE001 - whatever a model raises
             return f"raised {error_text(e)}"
-        return "" if self._same(answer, self.truth[i]) else f"gave {shown(answer)}, not {shown(self.truth[i])}"
+        return "" if same(answer, self.truth[i], self.rtol) else f"gave {shown(answer)}, not {shown(self.truth[i])}"
 
     def fork(self) -> Iterator[str]:
         """Check that a forked child answers, and its parent afterwards. A child that hangs is killed. Skipped on Windows."""
@@ -434,7 +434,7 @@ class Checks(Running):
                 (answer,) = self.here([self.samples[0]], None, many=True)
             else:
                 (answer,) = asyncio.new_event_loop().run_until_complete(self.backend_async([self.samples[0]], many=True))
-            if not self._same(answer, self.truth[0]):
+            if not same(answer, self.truth[0], self.rtol):
                 problem = f"sample 0 gets {shown(answer)}, not {shown(self.truth[0])}"
         except BaseException as e:  # noqa: BLE001 - the child does nothing else
             problem = f"it raised {error_text(e)}"
@@ -479,10 +479,6 @@ class Checks(Running):
             run.add_done_callback(lambda _: token.taken.set())
             token.taken.wait(self.timeout_s)  # a model that can be stopped is in the middle then
         return run, stop
-
-    def _same(self, a: Prediction, b: Prediction) -> bool:
-        """Return True if two predictions have the same value and confidence within the tolerance."""
-        return same(a, b, self.rtol)
 
 
 def outputs_stay(subject: Checks) -> Iterator[str]:
