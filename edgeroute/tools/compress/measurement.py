@@ -31,55 +31,67 @@ T = TypeVar("T")
 
 
 class Measured(NamedTuple):
-    """Measurements of a model on examples that were not used to make it."""
+    """Measurements of a model on examples that were not used to make it.
+
+    Attributes:
+        path: the model's file or folder.
+        bytes: bytes of the file and of the weights beside it.
+        packed_bytes: size of the file compressed by zlib, bytes: the cost of a download.
+        median_s: median time of a run of one input on one thread, seconds; None: it does not run on this machine.
+        accuracy: share of right answers by the labels; None: there are no labels, or its answers are no classes.
+        agreement: share of answers equal to the original's; None: it is the original itself, or its answers are no classes.
+        error: root mean square of the differences of its outputs to the original's, divided by that of the original's outputs.
+    """
 
     path: Path
     bytes: int
-    """Bytes of the file and of the weights beside it."""
     packed_bytes: int
-    """Size of the file compressed by zlib, bytes: the cost of a download."""
     median_s: float | None
-    """Median time of a run of one input on one thread, seconds; None: it does not run on this machine."""
     accuracy: float | None
-    """Share of right answers by the labels; None: there are no labels, or its answers are no classes."""
     agreement: float | None
-    """Share of answers equal to the original's; None: it is the original itself, or its answers are no classes."""
     error: float | None
-    """Root mean square of the differences of its outputs to the original's, divided by that of the original's outputs."""
 
 
 class Layer(NamedTuple):
-    """Layer of a model, and the cost of changing it alone."""
+    """Layer of a model, and the cost of changing it alone.
+
+    Attributes:
+        name: name of its node in the graph.
+        operator: its operator: Conv, MatMul, ...
+        weights: number of weights.
+        error: error of the model's outputs if this layer alone is quantised, as in `Measured.error`; None for a pruned layer.
+        changed: share of answers that change then; None: they are no classes.
+        note: result for this layer, in a few words.
+    """
 
     name: str
-    """Name of its node in the graph."""
     operator: str
-    """Its operator: Conv, MatMul, ..."""
     weights: int
-    """Number of weights."""
     error: float | None
-    """Error of the model's outputs if this layer alone is quantised, as in `Measured.error`; None for a pruned layer."""
     changed: float | None
-    """Share of answers that change then; None: they are no classes."""
     note: str
-    """Result for this layer, in a few words."""
 
 
 class Result(NamedTuple):
-    """Result of quantising or pruning: measurements of the original and of the new model."""
+    """Result of quantising or pruning: measurements of the original and of the new model.
+
+    Attributes:
+        before: measurements of the original.
+        after: measurements of the new model.
+        layers: layers, the most sensitive first; empty: they were not tried.
+        card: the card that was written.
+        used: number of examples used to make it.
+        held_out: number of examples used to measure it.
+        notes: further remarks for people.
+    """
 
     before: Measured
     after: Measured
     layers: tuple[Layer, ...]
-    """Layers, the most sensitive first; empty: they were not tried."""
     card: Path
-    """The card that was written."""
     used: int
-    """Number of examples used to make it."""
     held_out: int
-    """Number of examples used to measure it."""
     notes: tuple[str, ...]
-    """Further remarks for people."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as plain JSON data."""
@@ -153,10 +165,8 @@ def split(examples: Examples, used: int) -> tuple[Examples, Examples]:
 class Answers(NamedTuple):
     """Outputs and answers of a model for some inputs."""
 
-    outputs: list[np.ndarray[Any, Any]]
-    """Numbers of the outputs, flattened, an array for each input."""
-    values: list[Any] | None
-    """Answers; None: they are no classes."""
+    outputs: list[np.ndarray[Any, Any]]  # numbers of the outputs, flattened, an array for each input
+    values: list[Any] | None  # answers; None: they are no classes
 
     def accuracy(self, labels: list[Any] | None, names: Labels) -> float | None:
         """Return the share of right answers, 0..1; an unknown label counts as wrong; None without labels or classes."""

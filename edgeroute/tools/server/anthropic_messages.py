@@ -18,15 +18,15 @@ from edgeroute.tools.server import openai_completions_and_reply_reading as opena
 from edgeroute.tools.server.access_limits_and_errors import Fault
 from edgeroute.types import Answer
 
+# Keys that usual clients send and that are not passed on. `thinking`: how a model thinks is the policy's.
 IGNORED: Final = ("metadata", "service_tier", "thinking", "inference_geo", "context_management", "cache_control")
-"""Keys that usual clients send and that are not passed on. `thinking`: how a model thinks is the policy's."""
 HANDLED: Final = (
     *IGNORED, "model", "stream", "messages", "system", "stop_sequences", "tools", "tool_choice", "output_config", "output_format",
 )  # fmt: skip
+# Finish reason of a chat -> Anthropic's stop reason; all others are `end_turn`.
 STOPS: Final = {"length": "max_tokens", "tool_calls": "tool_use", "function_call": "tool_use", "content_filter": "refusal"}
-"""Finish reason of a chat -> Anthropic's stop reason; all others are `end_turn`."""
+# Bytes of a request that count as one token where tokens are estimated: more than the 4 of English prose, as code has.
 BYTES_PER_TOKEN: Final = 3
-"""Bytes of a request that count as one token where tokens are estimated: more than the 4 of English prose, as code has."""
 
 
 def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> openai.CompletionRequest:

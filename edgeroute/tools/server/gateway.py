@@ -215,10 +215,8 @@ EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "
 class Dialect(NamedTuple):
     """API of chats: its requests and replies."""
 
-    read: Callable[[Mapping[str, Any]], openai.CompletionRequest]
-    """Validates a parsed body."""
-    reply: Callable[[openai.CompletionRequest], Any]
-    """Returns a builder of the reply, as `openai_completions.Completion`."""
+    read: Callable[[Mapping[str, Any]], openai.CompletionRequest]  # validates a parsed body
+    reply: Callable[[openai.CompletionRequest], Any]  # returns a builder of the reply, as `openai_completions.Completion`
 
 
 class Completions:

@@ -18,8 +18,8 @@ from edgeroute.system.late_imports_and_plugins import import_httpx
 from edgeroute.system.mailbox import Mailbox
 
 ADDRESS = "http://localhost"
+# Type of the last message of an exchange, of this module's own: its `error` is the application's, or None.
 END = "http.response.end"
-"""Type of the last message of an exchange, of this module's own: its `error` is the application's, or None."""
 
 
 class InProcess(AbstractContextManager["InProcess"]):

@@ -256,12 +256,9 @@ class CompletionRequest(NamedTuple):
     stream: bool
     usage: bool  # True if a stream shall end with the usage
     logprobs: bool
-    echo: Mapping[str, Any] = {}
-    """Keys on which the reply depends, as the client sent them."""
-    messages: list[dict[str, Any]] | None = None
-    """Messages that are stored with the answer, for a later request; None: none are."""
-    scope: bytes = b""
-    """Digest of the conversation's key of an earlier request that this one continues; empty: it had none."""
+    echo: Mapping[str, Any] = {}  # keys on which the reply depends, as the client sent them
+    messages: list[dict[str, Any]] | None = None  # messages that are stored with the answer, for a later request; None: none are
+    scope: bytes = b""  # digest of the conversation's key of an earlier request that this one continues; empty: it had none
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

@@ -19,21 +19,21 @@ from edgeroute.tools.server import openai_completions_and_reply_reading as opena
 from edgeroute.tools.server.access_limits_and_errors import Fault
 from edgeroute.types import Answer
 
+# Keys that usual clients send and that are not passed on
 IGNORED: Final = (
     "include", "truncation", "service_tier", "max_tool_calls", "stream_options", "prompt_cache_retention", "prompt_cache_options",
 )  # fmt: skip
-"""Keys that usual clients send and that are not passed on."""
 HANDLED: Final = (
     *IGNORED, "model", "stream", "store", "metadata", "input", "instructions", "previous_response_id", "max_output_tokens",
     "tools", "tool_choice", "text", "reasoning", "background", "top_logprobs",
 )  # fmt: skip
+# Keys of a request that its response has, too.
 ECHOED: Final = (
     "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "temperature", "text",
     "tool_choice", "tools", "top_p",
 )  # fmt: skip
-"""Keys of a request that its response has, too."""
+# Maximum responses that are stored, and bytes of their messages; the oldest are discarded.
 MOST_STORED, MOST_STORED_BYTES = 1_000, 32 << 20
-"""Maximum responses that are stored, and bytes of their messages; the oldest are discarded."""
 
 
 class StoredResponses:
