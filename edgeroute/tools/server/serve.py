@@ -35,16 +35,8 @@ try:
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from edgeroute.tools.server import access_limits_and_errors as access
     from edgeroute.tools.server import oip_messages as protocol
-    from edgeroute.tools.server.access_limits_and_errors import (
-        CLOSE,
-        Bodies,
-        Body,
-        OneLength,
-        error_handlers,
-        is_named,
-        of_a_page,
-    )
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
     from edgeroute.tools.server.batching_and_tensor_models import EDGES, Batcher, Tensors, make_zeros, tensor_model
     from edgeroute.tools.server.oip_messages import TEXT, VERSION, Ask, Files, reply
@@ -229,7 +221,7 @@ class Infer:
     Plain ASGI, which allows streaming the body, and detecting that the client disconnects while its request waits.
     """
 
-    def __init__(self, served: Mapping[str, Served], bodies: Bodies, max_json_bytes: int) -> None:
+    def __init__(self, served: Mapping[str, Served], bodies: access.Bodies, max_json_bytes: int) -> None:
         self.served, self.bodies, self.max_json_bytes = served, bodies, max_json_bytes
         self._decoder = ThreadPoolExecutor(1, "edgeroute-serve-decode")  # one thread: a picture takes up to hundreds of megabytes
         self._parser = ThreadPoolExecutor(1, "edgeroute-serve-json")  # one thread: parsed JSON takes several times its size
@@ -251,7 +243,7 @@ class Infer:
                     await Response(reply.body, headers={**reply.headers, **model.batcher.load()})(scope, receive, send)
 
     async def _answer(
-        self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, held: Body
+        self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, held: access.Body
     ) -> protocol.Reply | None:
         """Parse, decode and run a request; return the encoded reply, or None if the client disconnected, whose run is withdrawn.
 
@@ -338,11 +330,11 @@ class Metrics:
             HTTPException: 403 for a page of another site, or 421 on a loopback address for a page whose own name resolves to it.
         """
         headers = dict(request.scope["headers"])
-        if of_a_page(headers):
-            raise HTTPException(403, "there are no metrics for web pages: ask with a program", CLOSE)
+        if access.of_a_page(headers):
+            raise HTTPException(403, "there are no metrics for web pages: ask with a program", access.CLOSE)
         server = request.scope.get("server") or ("", None)
-        if is_loopback(server[0]) and not is_named(headers.get(b"host", b"").decode("latin-1"), {"localhost"}):
-            raise HTTPException(421, "ask for the metrics on this machine by its address, or as localhost", CLOSE)
+        if is_loopback(server[0]) and not access.is_named(headers.get(b"host", b"").decode("latin-1"), {"localhost"}):
+            raise HTTPException(421, "ask for the metrics on this machine by its address, or as localhost", access.CLOSE)
         from prometheus_client.exposition import choose_encoder
 
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -454,17 +446,17 @@ def app(
             model.close()
         infer.close()
 
-    infer = Infer(served, Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_json_bytes)
+    infer = Infer(served, access.Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_json_bytes)
     pages = _Pages(served)
     routes = protocol.routes(
         "edgeroute-serve", infer, {"": pages.model, "/ready": pages.model_ready, "/stats": pages.stats}
     )  # fmt: skip
-    middleware = [Middleware(OneLength)]
+    middleware = [Middleware(access.OneLength)]
     if metrics or logs:
         counted = Metrics(served) if metrics else None
         middleware.insert(0, Middleware(RequestLog, served=served, metrics=counted, logs=logs))
         routes += [Route("/metrics", counted.page)] if counted else []
-    handlers = error_handlers("a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer", {}, "/v2")
+    handlers = access.error_handlers("a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer", {}, "/v2")
     application = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware, lifespan=lifespan)
     application.router.redirect_slashes = False
     application.state.served = served
