@@ -21,7 +21,7 @@ from starlette.routing import Route
 from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
 from edgeroute.tools.server import openai_completions_and_reply_reading as openai_completions
 from edgeroute.tools.server import uvicorn_host as host
-from edgeroute.tools.server.access_limits_and_errors import Bodies, Calls, Guard, peer_of
+from edgeroute.tools.server.access_limits_and_errors import Bodies, Body, Calls, Guard, peer_of
 from edgeroute.tools.server.gateway import app
 
 CHATS = "/v1/chat/completions"
@@ -449,8 +449,8 @@ def test_large_bodies_leave_room():
         async def receive():
             return {"type": "http.request", "body": b"x" * size}
 
-        with bodies.open_body() as body:
-            await body.read(b"", receive)
+        with Body(bodies, {}) as body:
+            await body.read(receive)
             return bodies.held
 
     assert asyncio.run(held(1_000_000)) == 1_000_000

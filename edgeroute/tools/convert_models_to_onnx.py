@@ -27,7 +27,7 @@ from edgeroute.router.router import Router
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes
 from edgeroute.tools import comparison_inputs_and_estimators as examples
-from edgeroute.tools.compress.onnx_graphs import put, workplace
+from edgeroute.tools.compress.onnx_graphs import check_new, put, workplace
 
 LEAST = 0.99  # least share of equal answers of a conversion that is written
 CLOSE = 1e-3  # relative tolerance of values that are numbers
@@ -150,11 +150,7 @@ def check_targets(target: Path, card: Path, *, overwrite: bool, original: Path |
     """
     if target.suffix.lower() != ".onnx":
         raise PolicyError(f"{target}: the new file must end in .onnx")
-    for file in (target, card):
-        if file.exists() and (not overwrite or (original is not None and file.resolve() == original.resolve())):
-            raise PolicyError(f"{file} exists already: choose another name for the new file, or use --force")
-    if not target.parent.is_dir():
-        raise PolicyError(f"{target}: there is no folder {target.parent}")
+    check_new(target, card, overwrite=overwrite and (original is None or target.resolve() != original.resolve()))
 
 
 # Samples.

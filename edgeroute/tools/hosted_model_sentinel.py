@@ -208,9 +208,9 @@ class Sentinel(Part):
     def probe(self) -> bool:
         """Ask one pinned input, blocking, unless it may not be sent now. Return True if there was an answer.
 
-        It may not after `usd_per_day`, with a closed router, or where the policy keeps it. An answer that raises the alarm
-        suspends the certificates, and is logged and told to the instruments; with a state folder the state is stored. For
-        programs that probe when they choose, and for tests.
+        It may not after `usd_per_day`, with a closed router, or where the policy keeps it. With other certificates or endpoints
+        usual answers are learned anew. An answer that raises the alarm suspends the certificates, and is logged and told to the
+        instruments; with a state folder the state is stored. For programs that probe when they choose, and for tests.
         """
         engine = self._engine()
         if engine is None or engine.closed:

@@ -180,12 +180,17 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
     written = [path_out, path_out.with_suffix(".json"), *([path_out.with_name(f"{path_out.name}.data")] if weights else [])]
     if taken := {file.resolve() for file in weights} & {file.resolve() for file in written}:
         raise PolicyError(f"{path_out} would replace {min(taken).name}, with weights of the original: choose another --out")
-    for file in written:
-        if file.exists() and not overwrite:
-            raise PolicyError(f"{file} exists already: choose another name with --out, or use --force")
-    if not path_out.parent.is_dir():
-        raise PolicyError(f"{path_out}: there is no folder {path_out.parent}")
+    check_new(*written, overwrite=overwrite)
     return path_out
+
+
+def check_new(out: Path, *others: Path, overwrite: bool) -> None:
+    """Raise PolicyError if the folder of `out` does not exist, or, unless `overwrite`, one of these files does."""
+    for file in (out, *others):
+        if file.exists() and not overwrite:
+            raise PolicyError(f"{file} exists already: choose another name for the new file, or use --force")
+    if not out.parent.is_dir():
+        raise PolicyError(f"{out}: there is no folder {out.parent}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Any, NamedTuple, TypeVar
@@ -54,36 +54,34 @@ class Bodies:
         self.most, self.total, self.timeout_s = most, total, timeout_s
         self.held = 0  # bytes in memory now
 
-    @contextmanager
-    def open_body(self) -> Iterator[Body]:
-        """Provide a `Body` for one request; at the end of the `with` block its bytes no longer count in the total."""
-        body = Body(self)
-        try:
-            yield body
-        finally:
-            self.held -= body.size
 
+class Body(AbstractContextManager["Body"]):
+    """Body of one request, read within limits and a time; at the end of its `with` block it no longer counts in the total.
 
-class Body:
-    """Body of one request, read within limits and a time. `size` is the number of its bytes in memory, with decoded files."""
+    Args:
+        bodies: the limits, and the total.
+        headers: headers of the request, of which Content-Length is read.
 
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies, self.size = bodies, 0
+    Attributes:
+        size: bytes in memory, with decoded files.
+    """
 
-    async def read(self, announced: bytes, receive: Receive) -> bytes | None:
-        """Read the whole body; return None if the client disconnected.
+    def __init__(self, bodies: Bodies, headers: Mapping[bytes, bytes]) -> None:
+        self._bodies, self._announced, self.size = bodies, headers.get(b"content-length", b""), 0
 
-        Each part counts at once, here and in the total, until the `with` block of `open_body` ends.
+    def __exit__(self, *_: object) -> None:
+        self._bodies.held -= self.size
 
-        Args:
-            announced: value of the header Content-Length.
-            receive: the ASGI channel of the request.
+    async def read(self, receive: Receive) -> bytes | None:
+        """Read the whole body from the request's ASGI channel; return None if the client disconnected.
+
+        Each part counts at once, here and in the total.
 
         Raises:
             HTTPException: 413 if it is too large, or announced as such; 503 if all bodies together are, of which 10 % is kept for
                 small ones; 408 if it does not end in time.
         """
-        self._check(int(announced) if announced.isdigit() else 0)
+        self._check(int(self._announced) if self._announced.isdigit() else 0)
         until, parts, more = asyncio.get_running_loop().time() + self._bodies.timeout_s, list[bytes](), True
         while more:
             try:

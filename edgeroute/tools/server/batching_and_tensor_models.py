@@ -259,7 +259,9 @@ SPECS = 'inputs=[TensorSpec("x", "float32", (-1, 784))]'
 
 
 def tensor_model(model: EdgeModel) -> TensorModel:
-    """Load a model and wrap it for serving. One that declares no outputs is also run on zeros.
+    """Load a model and wrap it for serving: a coroutine's gets an event loop in a thread.
+
+    One that declares no outputs is also run on zeros.
 
     Raises:
         PolicyError: it declares no inputs; the message shows how to.

@@ -103,8 +103,8 @@ class Tensors:
         access.plain_body(headers)
         wanted = access.parse_options(scope["headers"], self.routing.rules)
         inputs = await self._inputs()
-        with self.calls.bodies.open_body() as held:
-            body = await held.read(headers.get(b"content-length", b""), receive)
+        with access.Body(self.calls.bodies, headers) as held:
+            body = await held.read(receive)
             if body is None:
                 return
             length, _ = protocol.json_part(headers, body, self.max_json_bytes)
@@ -238,8 +238,8 @@ class Completions:
         headers = dict(scope["headers"])
         access.plain_body(headers)
         wanted = access.parse_options(scope["headers"], self.routing.rules)
-        with self.calls.bodies.open_body() as held:
-            body = await held.read(headers.get(b"content-length", b""), receive)
+        with access.Body(self.calls.bodies, headers) as held:
+            body = await held.read(receive)
             if body is None:
                 return
             request = await self.calls.parse(body, lambda text: self.dialect.read(openai.parse_json(text)))

@@ -11,7 +11,6 @@ import re
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -45,15 +44,11 @@ ENCODED = "-encoded"  # suffix of the model name under which a model takes only 
 _ZSTD = re.compile(r"application/zstd; datatype=([A-Z0-9]{1,8}); shape=([0-9]{0,9}(?:x[0-9]{1,9}){0,7})")
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """Input that arrived as files; each file is a row."""
 
     data: list[bytes]
     media: str | None  # media type of the files; None: not stated, read as pictures
-
-    def __len__(self) -> int:
-        return len(self.data)
 
 
 class Decoder:
@@ -89,8 +84,8 @@ class Decoder:
             BadInput: the files are of an unsupported kind, or do not fit the model.
             RuntimeMissing: the library that reads them is not installed.
         """
-        if not 0 < len(files) <= (most := MOST_FILES if self.bytes else 1):
-            raise BadInput(f"{self.spec.name}: {len(files)} files came: send 1 to {most} at a time")
+        if not 0 < len(files.data) <= (most := MOST_FILES if self.bytes else 1):
+            raise BadInput(f"{self.spec.name}: {len(files.data)} files came: send 1 to {most} at a time")
         media = files.media or ""
         if media.startswith("application/zstd"):
             return self._stack([self._tensor(file, media) for file in files.data])

@@ -253,7 +253,7 @@ class ResponseReply:
         text, calls = openai.text_of(answer, choice), openai.calls_of(choice, answer.id)
         thought = openai.message_of(choice).get("reasoning_content")
         output = [_reasoning(thought)] if isinstance(thought, str) and thought else []
-        output += [self._message(text, "completed", choice)] if text or not calls else []
+        output += [self._message(text, choice)] if text or not calls else []
         output += [_call_item(call) for call in calls]
         if self._request.messages is not None:
             said = {"role": "assistant", "content": text or None, **({"tool_calls": calls} if calls else {})}
@@ -320,12 +320,12 @@ class ResponseReply:
         """Return the keys of an event that name the text of the message."""
         return {"item_id": self._item, "output_index": 0, "content_index": 0}
 
-    def _message(self, text: str, status: str, choice: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the item of a message with its text, and the logprobs if the request asked for them."""
+    def _message(self, text: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the item of a completed message with its text, and the logprobs if the request asked for them."""
         logprobs = choice.get("logprobs") if self._request.logprobs else None
         tokens = (logprobs.get("content") if isinstance(logprobs, Mapping) else None) or []
         content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}]
-        return {"id": self._item, "type": "message", "role": "assistant", "status": status, "content": content}
+        return {"id": self._item, "type": "message", "role": "assistant", "status": "completed", "content": content}
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         """Encode fields as a server-sent event of a type, with the next number."""

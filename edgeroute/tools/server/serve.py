@@ -96,7 +96,7 @@ class Served:
 
     def decoded_bytes(self, ask: Ask) -> int | None:
         """Return the bytes that the request's files make once decoded (0 where shapes do not tell); None without files."""
-        sizes = [self.decoders[name].bytes * len(data) for name, data in ask.feed.items() if isinstance(data, Files)]
+        sizes = [self.decoders[name].bytes * len(data.data) for name, data in ask.feed.items() if isinstance(data, Files)]
         return sum(sizes) if sizes else None
 
     def decode_files(self, ask: Ask) -> Ask:
@@ -235,8 +235,8 @@ class Infer:
         """Read the request, queue it at its model, and send the reply with the model's load; nothing if the client left."""
         model = find_model(self.served, scope)
         headers = dict(scope["headers"])
-        with self.bodies.open_body() as held:
-            body = await held.read(headers.get(b"content-length", b""), receive)
+        with access.Body(self.bodies, headers) as held:
+            body = await held.read(receive)
             if body is not None:
                 reply = await self._answer(model, headers, body, receive, held)
                 if reply is not None:
@@ -294,18 +294,11 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Histogram
 
         self._served, self._registry = served, CollectorRegistry()
-        self._durations = Histogram(
+        self.durations = Histogram(
             "edgeroute_serve_request_duration_seconds", "Time from a request's head to the end of its reply", ["model", "status"],
             registry=self._registry,
         )  # fmt: skip
         self._registry.register(self)
-
-    def observe(self, model: str, status: int, seconds: float) -> None:
-        """Record the duration of a request. `model` is empty if the path named no model of this server.
-
-        Its time series begins with the first request.
-        """
-        self._durations.labels(model, str(status)).observe(seconds)
 
     def describe(self) -> tuple[()]:
         """Return no descriptions: `collect` finds the metrics at each scrape."""
@@ -383,7 +376,7 @@ class RequestLog:
         model = named if named in self._served else named.removesuffix("-encoded")
         model = model if model in self._served else ""
         if self._metrics is not None:
-            self._metrics.observe(model, status, seconds)
+            self._metrics.durations.labels(model, str(status)).observe(seconds)
         if self._logs:
             raw = next((value for name, value in scope["headers"] if name == b"idempotency-key"), b"")
             key = clean(raw.decode("latin-1"), LONGEST)
