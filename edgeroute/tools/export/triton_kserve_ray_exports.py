@@ -15,17 +15,7 @@ from typing import Any, Literal, NamedTuple
 from edgeroute import __version__
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.models_folders_and_templates import (
-    FILE,
-    TEXTS,
-    Subject,
-    filled,
-    new_folder,
-    programs,
-    subjects,
-    text_of,
-    write,
-)
+from edgeroute.tools.export import models_folders_and_templates as common
 from edgeroute.tools.export.programs.weighted_split import checked_shares
 
 Backend = Literal["python", "onnxruntime"]
@@ -78,7 +68,7 @@ def triton(
     backend: Backend = "python",
     batching: Batching | None = None,
     force: bool = False,
-) -> list[Subject]:
+) -> list[common.Subject]:
     """Load models, write a model repository for Triton with a Dockerfile into a new folder, and return the models.
 
     Args:
@@ -97,14 +87,14 @@ def triton(
     """
     batching = batching or Batching()
     batching.check()
-    models = subjects(paths, names)
+    models = common.subjects(paths, names)
     check_parts(models, backend)
-    with new_folder(out, "triton", models, force=force) as folder:
+    with common.new_folder(out, "triton", models, force=force) as folder:
         write_repository(folder, models, backend, batching)
     return models
 
 
-def check_parts(models: Sequence[Subject], backend: Backend) -> None:
+def check_parts(models: Sequence[common.Subject], backend: Backend) -> None:
     """Check that these models can be in one repository with that backend.
 
     Raises:
@@ -121,28 +111,29 @@ def check_parts(models: Sequence[Subject], backend: Backend) -> None:
         raise PolicyError(f"two models would have a part called {twice[0]}: give them other names, with --name")
 
 
-def write_repository(folder: Path, models: Sequence[Subject], backend: Backend, batching: Batching) -> None:
+def write_repository(folder: Path, models: Sequence[common.Subject], backend: Backend, batching: Batching) -> None:
     """Write a repository: the folders of each model, and the Dockerfile (for GPUs if batching uses them)."""
     for model in models:
         repository(folder, model, backend, batching)
-    write(folder / "Dockerfile", filled("Dockerfile", {"onnxruntime": "onnxruntime-gpu" if batching.gpu else "onnxruntime"}))
+    runtime = "onnxruntime-gpu" if batching.gpu else "onnxruntime"
+    common.write(folder / "Dockerfile", common.filled("Dockerfile", {"onnxruntime": runtime}))
 
 
-def repository(folder: Path, model: Subject, backend: Backend, batching: Batching) -> None:
+def repository(folder: Path, model: common.Subject, backend: Backend, batching: Batching) -> None:
     """Write the folders of one model into a repository: configurations, programs, a checked copy of the file, clients' card.
 
     A model that takes pictures has a step that decodes them; one for "onnxruntime" that needs preprocessing has a step for that.
     """
     parts = Parts(model, backend, batching)
     for name, config in parts.configs().items():
-        write(folder / name / "config.pbtxt", dumps(config))
+        common.write(folder / name / "config.pbtxt", dumps(config))
         (folder / name / VERSION_FOLDER).mkdir(exist_ok=True)  # ensembles have an empty one
     if (labels := model.model.labels) and parts.labels_output():
-        write(folder / parts.runs / "labels.txt", "".join(f"{clean(label)}\n" for label in labels))
+        common.write(folder / parts.runs / "labels.txt", "".join(f"{clean(label)}\n" for label in labels))
     if backend == "python":
         to = folder / model.name / VERSION_FOLDER
-        programs(to, {"by_card.py": "by_card.py", "triton_model.py": "model.py"})
-        write(to / "model.json", text_of(model.about(f"onnx/{FILE}")))
+        common.programs(to, {"by_card.py": "by_card.py", "triton_model.py": "model.py"})
+        common.write(to / "model.json", common.text_of(model.about(f"onnx/{common.FILE}")))
         model.copy(to / "onnx")
     else:
         to = folder / parts.runs / VERSION_FOLDER
@@ -151,19 +142,19 @@ def repository(folder: Path, model: Subject, backend: Backend, batching: Batchin
             _write_front(folder / parts.prepares, model, "prepare")
     if model.pictures:
         _write_front(folder / parts.decodes, model, "decode")
-    write(folder / model.name / "client.json", text_of(model.client()))
+    common.write(folder / model.name / "client.json", common.text_of(model.client()))
 
 
-def _write_front(folder: Path, model: Subject, front: str) -> None:
+def _write_front(folder: Path, model: common.Subject, front: str) -> None:
     """Write the program and description of a step before the model: to "prepare" its inputs, or to "decode" pictures."""
-    programs(folder / VERSION_FOLDER, {"by_card.py": "by_card.py", "triton_preprocessing.py": "model.py"})
-    write(folder / VERSION_FOLDER / "model.json", text_of(model.about(front=front)))
+    common.programs(folder / VERSION_FOLDER, {"by_card.py": "by_card.py", "triton_preprocessing.py": "model.py"})
+    common.write(folder / VERSION_FOLDER / "model.json", common.text_of(model.about(front=front)))
 
 
 class Parts:
     """Triton models that make up one exported model: the file itself, steps before it, and ensembles."""
 
-    def __init__(self, model: Subject, backend: Backend, batching: Batching) -> None:
+    def __init__(self, model: common.Subject, backend: Backend, batching: Batching) -> None:
         self.one, self.backend, self.batching = model, backend, batching
         self.ensemble = backend == "onnxruntime" and model.prepared
         self.runs = f"{model.name}-onnx" if self.ensemble else model.name
@@ -192,7 +183,7 @@ class Parts:
             parts[subject.name] = self._ensemble_config(subject.name, sent, steps)
         if subject.pictures:
             files = [
-                self._tensor_config({**spec, "dtype": TEXTS, "shape": [1]} if spec["picture"] is not None else spec)
+                self._tensor_config({**spec, "dtype": common.TEXTS, "shape": [1]} if spec["picture"] is not None else spec)
                 for spec in subject.inputs
             ]
             parts[self.decodes] = self._python_config(self.decodes, files, sent)
@@ -205,7 +196,7 @@ class Parts:
 
         Batches, and the queue's limit, only if the model takes any number of rows.
         """
-        native = {"backend": "onnxruntime", "default_model_filename": FILE}
+        native = {"backend": "onnxruntime", "default_model_filename": common.FILE}
         config = {
             "name": self.runs, **({"backend": "python"} if self.backend == "python" else native), "max_batch_size": self.most,
             "input": inputs, "output": self._outputs(),
@@ -378,7 +369,7 @@ def kserve(
     backend: Backend = "python",
     batching: Batching | None = None,
     force: bool = False,
-) -> list[Subject]:
+) -> list[common.Subject]:
     """Load models, write a Triton repository of them and YAML with which a cluster serves it to a new folder; return the models.
 
     `kserve.yaml` is for KServe, `kubernetes.yaml` for a cluster without it.
@@ -405,7 +396,7 @@ def kserve(
     batching.check()
     if storage is not None:
         _check_storage(storage)
-    models = subjects(paths, names)
+    models = common.subjects(paths, names)
     check_parts(models, backend)
     cluster = cluster._replace(memory=max(cluster.memory, memory_of(models, batching)))
     label = object_name(name or models[0].name)
@@ -414,21 +405,21 @@ def kserve(
     about_models = {"edgeroute/models": ", ".join(clean(model.model.name) for model in models), "edgeroute/version": __version__}
     replicas = {"least": cluster.replicas[0], "most": cluster.replicas[1]}
     labels = {"app.kubernetes.io/name": label, "app.kubernetes.io/component": "triton"}
-    plain = filled(
+    plain = common.filled(
         "kubernetes.yaml", {"container": container(cluster, 10, "triton", "/models")}, name=label, labels=labels,
         annotations=about_models, **replicas,
     )  # fmt: skip
     runtime, repository = f"{label}-triton", "/models" if storage is None else "/mnt/models"
     model = {"modelFormat": {"name": "triton", "version": "2"}, "protocolVersion": "v2", "runtime": runtime}
-    served = filled(
+    served = common.filled(
         "kserve.yaml", {"container": container(cluster, 6, "kserve-container", repository, http=8080, grpc=9000)},
         name=label, annotations={"serving.kserve.io/deploymentMode": "RawDeployment", **about_models}, runtime=runtime,
         model=model if storage is None else {**model, "storageUri": storage}, **replicas,
     )  # fmt: skip
-    with new_folder(out, "kserve", models, force=force) as folder:
+    with common.new_folder(out, "kserve", models, force=force) as folder:
         write_repository(folder / "repository", models, backend, batching)
-        write(folder / "kubernetes.yaml", plain)
-        write(folder / "kserve.yaml", served)
+        common.write(folder / "kubernetes.yaml", plain)
+        common.write(folder / "kserve.yaml", served)
     return models
 
 
@@ -443,7 +434,7 @@ def _check_storage(storage: str) -> None:
         )
 
 
-def memory_of(models: Sequence[Subject], batching: Batching) -> int:
+def memory_of(models: Sequence[common.Subject], batching: Batching) -> int:
     """Return an estimate of a replica's bytes: 512 MiB, the weights' files once for each instance, and once more to load."""
     weights = sum(file.stat().st_size for model in models for file, _ in model.files(Path()))
     return BESIDE + weights * (batching.instances + 1) // MIB * MIB
@@ -452,7 +443,7 @@ def memory_of(models: Sequence[Subject], batching: Batching) -> int:
 def container(cluster: Cluster, depth: int, name: str, repository: str, http: int = 8000, grpc: int = 8001) -> str:
     """Return the YAML of Triton's container, indented by `depth` spaces; http, grpc: its ports, by default Triton's own."""
     gpu = f', nvidia.com/gpu: "{cluster.gpu}"' if cluster.gpu else ""
-    text = filled(
+    text = common.filled(
         "container.yaml", {"repository": repository, "gpu": gpu}, container=name, image=cluster.image, http=http, grpc=grpc,
         cpu=f"{cluster.cpu:g}" if cluster.cpu == int(cluster.cpu) else f"{round(cluster.cpu * 1000)}m",
         memory=f"{-(-cluster.memory // MIB)}Mi",
@@ -472,7 +463,7 @@ def ray(
     models_per_replica: int | None = None,
     splits: Mapping[str, Mapping[str, float]] | None = None,
     force: bool = False,
-) -> list[Subject]:
+) -> list[common.Subject]:
     """Load models, write a Ray Serve application (programs, models and `serve.yaml`) to a new folder; return the models.
 
     Args:
@@ -492,7 +483,7 @@ def ray(
         PolicyError: a name, a share, a number, or `out` is invalid.
         StoreError: the disk is full.
     """
-    models = subjects(paths, names)
+    models = common.subjects(paths, names)
     low, high = replicas
     if not 1 <= low <= high:
         raise PolicyError(f"replicas must be LEAST-MOST with 1 <= LEAST <= MOST, not {low}-{high}")
@@ -501,25 +492,25 @@ def ray(
     if models_per_replica < 1:
         raise PolicyError("a replica has at least one model in memory")
     served = [model.name for model in models]
-    config = filled(
+    config = common.filled(
         "serve.yaml", {"wait_s": f"{wait_s:.6f}"}, models=served, max_batch=max_batch,
         models_per_replica=min(models_per_replica, len(models)), splits=shares, at_once=max(64, 2 * max_batch), queue=queue,
         least=low, most=high, target=max(1, max_batch // 2),
     )  # fmt: skip
-    with new_folder(out, "ray", models, force=force) as folder:
-        programs(folder, {f"{name}.py": f"{name}.py" for name in ("by_card", "oip_messages", "weighted_split")})
-        programs(folder, {"ray_app.py": "app.py"})
+    with common.new_folder(out, "ray", models, force=force) as folder:
+        common.programs(folder, {f"{name}.py": f"{name}.py" for name in ("by_card", "oip_messages", "weighted_split")})
+        common.programs(folder, {"ray_app.py": "app.py"})
         for model in models:
             to = folder / "models" / model.name
-            write(to / "model.json", text_of(model.about(f"onnx/{FILE}")))
-            write(to / "client.json", text_of(model.client()))
+            common.write(to / "model.json", common.text_of(model.about(f"onnx/{common.FILE}")))
+            common.write(to / "client.json", common.text_of(model.client()))
             model.copy(to / "onnx")
-        write(folder / "serve.yaml", config)
-        write(folder / "requirements.txt", "ray[serve]>=2.50\nonnxruntime>=1.20\nnumpy\npillow\n")
+        common.write(folder / "serve.yaml", config)
+        common.write(folder / "requirements.txt", "ray[serve]>=2.50\nonnxruntime>=1.20\nnumpy\npillow\n")
     return models
 
 
-def _splits(splits: Mapping[str, Mapping[str, float]], models: Sequence[Subject]) -> dict[str, dict[str, float]]:
+def _splits(splits: Mapping[str, Mapping[str, float]], models: Sequence[common.Subject]) -> dict[str, dict[str, float]]:
     """Return the checked shares of models, as numbers.
 
     Raises:
