@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import gmtime, monotonic, strftime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from edgeroute.confidence.binomial_tests import upper_bound
 from edgeroute.confidence.output_forms_labels_and_comparison import same
@@ -23,18 +23,15 @@ from edgeroute.core.sequential_tests import Drift
 from edgeroute.core.walk import Done, Start
 from edgeroute.errors import MayNotLeave, PolicyError, check_number
 from edgeroute.router.audits_and_hidden_trials import AuditCalls
-from edgeroute.router.engine import class_of
+from edgeroute.router.engine import Engine, class_of
 from edgeroute.router.leg_execution import LegExecutor
+from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.router.router_parts import Part, name_of
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import call_contained, sha256, to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
-
-if TYPE_CHECKING:
-    from edgeroute.router.engine import Engine
-    from edgeroute.router.policy_snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
 DAY_S: Final = 86_400.0

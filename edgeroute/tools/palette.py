@@ -6,10 +6,8 @@ the state of an answer, and the states as CSS, SVG patterns and a legend.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
 
 StateName = Literal["edge", "cloud", "cache", "degraded", "private", "waiting"]
 
@@ -59,10 +57,8 @@ def css(page: str = ":root", dark: str = "") -> str:
         page: selector of the element that is the page.
         dark: selector of it where it is dark; empty: where the system is.
     """
-    light, night = (
-        " ".join(f"--{state.word}: {colour};" for state, colour in zip(STATES.values(), colours, strict=True))
-        for colours in ([state.light for state in STATES.values()], [state.dark for state in STATES.values()])
-    )
+    light = " ".join(f"--{state.word}: {state.light};" for state in STATES.values())
+    night = " ".join(f"--{state.word}: {state.dark};" for state in STATES.values())
     night += " --hatch: #000;"  # white lines are invisible on the colours of a dark page
     rule = f"{dark} {{ {night} }}" if dark else f"@media (prefers-color-scheme: dark) {{ {page} {{ {night} }} }}"
     return f"{page} {{ {light} }}\n{rule}\n"

@@ -14,7 +14,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.llama_in_process_engines import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
+from edgeroute.policy import load
+from edgeroute.record.instrument_interface import Instrument
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
@@ -53,9 +55,6 @@ try:
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
-
-if TYPE_CHECKING:
-    from edgeroute.record.instrument_interface import Instrument
 
 MOST_ROWS = 1024  # most rows of one request; each is routed by itself
 # Outputs of every answer. A label is text, or JSON of any other value; a missing confidence is NaN, null in JSON.
@@ -534,8 +533,6 @@ def gateway(
     SERVES_OTHERS.set()
     try:
         if isinstance(policy, str | Path):
-            from edgeroute.policy import load
-
             section = load(Path(policy)).gateway
             limits = {"allow": section.allow if section else (), **limits}
             router = router_of(policy, metrics=metrics, instruments=instruments)
@@ -574,9 +571,6 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
         ModelError: its model file is missing.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
-    from edgeroute.policy import load
-    from edgeroute.router.async_router import AsyncRouter
-
     telemetry = load(Path(policy)).telemetry if metrics else None
     more = [*instruments, *([Prometheus()] if metrics and not (telemetry and telemetry.prometheus) else [])]
     return AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))
