@@ -255,7 +255,7 @@ def _same(a: Any, b: Any, labels: Sequence[str] | None) -> bool:
 def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
     """Load a model by its suffix. Raises as `convert`.
 
-    With `trust` its code may run, and may import from this folder meanwhile.
+    With `trust` its code may run, and may import from the current folder meanwhile.
     """
     suffix = ".pb" if path.is_dir() and (path / "saved_model.pb").exists() else path.suffix.lower()
     load, runs_code = LOADERS.get(suffix, (None, False))

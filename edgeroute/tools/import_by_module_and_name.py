@@ -20,7 +20,7 @@ def is_python_name(text: str) -> bool:
 
 
 def python_object(text: str, what: str) -> Any:
-    """Import the module of a `module:name`, which runs its code, from this folder first, and return the object of that name.
+    """Import the module of a `module:name`, from the current folder first, which runs its code; return the object of that name.
 
     Raises:
         PolicyError: there is no such module or name.
