@@ -185,7 +185,7 @@ class MessageReply:
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
         """Return the whole message: text, calls of tools, stop reason, usage, and the origin of the answer as `edgeroute`."""
-        choice = openai.choice_of(openai.reply_of(answer))
+        _, choice = openai.reply_of(answer)
         text = openai.text_of(answer, choice)
         content = [{"type": "text", "text": text}] if text else []
         content += [
@@ -208,7 +208,7 @@ class MessageReply:
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
         """Yield the last events: the text's end if any came, calls of tools, the stop reason with usage and origin, the stop."""
-        choice, index = openai.choice_of(openai.reply_of(answer)), int(self._open)
+        (_, choice), index = openai.reply_of(answer), int(self._open)
         if self._open:
             yield _stopped(0)
         for call, name, arguments in _functions(answer, choice):
@@ -248,7 +248,7 @@ def _stop(answer: Answer[Any], choice: Mapping[str, Any]) -> dict[str, Any]:
 
 def _about(answer: Answer[Any]) -> dict[str, Any]:
     """Return the tokens that the model counted, 0 if it does not count, and the answer's origin."""
-    prompt, completion = openai.tokens_of(openai.reply_of(answer))
+    prompt, completion = openai.tokens_of(openai.reply_of(answer)[0])
     return {"usage": {"input_tokens": prompt, "output_tokens": completion}, "edgeroute": openai.origin_of(answer)}
 
 

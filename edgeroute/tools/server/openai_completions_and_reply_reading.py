@@ -428,8 +428,7 @@ class Completion:
 
         The logprobs come only if the request asked for them. The origin of the answer is `edgeroute`.
         """
-        reply = reply_of(answer)
-        choice = choice_of(reply)
+        reply, choice = reply_of(answer)
         text, content = text_of(answer, choice), dict[str, Any]()
         if self.request.chat:
             message = {**message_of(choice), "role": "assistant", "content": text}
@@ -470,8 +469,7 @@ class Completion:
 
         The last one before `[DONE]` has the origin of the answer as `edgeroute`.
         """
-        reply = reply_of(answer)
-        choice = choice_of(reply)
+        reply, choice = reply_of(answer)
         if self.request.chat and (calls := calls_of(choice, answer.id)):
             indexed = [{**call, "index": i} for i, call in enumerate(calls)]
             yield self._event({**self._chunk, "choices": [self._chunk_choice({"tool_calls": indexed})]})
@@ -525,16 +523,12 @@ _MARK = "\N{SYMBOL FOR SUBSTITUTE}"
 _MARKED = json_dumps(_MARK)
 
 
-def reply_of(answer: Answer[Any]) -> Mapping[str, Any]:
-    """Return the completion object that a model or server returned; an empty mapping if the outputs are something else."""
-    outputs = answer.outputs
-    return outputs if isinstance(outputs, Mapping) and isinstance(outputs.get("choices"), list | tuple) else {}
-
-
-def choice_of(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the first choice of a completion; an empty mapping if there is none, or it is no mapping."""
-    choices: Any = reply.get("choices") or ({},)
-    return choices[0] if isinstance(choices[0], Mapping) else {}
+def reply_of(answer: Answer[Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the completion object that a model or server returned, and its first choice; empty mappings for anything else."""
+    reply: Any = answer.outputs
+    if not isinstance(reply, Mapping) or not isinstance(choices := reply.get("choices"), list | tuple):
+        return {}, {}
+    return reply, choices[0] if choices and isinstance(choices[0], Mapping) else {}
 
 
 def text_of(answer: Answer[Any], choice: Mapping[str, Any]) -> str:

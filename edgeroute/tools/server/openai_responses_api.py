@@ -248,8 +248,7 @@ class ResponseReply:
         Stored are those of the request, and the answer's text and calls, without reasoning. The status is "incomplete" if the
         model was cut off by a limit of tokens or a filter. Calls and reasoning get new random ids. Call it once.
         """
-        reply = openai.reply_of(answer)
-        choice = openai.choice_of(reply)
+        reply, choice = openai.reply_of(answer)
         text, calls = openai.text_of(answer, choice), openai.calls_of(choice, answer.id)
         thought = openai.message_of(choice).get("reasoning_content")
         output = [_reasoning(thought)] if isinstance(thought, str) and thought else []
