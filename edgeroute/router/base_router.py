@@ -54,7 +54,6 @@ class BaseRouter(Generic[V]):
         engine: parts of the router.
     """
 
-    engine: Engine
     _awaits: bool  # True if edges and clouds may be asynchronous
     _file: PolicyFile | None = None
     _live: WeakSet[Any] | None = None  # iterators over live sources, which end with the router

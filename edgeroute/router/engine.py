@@ -30,7 +30,7 @@ from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.drivers import blocking
-from edgeroute.router.io_steps_and_stages import Block, Proceed, Result, Steps, compose, walk_stage
+from edgeroute.router.io_steps_and_stages import Block, Result, Steps, compose, walk_stage
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.offline_rules_and_late_replies import Fallback, LateReplies
 from edgeroute.router.policy_snapshot import (
@@ -44,7 +44,7 @@ from edgeroute.router.policy_snapshot import (
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
-from edgeroute.router.router_parts import Followed, Method, Part, Parts
+from edgeroute.router.router_parts import Followed, Part, Parts
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, limited_waits, per_process
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.sanitised_logging import call_quietly
@@ -196,13 +196,6 @@ class Engine(ForkSafe):
     breaker_changed: Callable[[str, str], None]
     late: LateReplies
     fallback: Fallback
-    parts: Parts
-    choosers: tuple[Method, ...]
-    walked: tuple[Method, ...]
-    ended: tuple[Method, ...]
-    changed: tuple[Method, ...]
-    compared: tuple[Method, ...]
-    steps: Proceed
     arguments: PolicyArguments
     name = per_process(lambda: os.urandom(10).hex())  # unique in a fleet, also in a child: endpoints take ids for keys
     refreshing, replacing = per_process(threading.RLock), per_process(threading.RLock)

@@ -48,18 +48,17 @@ def as_list(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
-def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
-    """Return the edge models, variants in place of their groups, and for each (group, name in it), both empty without a group."""
-    models, groups = list[Any](), list[tuple[str, str]]()
+Member: TypeAlias = "tuple[Any, str, str]"  # edge model; its group and its name in that, both empty without a group
+
+
+def members(edges: list[Any]) -> list[Member]:
+    """Return the edge models, with variants in place of their groups."""
+    found = list[Member]()
     for i, given in enumerate(edges):
-        if isinstance(given, Variants):
-            group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
-            models += given.models.values()
-            groups += [(group, name) for name in given.models]
-        else:
-            models.append(given)
-            groups.append(("", ""))
-    return models, groups
+        group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
+        variants = given.models if isinstance(given, Variants) else None
+        found += [(given, "", "")] if variants is None else [(model, group, name) for name, model in variants.items()]
+    return found
 
 
 def target_name(side: str, own: str, i: int, of: int, taken: list[routing.Target]) -> str:
@@ -351,13 +350,13 @@ def _build_without_edge_trial(
     """
     policy, egress = arguments.policy(), arguments.egress or Egress()
     edges, clouds = as_list(arguments.edge), as_list(arguments.cloud)
-    models, groups = members(edges)
+    models = members(edges)
     check_policy(policy, models, clouds, arguments.uncalibrated)
     tried = [candidate.cloud for candidate in trials if candidate.side == "cloud"]
     if tried and not clouds:
         raise PolicyError("trial: a cloud on trial is beside cloud=, and there is none")
     draft = _Draft(arguments, {} if old is None else backends_by_spec(old), arm)
-    certified = draft.add_edges(models, groups, needed=bool(clouds) and policy.mode == "prefer_edge")
+    certified = draft.add_edges(models, needed=bool(clouds) and policy.mode == "prefer_edge")
     draft.add_clouds(clouds, tried, guard)
     targets, backends = draft.targets, draft.backends
     seen = TargetViews(_views(arguments.views, arm, [candidate for candidate in trials if candidate.side == "edge"]), targets)
@@ -427,7 +426,7 @@ class _Draft:
         self.targets.append(target)
         self.backends.append(self._known.get(_key(spec)) or backend)
 
-    def add_edges(self, edges: list[Any], groups: Sequence[tuple[str, str]], *, needed: bool) -> bool:
+    def add_edges(self, edges: list[Member], *, needed: bool) -> bool:
         """Check the edge models and thresholds, and append their targets.
 
         Return True if no threshold was given and some model has its own. Models are made, not loaded. A certificate that comes
@@ -435,22 +434,20 @@ class _Draft:
 
         Args:
             edges: the models, as given.
-            groups: (group, name of the variant) of each; empty: none.
             needed: True if the policy needs thresholds.
 
         Raises:
             PolicyError: a model or threshold is invalid, or a model is async and this router cannot await it.
             ModelMissing: there is no file at a model's path.
         """
-        arguments, models = self._arguments, [load(given) for given in edges]
+        arguments, models = self._arguments, [load(given) for given, _, _ in edges]
         own_thresholds = [release_certificate(model) for model in models] if arguments.threshold is None else []
         certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else all answers of others are accepted
         thresholds = own_thresholds if certified else checked_thresholds(arguments.threshold, len(edges), needed=needed)
-        for i, (given, model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
+        for i, ((given, group, variant), model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
             path = member(model, "path")
             if path is not None and not Path(path).exists():
                 raise ModelMissing(f"there is no model at {path}")
-            group, variant = groups[i]
             name = f"{group} {variant}" if group else self._arm or target_name("edge", model.name, i, len(edges), self.targets)
             target = routing.Target(name, "edge", group=group)
             if group and has_state(model):
