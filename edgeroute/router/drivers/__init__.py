@@ -14,7 +14,6 @@ from edgeroute.core.walk import Event, Start
 
 Send: TypeAlias = Callable[[Event], None]
 Stop: TypeAlias = Callable[[], None]
-Begin: TypeAlias = Callable[[Start, Send], Stop | Event]
 
 
 class Deferrable:
@@ -24,7 +23,7 @@ class Deferrable:
         leg: index of the leg.
         until: monotonic instant by which it ends.
         run: runs the leg here, and returns its event; for asyncio a coroutine function.
-        begin: starts the leg in a thread or task of its own, as `Begin` does.
+        begin: starts the leg in a thread or task of its own; returns the function that stops it, or its event.
     """
 
     __slots__ = ("begin", "leg", "run", "until")
