@@ -27,7 +27,7 @@ SUFFIXES = (".npy", ".npz", ".jsonl", *IMAGES)
 MEDIA = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 STDIN = Path("-")
 # Names of the arrays of inputs, labels and groups in an .npz file; the first that exists counts.
-INPUTS, LABELS, GROUPS = ("images", "X", "x"), ("labels", "y"), "groups"
+INPUTS, LABELS, GROUPS = ("images", "X", "x"), ("labels", "y"), ("groups",)
 # Keys of a view that mean the content of an image's file; any other means its pixels.
 CONTENT = ("jpeg", "jpg", "png", "bytes", "file")
 # First bytes of piped data -> its suffix; anything else is CSV, or lines of JSON.
@@ -204,11 +204,11 @@ def recorded_outputs(path: Path, note: Note = lambda _: None) -> Recorded | None
     with _archive(path) as archive:
         if archive is None or "edge_logits" not in archive.files or any(name in archive.files for name in INPUTS):
             return None
-        used = ["edge_logits", "cloud_logits", _first_present(LABELS, archive.files) or "labels", GROUPS]
+        used = ["edge_logits", "cloud_logits", _first_present(LABELS, archive.files) or "labels", *GROUPS]
         _note_unused(path, [name for name in archive.files if name not in used], "outputs are in 'edge_logits'", note)
         edge = _array(archive, "edge_logits")
         cloud = _array(archive, "cloud_logits") if "cloud_logits" in archive.files else None
-        labels, groups = _labels(archive), _groups(archive)
+        labels, groups = _column(archive, LABELS), _column(archive, GROUPS)
     for name, column in {"cloud_logits": cloud, "labels": labels, "groups": groups}.items():
         if column is not None and (not edge.ndim or len(column) != len(edge)):
             raise BadInput(f"{path} cannot be read: it has {len(edge) if edge.ndim else 1} edge_logits and {len(column)} {name}")
@@ -371,8 +371,8 @@ def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Ite
         ValueError: inputs are missing, or they, labels and groups differ in number.
     """
     with archive:
-        labels, groups = _labels(archive, keys), _groups(archive, keys)
-        others = [name for name in archive.files if name not in (*LABELS, GROUPS) or name in keys]
+        labels, groups = _column(archive, LABELS, keys), _column(archive, GROUPS, keys)
+        others = [name for name in archive.files if name not in (*LABELS, *GROUPS) or name in keys]
         if not others:
             raise ValueError("it holds no array of inputs")
         if missing := [key for key in keys if key not in others]:
@@ -389,7 +389,7 @@ def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Ite
         if column is not None and len(column) != count:
             raise ValueError(f"it holds {count} inputs and {len(column)} {what}")
     rows = {name: array for name, array in arrays.items() if array.ndim and len(array) == count}
-    used = [*rows, _first_present([name for name in LABELS if name not in keys], archive.files), GROUPS]
+    used = [*rows, _first_present([name for name in LABELS if name not in keys], archive.files), *GROUPS]
     _note_unused(path, [name for name in archive.files if name not in used], f"inputs are in {_listed(input_names)}", note)
     inputs: list[Any] = [_row(row) for row in rows[input_names[0]]]
     if keys:
@@ -432,15 +432,10 @@ def _array(archive: Any, name: str) -> Any:
     return array
 
 
-def _labels(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
-    """Return the labels of an archive, flattened; None if it has none, or a key of the views has their name."""
-    name = _first_present([name for name in LABELS if name not in keys], archive.files)
+def _column(archive: Any, names: Sequence[str], keys: Sequence[str] = ()) -> list[Any] | None:
+    """Return the first array with one of these names, flattened; None if there is none, or a key of the views has its name."""
+    name = _first_present([name for name in names if name not in keys], archive.files)
     return None if name is None else _array(archive, name).ravel().tolist()
-
-
-def _groups(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
-    """Return the groups of an archive, flattened; None if it has none, or a key of the views has their name."""
-    return _array(archive, GROUPS).ravel().tolist() if GROUPS in archive.files and GROUPS not in keys else None
 
 
 def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:

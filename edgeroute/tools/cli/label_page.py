@@ -90,7 +90,8 @@ class LabelPage:
     def _app(self) -> Starlette:
         """Return the web application: the page, open to all, and the question and replies, which need the token."""
         guard = Middleware(Guard, token=self._token, without_token=OPEN, what="calibrate", links=OPEN)
-        routes = [Route("/", _page), Route("/question", self._show), Route("/reply", self._take)]
+        page = Route("/", lambda _: page_reply("edgeroute.tools.cli", "label_page.html"))
+        routes = [page, Route("/question", self._show), Route("/reply", self._take)]
         return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard])
 
     async def _show(self, request: Request) -> Response:
@@ -111,8 +112,3 @@ class LabelPage:
             raise BadInput("expected /reply?number=N&reply=R: N of the question that is shown, R 1, 2, neither or unknown")
         self._replies.put((int(number), reply))
         return json_reply(b"{}")
-
-
-async def _page(_: Request) -> Response:
-    """Return the page."""
-    return page_reply("edgeroute.tools.cli", "label_page.html")

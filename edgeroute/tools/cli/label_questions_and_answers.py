@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from edgeroute.core.error_codes import printable
-from edgeroute.errors import BadInput, StoreError
+from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.stores.cache.input_keys_and_fingerprints import digest
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import to_json_types
@@ -236,16 +236,15 @@ class AnswersFile:
         self._torn_at: int | None = None  # length of the file without a line that was not finished; None: there is none
         self._lock = ProcessLock(path.with_name(f"{path.name}.lock"))
         try:
-            is_taken = not self._lock.take()
-            self.lines = self._read() if path.exists() and not is_taken else {}
+            if not self._lock.take():
+                raise StoreError(f"{path}: another `calibrate` has it: wait for its end, or name another file by --answers")
+            self.lines = self._read() if path.exists() else {}
+        except EdgerouteError:
+            self.close()
+            raise
         except OSError as e:
             self.close()
             raise StoreError(f"{path} cannot be read: {e.strerror or e}") from e
-        except BadInput:
-            self.close()
-            raise
-        if is_taken:
-            raise StoreError(f"{path}: another `calibrate` has it: wait for its end, or name another file by --answers")
 
     def close(self) -> None:
         """Give up the file."""

@@ -101,7 +101,8 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
         if now != switch["after"]:
             replace_file(edited, read_text(policy))
         roll_back(policy, memory)
-    return Step("rolled_back", f"{_would(dry_run)}rolled back to before the switch of {local_time(switch['at'])}: {why}")
+    would = "would be " if dry_run else ""
+    return Step("rolled_back", f"{would}rolled back to before the switch of {local_time(switch['at'])}: {why}")
 
 
 def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, sure: float | None, *, dry_run: bool) -> Step:
@@ -226,7 +227,7 @@ def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memo
     }  # fmt: skip
     result = f"{'; '.join([judged.text, *judged.more['notes']])}; the trial's certificate holds: {certificate.guarantee}"
     if dry_run:
-        return Step("switched", f"{result} {_would(dry_run)}switched", OK, more)
+        return Step("switched", f"{result} would be switched", OK, more)
     threshold = path_in_policy(policy, path)
     certificate.save(path)
     if not switch(policy, threshold, certificate, digest, memory):
@@ -234,8 +235,3 @@ def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memo
         return Step("by_hand", text, OK, more)
     text = f"{result} It is in force now, with {path}; the policy before is {backup_path(policy)}"
     return Step("switched", text, OK, {**more, "before": str(backup_path(policy))})
-
-
-def _would(dry_run: bool) -> str:
-    """Return "would be " for a dry run, else ""."""
-    return "would be " if dry_run else ""

@@ -35,11 +35,11 @@ CLOSE_S = 30.0  # longest wait for the server's end, seconds
 class AnswerFeed:
     """Feed of the answers of a router in this process, as records of a trace. A request only appends to a queue."""
 
-    name = "this process"
+    name, error = "this process", ""
 
     def __init__(self) -> None:
         self._queue = deque[tuple[float, RequestEnded]](maxlen=MOST)
-        self._added = self._taken = self._raised_count = 0
+        self._added = self._taken = self.raised = 0
         self._records = list[Mapping[str, Any]]()
         self._trace = Trace(self._records.append)
 
@@ -47,7 +47,7 @@ class AnswerFeed:
         """Queue an answer without its input, value and outputs, dropping the oldest of 20,000; of an exception only count it."""
         answer = ended.answer
         if answer is None:
-            self._raised_count += 1
+            self.raised += 1
             return
         self._added += 1  # a race of threads may lose one, and then the count of lost answers is lower
         self._queue.append((process.now(), ended._replace(inputs=None, answer=answer.without_values())))
@@ -65,14 +65,6 @@ class AnswerFeed:
     def lost(self) -> int:
         """Return the number of answers that came faster than they were read."""
         return max(0, self._added - self._taken - len(self._queue))
-
-    def raised(self) -> int | None:
-        """Return the number of requests that ended with an exception."""
-        return self._raised_count
-
-    def error(self) -> str:
-        """Return "": there is nothing to open."""
-        return ""
 
     def close(self) -> None:
         """Discard the queued answers."""

@@ -283,6 +283,11 @@ class Feed(Protocol):
     """Source of records."""
 
     name: str  # description for people
+    error: str  # reason why nothing can be read; empty if it can
+
+    @property
+    def raised(self) -> int | None:
+        """Number of requests that ended with an exception; None: unknown, as a trace has only answers."""
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """Yield the records since the last call, the oldest first."""
@@ -292,12 +297,6 @@ class Feed(Protocol):
 
         A file that was deleted before it was read counts as one.
         """
-
-    def raised(self) -> int | None:
-        """Return the number of requests that ended with an exception; None: unknown, as a trace has only answers."""
-
-    def error(self) -> str:
-        """Return the reason why nothing can be read; empty if it can."""
 
     def close(self) -> None:
         """Close the source."""
@@ -318,16 +317,18 @@ class Sources(NamedTuple):
     first: Sequence[tuple[str, str]] = ()
 
 
-class TraceFile:
+class TraceFile(Tail):
     """Feed of the records in a trace file, followed through its rotations."""
 
+    raised = None  # a trace does not record exceptions
+
     def __init__(self, path: Path) -> None:
-        below_here = path.is_relative_to(Path.cwd())
-        self.name, self._tail, self._skipped = str(path.relative_to(Path.cwd()) if below_here else path), Tail(path), 0
+        super().__init__(path)
+        self.name, self._skipped = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), 0
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """Yield the records since the last call; count lines that are no JSON object and skip them."""
-        for record in self._tail.records():
+        for record in self.records():
             if record is None:
                 self._skipped += 1
             else:
@@ -335,19 +336,7 @@ class TraceFile:
 
     def lost(self) -> int:
         """Return the number of lines that were skipped, or are no records, plus that of files deleted before they were read."""
-        return self._skipped + self._tail.gaps + self._tail.left_out
-
-    def raised(self) -> int | None:
-        """Return None: a trace does not record exceptions."""
-        return None
-
-    def error(self) -> str:
-        """Return the reason why the file cannot be opened; empty if it can."""
-        return self._tail.error
-
-    def close(self) -> None:
-        """Close the file; a later read opens it again, and goes on."""
-        self._tail.close()
+        return self._skipped + self.gaps + self.left_out
 
 
 class Monitor:
@@ -509,7 +498,7 @@ class Monitor:
             ]  # fmt: skip
             return {
                 "title": self.title, "source": self._feed.name, "now": now, "since": self._since,
-                "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised(), "error": self._feed.error(), **view_data,
+                "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised, "error": self._feed.error, **view_data,
                 "state": state, "away": away, "first": self._sources.first, "enough_audits": ENOUGH_AUDITS,
                 "audits": {"calls": self._audit_calls, "usd": self._audit_usd},
                 "rules": _rules(state, rules),

@@ -160,17 +160,13 @@ def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iter
 
     guard = Middleware(Guard, hosts=tuple(hosts), token=token, without_token=OPEN, what="dashboard", links=OPEN)
     all_routes = [
-        Route("/", _page), Route("/live", lambda _: json_reply(monitor.text())), Route("/requests", between),
-        Route("/trial", trial), Route("/trial/at", try_threshold), *routes,
+        Route("/", lambda _: page_reply("edgeroute.tools.dashboard", "page.html")),
+        Route("/live", lambda _: json_reply(monitor.text())), Route("/requests", between), Route("/trial", trial),
+        Route("/trial/at", try_threshold), *routes,
     ]  # fmt: skip
     application = Starlette(routes=all_routes, exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False
     return application
-
-
-async def _page(_: Request) -> Response:
-    """Return the dashboard's page."""
-    return page_reply("edgeroute.tools.dashboard", "page.html")
 
 
 def page_reply(package: str, name: str) -> Response:

@@ -169,32 +169,18 @@ def describe(inputs: Sequence[TensorSpec], states: Sequence[Pair], given: Mappin
         given: tensors of a sample, by name, from which constants take their values.
     """
     state_pairs = {pair.input: pair for pair in states if pair.sure != "open"}
-    alone = len(inputs) == 1
-    return [
-        _state_guess(spec, state_pairs[spec.name])
-        if spec.name in state_pairs
-        else _constant_guess(spec, (given or {}).get(spec.name))
-        if not alone and _is_single(spec, inputs)
-        else _given_guess(spec)
-        for spec in inputs
-    ]
-
-
-def _is_single(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:
-    """Return True if an input has no axis, or is one number beside inputs with a batch."""
-    batched = any(other.shape[:1] == (-1,) for other in inputs)
-    return not spec.shape or (spec.shape == (1,) and batched)
-
-
-def _state_guess(spec: TensorSpec, pair: Pair) -> InputGuess:
-    """Return a guess of role "state" for an input that takes an output of the run before.
-
-    Its one finding has the paired output, with the certainty and grounds of the pair.
-    """
-    finding = Finding(
-        f"state.{quoted(spec.name)}", f"{quoted(pair.output)} is fed back as {quoted(spec.name)}", pair.sure, pair.grounds
-    )
-    return InputGuess(spec, "state", None, None, (finding,))
+    batched = any(spec.shape[:1] == (-1,) for spec in inputs)
+    result = list[InputGuess]()
+    for spec in inputs:
+        if pair := state_pairs.get(spec.name):
+            says = f"{quoted(pair.output)} is fed back as {quoted(spec.name)}"
+            finding = Finding(f"state.{quoted(spec.name)}", says, pair.sure, pair.grounds)
+            result.append(InputGuess(spec, "state", None, None, (finding,)))
+        elif len(inputs) > 1 and (not spec.shape or (spec.shape == (1,) and batched)):
+            result.append(_constant_guess(spec, (given or {}).get(spec.name)))
+        else:
+            result.append(_given_guess(spec))
+    return result
 
 
 def _constant_guess(spec: TensorSpec, given: Any) -> InputGuess:
@@ -224,7 +210,7 @@ def _given_guess(spec: TensorSpec) -> InputGuess:
     findings = [Finding(f"{about}.batch", *axis)] if axis is not None else []
     if layout is not None:
         return _picture_guess(spec, batch, layout, findings)
-    floats = spec.dtype.startswith("float")
+    floats, line = spec.dtype.startswith("float"), ""
     if spec.dtype == "object":
         says: tuple[str, Sure, str] = ("texts, unchanged", "likely", "the tensor's elements are texts")
     elif not TOKENS.isdisjoint(words(spec.name)) and not floats:
@@ -232,16 +218,13 @@ def _given_guess(spec: TensorSpec) -> InputGuess:
     elif len(row) == _PICTURE_AXES or (len(row) == _PICTURE_AXES - 1 and floats and min(row) >= _LEAST):
         wide = f"numbers in {len(row)} axes, {shape_text(row)}: it could be a picture, a spectrogram, or a sequence of vectors"
         says = ("unchanged?", "open", f"{wide}, and the file does not say which")
+        axes = '"CHW"  (or "HWC")' if len(row) == _PICTURE_AXES else '"HW"'
+        line = f'"layout": {axes}, and "preprocess", if it is a picture'
     elif row and row[-1] == -1:
         says = ("none", "likely", "any number of values, such as samples of sound: they are passed unchanged")
     else:
         count = "numbers" if -1 in row else "one number" if prod(row) == 1 else f"{prod(row)} numbers"
         says = ("none", "likely", f"{count} for each input: features are passed unchanged; scale them yourself as for training")
-    line = ""
-    if says[1] == "open" and len(row) == _PICTURE_AXES:
-        line = '"layout": "CHW"  (or "HWC"), and "preprocess", if it is a picture'
-    elif says[1] == "open":
-        line = '"layout": "HW", and "preprocess", if it is a picture'
     findings.append(Finding(f"{about}.preprocess", *says, line))
     return InputGuess(spec, "given", batch, None, tuple(findings))
 
