@@ -43,7 +43,7 @@ def page_of(monitor, **more):
 class Records:
     """A feed of what a test adds."""
 
-    name = "a test"
+    name, error, raised = "a test", "", None
 
     def __init__(self, records=()):
         self.fresh = list(records)
@@ -56,13 +56,6 @@ class Records:
     def lost(self):
         """None."""
         return 0
-
-    def raised(self):
-        """Not known."""
-
-    def error(self):
-        """None."""
-        return ""
 
     def close(self):
         """Nothing to end."""

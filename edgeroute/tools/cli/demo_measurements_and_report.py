@@ -213,30 +213,29 @@ class Report(NamedTuple):
         """Number of test images."""
         return len(self.test.images)
 
+    @property
+    def ways(self) -> dict[str, Run]:
+        """Results of the edge alone, the cloud alone and the cascade, by name."""
+        return {"edge": self.edge, "cloud": self.cloud, "cascade": self.cascade}
+
 
 def numbers(report: Report) -> dict[str, float]:
     """Return the numbers for programs: shares 0..1; times in milliseconds; bytes of the cascade's requests."""
-    edge, cloud, cascade = report.edge, report.cloud, report.cascade
     return {
         "n": report.n,
-        "edge_accuracy": edge.accuracy,
-        "cloud_accuracy": cloud.accuracy,
-        "cascade_accuracy": cascade.accuracy,
-        "deferral_rate": cascade.deferral,
-        "edge_p50_ms": round(edge.p50_ms, 4),
-        "cloud_p50_ms": round(cloud.p50_ms, 4),
-        "cascade_p50_ms": round(cascade.p50_ms, 4),
-        "bytes_sent": cascade.bytes_sent,
+        **{f"{way}_accuracy": run.accuracy for way, run in report.ways.items()},
+        "deferral_rate": report.cascade.deferral,
+        **{f"{way}_p50_ms": round(run.p50_ms, 4) for way, run in report.ways.items()},
+        "bytes_sent": report.cascade.bytes_sent,
         "threshold": report.choice.threshold,
     }
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
     """Return the table's rows, under `HEAD`."""
-    ways = {"edge": report.edge, "cloud": report.cloud, "cascade": report.cascade}
     return [
         (LEGS[way], f"{run.accuracy * 100:.2f} %", f"{run.p50_ms:.2f} ms", f"{run.deferral * 100:.1f} %", size(run.bytes_sent))
-        for way, run in ways.items()
+        for way, run in report.ways.items()
     ]
 
 

@@ -89,8 +89,9 @@ def read_examples(
 ) -> FileExamples:
     """Read the files and folders, as inputs or as recorded outputs, and take every `every`-th example, with label and group.
 
-    Inputs get the keys that the router's views need. Labels of pictures in folders by class are the folders' names. Labels and
-    groups are None if no example has any. Recorded outputs bring a note that they are taken on trust.
+    Inputs get the keys that the router's views need, for which an .onnx model is loaded. Labels of pictures in folders by class
+    are the folders' names. Labels and groups are None if no example has any. Recorded outputs bring a note that they are taken
+    on trust.
 
     blanks: True if some labels may be None.
 
