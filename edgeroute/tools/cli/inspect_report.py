@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,11 +68,10 @@ class Report:
         )
 
     def show(self) -> None:
-        """Print the report, in the width of the terminal, 24 to 100; characters that the stream cannot encode are escaped."""
+        """Print the report, in the width of the terminal, 24 to 100."""
         width = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
         for line in self._lines(width):
-            encoding = sys.stdout.encoding or "utf-8"
-            print(printable(line).replace(LOST, "?").encode(encoding, "backslashreplace").decode(encoding))
+            print(printable(line).replace(LOST, "?"))
 
     def _lines(self, width: int) -> Iterator[str]:
         """Yield the lines of the report, wrapped: facts, tensors, findings by sureness, notes, sample's answers, policy and card.
