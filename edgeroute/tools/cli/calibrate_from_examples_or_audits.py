@@ -21,6 +21,8 @@ from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.untrusted_files import read_json
 from edgeroute.tools.cli import example_options_and_routers as shared
 from edgeroute.tools.cli import tables_and_options as ui
+from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
+from edgeroute.tools.cli.status_and_trial_arms import read_state
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
@@ -291,7 +293,6 @@ def _calibrate_recorded(
         typer.BadParameter: `edge` is "all".
         BadInput, NotEnough: there are no audits, or too few examples.
     """
-    from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
     from edgeroute.tools.measure.calibrate_evaluate_and_read_data import certify_examples, checked_request
     from edgeroute.tools.measure.certification_and_verdicts import audited_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
@@ -315,7 +316,6 @@ def _calibrate_counts(router: Router, value: float, sure: float, edge: int, poli
     Counts that routers have stored go before the audit log. Notes the look in `looks.json` there if they were stored.
     """
     from edgeroute.tools.cli.graded_answers import CertificateAlone
-    from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     calls, folder = DirectCalls(router.engine, edge), state_folder(policy, None)
@@ -343,7 +343,6 @@ def audited_counts(
         StoreError: the state or the log cannot be read.
     """
     from edgeroute.confidence.certificate import digest
-    from edgeroute.tools.cli.status_and_trial_arms import read_state
     from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
     from edgeroute.tools.measure.certification_and_verdicts import audited_examples, counts_of
     from edgeroute.trials.edge_audits import COUNTS

@@ -21,10 +21,7 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy,
 
 
 def check(
-    file: Annotated[str | None, typer.Argument(metavar="FILE")] = None,
-    *,
-    policy: OptionalPolicy = None,
-    as_json: Json = False,
+    file: Annotated[str | None, typer.Argument(metavar="FILE")] = None, *, policy: OptionalPolicy = None, as_json: Json = False
 ) -> int:
     """Report what works, what may leave the device and where to, what is missing, and settings that can never work.
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from edgeroute.errors import Unreachable
 from edgeroute.tools.cli.tables_and_options import Json, Seconds, share
 
 if TYPE_CHECKING:
@@ -173,8 +174,6 @@ def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
     Raises:
         Unreachable: it ended without a line; with its exit code and the last lines of `log`.
     """
-    from edgeroute.errors import Unreachable
-
     assert process.stdout is not None, "it is a pipe"
     timer = threading.Timer(START_S, process.kill)  # the read itself has no timeout
     timer.start()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadInput
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import certify_audits, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
@@ -160,7 +161,6 @@ def calibrate(
         NotEnough: there are too few audits.
         typer.BadParameter: only some of the options of the catalog are given.
     """
-    from edgeroute.core.routing_policy import INF
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
     from edgeroute.tools.fleet.fleet_audit_counts import threshold_index
     from edgeroute.tools.measure.report.numbers_in_words import count_text

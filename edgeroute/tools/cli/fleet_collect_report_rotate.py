@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeroute.errors import BadInput, StoreError
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.fleet_alarm_and_calibrate import alarm, calibrate
@@ -88,10 +93,6 @@ def report(
         BadInput: there is no digest, or the source is a broker.
         typer.BadParameter: the page's folder does not exist.
     """
-    import tempfile
-
-    from edgeroute.errors import BadInput
-    from edgeroute.system.clock_json_and_fork_safety import replace_file
     from edgeroute.tools.fleet import fleet_report
     from edgeroute.tools.fleet.digest_tables import is_store, open_store, reading
 
@@ -116,7 +117,7 @@ def report(
     if html is not None:
         from edgeroute.tools.fleet.fleet_page import page
 
-        replace_file(html, page(result))
+        process.replace_file(html, page(result))
         if not as_json:
             print(f"written to {html}")
     return NOT_READY if result.forecast.verdict in {"spent", "over"} else OK
@@ -149,9 +150,6 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
 
     key: name of an environment variable or file; None: signatures are not required.
     """
-    from datetime import datetime, timezone
-
-    from edgeroute.system import clock_json_and_fork_safety as process
     from edgeroute.tools.fleet.digest_collection import REASONS, Rules, collect
     from edgeroute.tools.fleet.digest_sources import source_of
 
@@ -177,10 +175,6 @@ def _key(name: str | None) -> bytes:
     Raises:
         typer.BadParameter: there is neither, or it is empty.
     """
-    import os
-
-    from edgeroute.system.untrusted_files import read_text
-
     if name is None:
         return b""
     try:

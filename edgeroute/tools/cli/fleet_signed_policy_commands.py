@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.errors import BadInput
+from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW, command
 from edgeroute.tools.cli.fleet_collect_report_rotate import fleet
 from edgeroute.tools.cli.models_and_publishing import CATALOG, KEYS, CatalogFolder, Days, Keys
@@ -55,7 +57,6 @@ def publish(
     Writes the signed file into the catalog's folder, and prints the versions with their shares. What cannot be published is
     refused as a wrong option (`typer.BadParameter`).
     """
-    from edgeroute.errors import BadInput
     from edgeroute.tools.fleet.rollout_decisions_and_publishing import publish
 
     try:
@@ -141,7 +142,6 @@ def budget(
 
     Writes the signed budget into the catalog, and prints each limit, as a share of a device's mean use and for a new device.
     """
-    from edgeroute.system.clock_json_and_fork_safety import now
     from edgeroute.tools.fleet.budget_shares_and_signing import renew
     from edgeroute.tools.fleet.digest_tables import open_store
 
@@ -175,7 +175,6 @@ def following(*, policy: Policy, as_json: Json = False) -> int:
         BadInput: the policy follows no signed policy.
     """
     from edgeroute.catalog.signed_policy_follower import last_problem, standing, state_folder
-    from edgeroute.errors import BadInput
     from edgeroute.policy.file_and_environment import read_policy
 
     folder = state_folder(read_policy(policy), policy.parent)

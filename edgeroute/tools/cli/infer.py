@@ -17,7 +17,7 @@ from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeM
 from edgeroute.system.clock_json_and_fork_safety import to_json_types
 from edgeroute.tools.cli.command_runner import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.example_options_and_routers import DataClass, LabelColumn, edge_columns, edge_labels
-from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds
+from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds, console, pairs
 
 if TYPE_CHECKING:
     from edgeroute.observe.stats_and_status import Stats
@@ -66,8 +66,6 @@ class Tally:
             outbox: text on the queued requests; empty: there is no outbox.
         """
         import numpy as np
-
-        from edgeroute.tools.cli.tables_and_options import console, pairs
 
         out, total = console(), self.answered
         for text in self._first:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeroute.errors import ModelError
 from edgeroute.tools.cli.command_runner import FAILED, OK
 from edgeroute.tools.cli.tables_and_options import File, Json, Name, Whole, seconds
 
@@ -91,7 +92,6 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
     """
     from edgeroute.edge.model_card import card_path
     from edgeroute.edge.runtime_registry_and_model_groups import load
-    from edgeroute.errors import ModelError
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.inspect_report import card_text
 

@@ -183,9 +183,7 @@ def _dumps(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        from edgeroute.system.clock_json_and_fork_safety import to_json_types
-
-        return json.dumps(to_json_types(value))
+        return json.dumps(process.to_json_types(value))
 
 
 def _open_outbox(policy: Path | None, state: Path | None) -> closing[Outbox]:

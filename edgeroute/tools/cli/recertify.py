@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.errors import BadInput, StoreError
+from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import audited_counts, certify_audits, path_in_policy, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
@@ -84,7 +86,6 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
 
     A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before. A dry run changes nothing.
     """
-    from edgeroute.system.clock_json_and_fork_safety import replace_file
     from edgeroute.tools.cli.policy_switch_and_rollback import alarm, backup_path, hash_of, roll_back
 
     switch, now = memory.switch, hash_of(policy)
@@ -148,7 +149,6 @@ def _judge(
     look is noted in `home` unless `dry_run`. Too few audits are no error: the step has exit code 5.
     """
     from edgeroute.confidence.certificate import NotEnough, digest
-    from edgeroute.core.routing_policy import EDGE_TRIAL, INF
     from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
@@ -192,7 +192,6 @@ def _compare_with_edge(
     Better: it defers fewer requests, which is also what calls of the same cloud cost; where the policy's certificate limits
     deferrals, it loses fewer answers, and keeps that limit.
     """
-    from edgeroute.core.routing_policy import EDGE_TRIAL
     from edgeroute.tools.measure.certification_and_verdicts import audited_examples, compare_edges
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 

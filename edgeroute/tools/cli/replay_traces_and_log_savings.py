@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy
 from edgeroute.tools.cli.command_runner import OK, TOO_FEW
@@ -30,7 +31,6 @@ LOG, EDGE = "A foreign log", "The log of one model, and an edge on this device" 
 def _prices(text: str) -> Prices:
     """Parse a price for all models, or read FILE.toml, in which each model has one; raise `typer.BadParameter` for all else."""
     from edgeroute.policy.file_and_environment import parse_toml
-    from edgeroute.system.untrusted_files import read_text
 
     if not str(text).endswith(".toml"):
         return _price(text)

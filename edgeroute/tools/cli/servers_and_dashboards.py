@@ -18,10 +18,10 @@ from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.clock_json_and_fork_safety import file_stamp
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import INTERRUPTED, OK
+from edgeroute.tools.cli.status_and_trial_arms import Opened, open_policy, read_status
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
-    from edgeroute.tools.cli.status_and_trial_arms import Opened
     from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
     from edgeroute.tools.replay.replay_setup_and_result import Setup
 
@@ -189,7 +189,6 @@ class FileSources:
 
         A policy or state that cannot be read becomes a note; `StoreError` passes.
         """
-        from edgeroute.tools.cli.status_and_trial_arms import Opened, read_status
         from edgeroute.tools.dashboard.request_window_and_replays import policy_summary
 
         try:
@@ -226,8 +225,6 @@ class FileSources:
 
     def _now(self) -> Opened:
         """Return the policy as a router would have it; read again, with its models' cards, if the file has changed."""
-        from edgeroute.tools.cli.status_and_trial_arms import open_policy
-
         stamp = None if self._policy is None else file_stamp(self._policy)
         if self._opened is None or stamp != self._stamp:
             self._opened, self._stamp = open_policy(self._policy), stamp

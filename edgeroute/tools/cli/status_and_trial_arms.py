@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.core.performance_estimates_and_encoding_choice import Latency, Link, break_even
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target
-from edgeroute.errors import BadInput, StoreError
+from edgeroute.errors import BadInput, ModelMissing, StoreError
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.untrusted_files import MOST_DATA, parse_json, read_text
@@ -311,7 +312,6 @@ def open_policy(policy: Path | None) -> Opened:
     """
     if policy is None:
         return Opened()
-    from edgeroute.errors import ModelMissing
     from edgeroute.router.router import Router
 
     without: dict[str, Any] = {**dict.fromkeys(("state", "cache", "outbox", "trace", "instruments")), "parts": ()}
@@ -431,8 +431,6 @@ def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
 
     A leg that cannot be read is left out.
     """
-    from edgeroute.core.performance_estimates_and_encoding_choice import Latency
-
     legs = {}
     for name, dumped in _stored(state, "latency").items():
         with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -446,8 +444,6 @@ def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
 
     An endpoint without measurements, or that cannot be read, is left out.
     """
-    from edgeroute.core.performance_estimates_and_encoding_choice import Link
-
     measured = {}
     for name, dumped in _stored(state, "link").items():
         with contextlib.suppress(ValueError):
@@ -468,8 +464,6 @@ def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
 
     Empty: the energy of the first known edge or cloud is unknown.
     """
-    from edgeroute.core.performance_estimates_and_encoding_choice import break_even
-
     edge, cloud = (next((joules.get(t.name) for t in snapshot.targets if t.side == side), None) for side in ("edge", "cloud"))
     if edge is None or cloud is None:
         return ""
