@@ -41,14 +41,13 @@ def distil(
     written without `force`. The policy is read for its rules on data classes, and not changed.
     """
     from edgeroute import policy as settings
-    from edgeroute.tools.distil_text_classifier import distil as train
-    from edgeroute.tools.distil_text_classifier import read_examples
+    from edgeroute.tools import distil_text_classifier as classifier
     from edgeroute.tools.replay.logs.answer_pairs_and_samples import LeftOut
 
     section = None if policy is None else settings.load(policy).egress
     rules, left_out = Rules() if section is None else section.make().rules, LeftOut()
-    examples = read_examples(source, kind, rules, left_out)
-    done = train(examples, out, max_loss=max_loss, sure=sure, force=force, left_out=left_out)
+    examples = classifier.read_examples(source, kind, rules, left_out)
+    done = classifier.distil(examples, out, max_loss=max_loss, sure=sure, force=force, left_out=left_out)
     path = str(out) if policy is None else path_in_policy(policy, out)
     lines = ["[trial]", f"edge = {json.dumps(path, ensure_ascii=False)}", "shown = false"] if done.out else []
     code = OK if not done.why else TOO_FEW if done.threshold is None else NOT_READY

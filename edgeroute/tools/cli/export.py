@@ -61,11 +61,10 @@ def triton(
 
     Prints the models' names. An existing folder is refused without `force`.
     """
-    from edgeroute.tools.export.triton_kserve_ray_exports import Batching
-    from edgeroute.tools.export.triton_kserve_ray_exports import triton as write
+    from edgeroute.tools.export import triton_kserve_ray_exports as exports
 
-    batching = Batching(max_batch, wait, queue, instances, gpu)
-    _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
+    batching = exports.Batching(max_batch, wait, queue, instances, gpu)
+    _report(exports.triton(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
 
 
 @command(export)
@@ -91,9 +90,9 @@ def ray(
 
     Prints the models' names. An existing folder is refused without `force`, and replicas or splits in another form.
     """
-    from edgeroute.tools.export.triton_kserve_ray_exports import ray as write
+    from edgeroute.tools.export import triton_kserve_ray_exports as exports
 
-    exported = write(
+    exported = exports.ray(
         models, out, names=name or (), max_batch=max_batch, wait_s=wait, queue=queue, replicas=_range(replicas),
         models_per_replica=kept,
         splits=dict(map(_parse_split, split or ())), force=force,
@@ -131,12 +130,11 @@ def kserve(
 
     Prints the models' names; builds and pushes nothing. An existing folder is refused without `force`.
     """
-    from edgeroute.tools.export.triton_kserve_ray_exports import Batching, Cluster
-    from edgeroute.tools.export.triton_kserve_ray_exports import kserve as write
+    from edgeroute.tools.export import triton_kserve_ray_exports as exports
 
-    batching = Batching(max_batch, wait, queue, gpu=gpu > 0)
-    cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)
-    exported = write(
+    batching = exports.Batching(max_batch, wait, queue, gpu=gpu > 0)
+    cluster = exports.Cluster(image, _range(replicas), cpu, gpu=gpu)
+    exported = exports.kserve(
         models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend, batching=batching,
         force=force,
     )  # fmt: skip

@@ -308,13 +308,12 @@ class _Inspection:
             why = "runs with one input and with three differ in that axis"
             findings.append(Finding("output.batch", str(self.batch), "likely", why))
         producer, _ = self.model.metadata
-        facts = {"sha256": new_card["sha256"]} if "sha256" in new_card else {}
-        facts.update({"producer": quoted(producer)} if producer else {})
         existing, old = _existing_card(self.path, self.model.inputs, self.model.outputs)
         existing += "; all below is guessed without it" if old is not None else ""
-        facts.update({"card_there": existing} if existing else {})
+        facts = {"sha256": new_card.get("sha256"), "producer": quoted(producer), "card_there": existing}
         return Report(
-            str(self.path), facts, [(guess.spec, guess.role) for guess in self.inputs],
+            str(self.path), {name: fact for name, fact in facts.items() if fact},
+            [(guess.spec, guess.role) for guess in self.inputs],
             [(spec, "read" if spec in self.read else "state") for spec in self.model.outputs], findings, self.notes,
             "" if self.sample is None else str(self.sample.path), self._sample_answers(ways, new_card, old), new_card,
         )  # fmt: skip

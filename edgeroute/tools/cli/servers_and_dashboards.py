@@ -49,11 +49,10 @@ def serve(
     Blocks; prints the models' URLs once it listens. Returns exit code 130 after Ctrl-C, else 0.
     """
     from edgeroute import models as built_in
-    from edgeroute.tools.server.serve import named_model
-    from edgeroute.tools.server.serve import serve as run
+    from edgeroute.tools.server import serve as server
 
     files = [getattr(built_in, name)().cloud if name in built_in.NAMES and not Path(name).is_file() else name for name in models]
-    loaded = [named_model(model) for model in files]
+    loaded = [server.named_model(model) for model in files]
     names = [model.name for model in loaded]
 
     def ready(url: str) -> None:
@@ -62,7 +61,7 @@ def serve(
         print(json.dumps({"ready": url, "models": names}) if as_json else f"serving {places}", flush=True)
 
     ui.set_up_logging(log)
-    number = run(loaded, host=host, port=port, max_batch=max_batch, metrics=metrics, logs=log is not None, on_ready=ready)
+    number = server.serve(loaded, host=host, port=port, max_batch=max_batch, metrics=metrics, logs=bool(log), on_ready=ready)
     return INTERRUPTED if number == signal.SIGINT else OK
 
 
@@ -257,24 +256,19 @@ def dashboard(
 
     Blocks until Ctrl-C (exit code 130) or SIGTERM (0).
     """
-    from edgeroute.tools.dashboard.web_app_and_metrics import serve as run
+    from edgeroute.tools.dashboard import web_app_and_metrics as web
     from edgeroute.tools.server.access_limits_and_errors import token_of
 
     token = None if token_env is None else token_of(token_env)
     monitor = file_monitor(policy, record, state)
-
-    routes = []
-    if metrics:
-        from edgeroute.tools.dashboard.web_app_and_metrics import metrics_route
-
-        routes.append(metrics_route(monitor))
+    routes = [web.metrics_route(monitor)] if metrics else []
 
     def ready(url: str) -> None:
         """Print the URL, without a token that the user has chosen."""
         url = url if token is None else url.partition("#")[0]
         print(json.dumps({"ready": url}) if as_json else f"open {url}", flush=True)
 
-    number = run(monitor, host=host, port=port, token=token, hosts=allow_host or (), routes=routes, on_ready=ready)
+    number = web.serve(monitor, host=host, port=port, token=token, hosts=allow_host or (), routes=routes, on_ready=ready)
     return INTERRUPTED if number == signal.SIGINT else OK
 
 

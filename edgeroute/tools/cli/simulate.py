@@ -21,7 +21,6 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.simulated_alarms_and_rollouts import Fleet
-    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import Result
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Client, Device, DeviceResult, Scenario
 
 
@@ -361,10 +360,9 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
 
     It runs in a process of its own.
     """
-    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import needed
-    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate as run
+    from edgeroute.tools.replay.fleet import outage_simulation_and_capacity_search as outages
 
-    result: Result = run(scenario, client)
+    result = outages.simulate(scenario, client)
     return {
         **client._asdict(),
         **{name: getattr(result, name) for name in COUNTS},
@@ -372,7 +370,7 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
         "asked": int(result.asked.sum()),
         "answered": int(result.answered.sum()),
         "wasted": round(result.wasted_share, 4),
-        "capacity_needed": needed(scenario, client, WITHIN * scenario.outage_s),
+        "capacity_needed": outages.needed(scenario, client, WITHIN * scenario.outage_s),
         **({} if result.device is None else {"device": device_dict(result.device)}),
     }
 

@@ -37,13 +37,12 @@ def convert(
     Raises:
         BadInput: of a single trace: it cannot be read, the new file exists, or has the suffix of the other form.
     """
+    from edgeroute.tools.replay import trace_reading_and_conversion as conversion
     from edgeroute.tools.replay.parquet_trace_format import is_parquet
-    from edgeroute.tools.replay.trace_reading_and_conversion import convert as write
-    from edgeroute.tools.replay.trace_reading_and_conversion import traces
 
     pairs = [(source, out)]
     if source.is_dir():
-        names = traces(source)
+        names = conversion.traces(source)
         pairs = [
             (path, (out / name).with_suffix(".jsonl" if path.exists() and is_parquet(path) else ".parquet"))
             for name, path in names.items()
@@ -53,7 +52,7 @@ def convert(
         try:
             _check_new(new, path, force=force)
             new.parent.mkdir(parents=True, exist_ok=True)
-            number, skipped = write(path, new)
+            number, skipped = conversion.convert(path, new)
         except BadInput as e:
             if not source.is_dir():
                 raise
