@@ -39,17 +39,13 @@ def external_data(model: Path) -> list[Path]:
     The model is searched for the encoded key alone, which also matches other metadata called location: only files that exist
     count. None are returned if the model cannot be read.
     """
-    paths: dict[Path, None] = {}
     try:
         with map_file(model) as data:
-            for match in _LOCATION.finditer(data):
-                name = data[match.end() : match.end() + _number(match[1])]
-                path = _file_in_folder(model.parent, name)
-                if path is not None:
-                    paths[path] = None
+            names = (data[match.end() : match.end() + _number(match[1])] for match in _LOCATION.finditer(data))
+            paths = (_file_in_folder(model.parent, name) for name in names)
+            return list(dict.fromkeys(path for path in paths if path is not None))
     except (OSError, ValueError):  # there is no file, a pipe, or it is empty: `load` reports it
         return []
-    return list(paths)
 
 
 def _number(varint: bytes) -> int:
@@ -100,9 +96,7 @@ def read_graph(model: Path, constants: bool = False) -> Graph:
                 if key == _CONSTANT:
                     graph.constants.update(_small_tensor(data, start, stop))
                     continue
-                parts = [
-                    (part, a, b) for part, a, b in _fields(data, start, stop, {1, 2, 4, _ATTRIBUTE} if key == _NODE else {1})
-                ]
+                parts = [*_fields(data, start, stop, {1, 2, 4, _ATTRIBUTE} if key == _NODE else {1})]
                 names = {part: [data[a:b] for which, a, b in parts if which == part] for part in (1, 2, 4)}
                 if key == _OUTPUT:
                     graph.outputs.extend(names[1])

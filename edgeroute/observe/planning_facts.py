@@ -91,8 +91,7 @@ class Energy:
         That is None unless the energy of both is known.
         """
         joules = self.joules(backends)
-        first = [next((joules.get(b.name) for b in backends if b.side == side), None) for side in ("edge", "cloud")]
-        edge, cloud = first
+        edge, cloud = (next((joules.get(b.name) for b in backends if b.side == side), None) for side in ("edge", "cloud"))
         return {"joules": joules, "break_even": None if edge is None or cloud is None else break_even(edge, cloud)}
 
 
