@@ -93,9 +93,8 @@ class AnswerCheck:
             return prediction._replace(confidence=Malformed("error", f"the check itself failed: {failure_text(e)}"))
         if share is None:
             return prediction
-        known = sure is not None and getattr(sure, "why", "") != NO_LOGPROBS
-        if known:
-            share = sure if share == 1 else sure * share if sure > 0 else sure / share  # type: ignore[operator]
+        if sure is not None and getattr(sure, "why", "") != NO_LOGPROBS:
+            share = sure if share == 1 else sure * share if sure > 0 else sure / share
         return prediction._replace(confidence=share)
 
     def identity(self, of: Callable[[Any], str]) -> str:
@@ -426,8 +425,7 @@ class LinearPattern:
             key = states, text[at]
             _take(left, 1)
             at += 1
-            known = self._moves.get(key)
-            if known is None:
+            if (known := self._moves.get(key)) is None:
                 after = [i for state in states if self._program[state][0] == "one" and self._program[state][1](key[1], 0)
                          for i in self._program[state][2]]  # fmt: skip
                 _take(left, len(states))

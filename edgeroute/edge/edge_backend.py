@@ -77,8 +77,7 @@ def current_turn(name: str) -> Turn:
     Raises:
         BadInput: the call belongs to no session.
     """
-    turn = TURN.get()
-    if turn is None:
+    if (turn := TURN.get()) is None:
         raise BadInput(f"{name} {IN_SESSION}")
     return turn
 
@@ -166,8 +165,7 @@ class EdgeBackend(AbandonedRuns):
 
         Without a `stream` of the model it runs at the call, and not at the first piece.
         """
-        stream = member(self.model, "stream")
-        if stream is None:
+        if (stream := member(self.model, "stream")) is None:
             return one_piece(EdgeBackend.run_one(self, x, cancel))  # a subclass looks at each answer once
         return self._stream_counted(stream(x, cancel), cancel)
 
@@ -194,8 +192,7 @@ class EdgeBackend(AbandonedRuns):
 
         Awaits a turn first. Without a `stream` of the model, the whole answer is the only piece.
         """
-        stream = member(self.model, "stream")
-        if stream is None:
+        if (stream := member(self.model, "stream")) is None:
             (prediction,) = await EdgeBackend._run_async(self, [x], many=False)
             show(prediction.value)
             return prediction

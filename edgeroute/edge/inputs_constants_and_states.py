@@ -164,8 +164,7 @@ def _check(entry: CardInput, specs: Mapping[str, TensorSpec]) -> None:
     Raises:
         ValueError: the file has no such input, or one of another dtype or shape.
     """
-    spec = specs.get(entry.name)
-    if spec is None:
+    if (spec := specs.get(entry.name)) is None:
         raise ValueError(f"its card describes the input {entry.name!r}, the file has {list(specs)}: {nearest(entry.name, specs)}")
     if entry.dtype not in (None, spec.dtype):
         raise ValueError(f"its card describes the input {entry.name!r} as {entry.dtype}, the file has {spec.dtype}")

@@ -189,8 +189,7 @@ def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path |
     for key, value in given.items():
         if key == NATIVE:
             continue
-        option = kind.options.get(key)
-        if option is None:
+        if (option := kind.options.get(key)) is None:
             raise PolicyError(f'{name} has no option "{key!s:.60}": {nearest(key, [*kind.options, NATIVE])}')
         word = _option_text(f"{name}: {key}", option, value, folder)
         options |= {option.keys[0]: word} | dict.fromkeys(option.keys[1:], "1")

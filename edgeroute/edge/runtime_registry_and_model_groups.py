@@ -116,8 +116,7 @@ def target_of(suffix: str) -> str:
     Raises:
         PolicyError: there is none, or two installed packages have one.
     """
-    target = _registered.get(suffix) or BUILT_IN.get(suffix)
-    if target is not None:
+    if (target := _registered.get(suffix) or BUILT_IN.get(suffix)) is not None:
         return target
     targets = _plugin_runtimes().get(suffix, ())
     if len(targets) > 1:

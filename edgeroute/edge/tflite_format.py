@@ -249,8 +249,7 @@ class _Table:
         Raises:
             IndexError: it is longer than the data.
         """
-        position = self._field(i)
-        if not position:
+        if not (position := self._field(i)):
             return 0, 0
         start = _follow(self.data, position)
         (count,) = unpack_from("<I", self.data, start)

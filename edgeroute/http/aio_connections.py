@@ -166,8 +166,7 @@ class AsyncSockets(Sockets):
                 limit_s = STAGGER_S if waiting else None
                 done, tasks = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    error = task.exception()
-                    if error is None:
+                    if (error := task.exception()) is None:
                         self.keep_only(task.result())
                         return task.result()
                     errors.append(error)

@@ -143,8 +143,7 @@ class BlockingSockets(Sockets):
             for key, _ in selector.select(min(left_s, next_at - now) if waiting else left_s):
                 self.check()  # a socket that was shut down is ready as well
                 sock: socket.socket = key.fileobj
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if not code:
+                if not (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                     self.keep_only(sock)
                     return sock
                 errors.append(system_error(code))

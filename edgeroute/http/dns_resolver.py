@@ -118,8 +118,7 @@ class Resolver(ForkSafe):
         Raises:
             OSError: `MOST` are running, and no earlier addresses are stored.
         """
-        numeric = _numeric(host, port)
-        if numeric is not None:
+        if (numeric := _numeric(host, port)) is not None:
             return numeric
         with self._lock:
             running = self._running = [lookup for lookup in self._running if not lookup.done]

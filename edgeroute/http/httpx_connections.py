@@ -289,8 +289,7 @@ class HttpxConnections(Carrier):
         """
         for _ in range(client.max_redirects + 1):
             response = client.send(request, stream=True, follow_redirects=False)
-            request = self.redirect_request(client, response)
-            if request is None:
+            if (request := self.redirect_request(client, response)) is None:
                 break
             response.close()
         return response
@@ -394,8 +393,7 @@ class AsyncHttpxConnections(Carrier):
         """
         for _ in range(client.max_redirects + 1):
             response = await client.send(request, stream=True, follow_redirects=False)
-            request = self.redirect_request(client, response)
-            if request is None:
+            if (request := self.redirect_request(client, response)) is None:
                 break
             await response.aclose()
         return response

@@ -88,8 +88,7 @@ class Secret:
         """
         if self._env is None:
             return self._value or ""
-        value = os.environ.get(self._env)
-        if not value:
+        if not (value := os.environ.get(self._env)):
             if not _NAME.fullmatch(self._env):  # it may be the secret itself
                 raise PolicyError(f"{what}: env takes the name of an environment variable that is set, such as CLOUD_KEY")
             raise PolicyError(f"{what} is to come from the environment variable {self._env}, which is not set")

@@ -368,8 +368,7 @@ class Wire:
             PolicyError: a secret is not set, or cannot be sent.
         """
         body, key = call.body, (call.method, call.path, call.query, proxy is not None)
-        start = self._starts.get(key)
-        if start is None:
+        if (start := self._starts.get(key)) is None:
             target = quote(call.path, safe="/%:@!$&'()*+,;=~") or "/"
             target += f"?{call.query}" if call.query else ""
             before = self.address.origin if proxy is not None else ""

@@ -76,8 +76,7 @@ class Links:
         """
         if not self._manager:
             return Measurement(None, "NetworkManager does not run here")
-        output = self._commands.output(*BUS, every_s=METERED_S, now=now)
-        if output is None:
+        if (output := self._commands.output(*BUS, every_s=METERED_S, now=now)) is None:
             return Measurement(None, "NetworkManager has not answered yet")
         state = STATES.get(output.partition("u ")[2].strip())
         return Measurement(state, "NetworkManager" if state is not None else "NetworkManager does not know, or busctl failed")

@@ -370,8 +370,7 @@ class Observer(ForkSafe):
         if self._spending.scarce():
             return "half of what may be spent is spent"
         guards: list[Any] = [getattr(b, "guard", None) for b in backends]
-        away = [guard.name for guard in guards if guard is not None and guard.state != "closed"]
-        if away:
+        if away := [guard.name for guard in guards if guard is not None and guard.state != "closed"]:
             return f"{', '.join(away)} does not answer"
         now = monotonic()
         full = [guard.name for guard in guards if guard is not None and guard.rules.load.at(now) > FROM]

@@ -191,8 +191,7 @@ def run_program(*command: str) -> str:
     import shutil
     import subprocess
 
-    path = shutil.which(command[0])
-    if path is None:
+    if (path := shutil.which(command[0])) is None:
         raise FileNotFoundError(f"there is no program {command[0]}")
     try:
         process = subprocess.run(  # noqa: S603 - the programs are constants of this package

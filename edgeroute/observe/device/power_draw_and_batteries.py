@@ -173,8 +173,7 @@ class Battery(FileReader):
 
         None: the battery does not report it.
         """
-        power = self._files.number(f"{path}/power_now")
-        if power is not None:
+        if (power := self._files.number(f"{path}/power_now")) is not None:
             return abs(power) / 1e6
         current, voltage = self._files.number(f"{path}/current_now"), self._files.number(f"{path}/voltage_now")
         return None if current is None or voltage is None else abs(current * voltage) / 1e12
