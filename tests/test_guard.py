@@ -514,7 +514,7 @@ def test_half_spent_is_scarce():
     for scarce in (False, False, True):
         ask(guard)
         assert guard.spending.scarce() is scarce
-    guard.spending.limits = Limits()
+    guard.spending.set_limits(Limits())
     assert not guard.spending.scarce()
 
 

@@ -116,26 +116,22 @@ class Egress:
             Held: consent was not given, or a function failed: nothing is sent.
         """
         with set_within(WITHIN, self):
-            return self._prepare(inputs, permit, where)
-
-    def _prepare(self, inputs: list[Any], permit: Permit, where: str) -> tuple[list[Any], list[Any] | None]:
-        """Ask for consent, and return the inputs to send, and what puts masked data back (see `prepare_inputs`)."""
-        if self.consent is not None:
+            if self.consent is not None:
+                try:
+                    consented = call_contained(self.consent, where, permit.data_class)
+                except Exception as e:
+                    raise Held(f"the consent callback failed ({class_name(e)}), so nothing was sent", code="consent") from e
+                if consented is not True:
+                    raise Held("consent was not given", code="consent")
+            if self.redact is None:
+                return inputs, None
             try:
-                consented = call_contained(self.consent, where, permit.data_class)
+                if self.mask is not None:
+                    masked = [call_contained(self.mask.mask, x) for x in inputs]
+                    return [x for x, _ in masked], [data for _, data in masked]
+                return [self._redacted(self.redact, x, permit, alone=len(inputs) == 1) for x in inputs], None
             except Exception as e:
-                raise Held(f"the consent callback failed ({class_name(e)}), so nothing was sent", code="consent") from e
-            if consented is not True:
-                raise Held("consent was not given", code="consent")
-        if self.redact is None:
-            return inputs, None
-        try:
-            if self.mask is not None:
-                masked = [call_contained(self.mask.mask, x) for x in inputs]
-                return [x for x, _ in masked], [data for _, data in masked]
-            return [self._redacted(self.redact, x, permit, alone=len(inputs) == 1) for x in inputs], None
-        except Exception as e:
-            raise Held(f"the redaction failed ({class_name(e)}), so nothing was sent", code="redaction") from e
+                raise Held(f"the redaction failed ({class_name(e)}), so nothing was sent", code="redaction") from e
 
     @staticmethod
     def _redacted(redact: Redact, x: Any, permit: Permit, *, alone: bool) -> Any:

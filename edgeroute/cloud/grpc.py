@@ -247,12 +247,11 @@ class OpenInferenceGrpc(ServedModel):
 
         A datatype without typed values has empty bytes. Raise Invalid for more than `most` typed values in a tensor.
         """
-        fields = CONTENTS
         for number, output in enumerate(response.outputs):
             if response.raw:
                 data: Any = response.raw[number]
             else:
-                field = fields.get(output.datatype)
+                field = CONTENTS.get(output.datatype)
                 values = () if field is None else getattr(output.contents, field)
                 if len(values) > most:
                     raise Invalid(f"{len(values)} values: more than expected, unread")

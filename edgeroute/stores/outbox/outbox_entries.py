@@ -135,7 +135,7 @@ def read_checked(row: Sequence[Any]) -> Listed:
         _check(entry, "id state target", str)
         _check_one_of(entry.state, get_args(State), "state")
         _check_class(entry.data_class)
-        _check_times(entry)
+        _check_times(entry, "ready_at", "queued_at")
         _check(entry, "attempts bytes", int)
         if entry.bytes != size_of(entry.bytes):
             raise Damaged(f"its bytes are {entry.bytes}")  # noqa: TRY301 - as the other checks do
@@ -163,7 +163,7 @@ def read_waiting(row: Sequence[Any]) -> Waiting:
     entry = Waiting(*row)
     _check(entry, "id target kind rule method path error origin", str)
     _check(entry, "importance", float)
-    _check_times(entry)
+    _check_times(entry, "ready_at", "queued_at")
     _check(entry, "body", bytes)
     _check(entry, "attempts", int)
     _check_class(entry.data_class)
@@ -190,28 +190,24 @@ def read_late(row: Sequence[Any]) -> Late:
     Raises:
         Damaged: the answer cannot be restored.
     """
-    name, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since = row
-    _check_class(data_class)
-    for what, text in (("id", name), ("target", target), ("outputs_type", outputs_type or "")):
-        if not (isinstance(text, str) and is_whole(text)):
-            raise Damaged(f"its {what} is {text!r}")
+    name, value, confidence, outputs_type, outputs, *others = row
+    entry = Late(name, value, confidence, None, *others)
+    _check(entry, "id target", str)
+    _check_class(entry.data_class)
+    _check_times(entry, "queued_at", "answered_at")
     if not (confidence is None or isinstance(confidence, float)):
         raise Damaged(f"its confidence is {confidence!r}")
-    if not (_is_instant(queued_at) and _is_instant(since)):
-        raise Damaged(f"its times are {queued_at!r} and {since!r}")
-    decoded = None
     if outputs_type is not None:
         try:
-            decoded = decode_input(outputs_type, outputs)
+            entry = entry._replace(outputs=decode_input(outputs_type, outputs))
         except MemoryError:  # of this device, now: the size was checked
             raise
         except Exception as e:
             raise Damaged(f"its outputs cannot be read: {e!r}") from e
-    answer, provisional_answer = _json(value, "value"), _json(provisional, "provisional")
-    return Late(name, answer, confidence, decoded, provisional_answer, data_class, target, queued_at, since)
+    return entry._replace(value=_json(value, "value"), provisional=_json(entry.provisional, "provisional"))
 
 
-def _check(entry: Waiting | Listed, names: str, kind: type) -> None:
+def _check(entry: Waiting | Listed | Late, names: str, kind: type) -> None:
     """Raise Damaged unless the fields named in `names`, apart by spaces, are of exactly this type, and texts are valid UTF-8."""
     for name in names.split():
         value = getattr(entry, name)
@@ -233,9 +229,9 @@ def _check_class(data_class: object) -> None:
         raise Damaged(f"its data class is {data_class!r}")
 
 
-def _check_times(entry: Waiting | Listed) -> None:
-    """Raise Damaged unless `ready_at` and `queued_at` are floats between -`FAR_S` and `FAR_S`."""
-    for name in ("ready_at", "queued_at"):
+def _check_times(entry: Waiting | Listed | Late, *names: str) -> None:
+    """Raise Damaged unless the fields of these names are floats between -`FAR_S` and `FAR_S`."""
+    for name in names:
         if not _is_instant(value := getattr(entry, name)):
             raise Damaged(f"its {name} is {value!r}")
 
