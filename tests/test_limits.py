@@ -753,12 +753,11 @@ def test_a_forked_child_has_a_record_of_its_own(tmp_path):
 
 def test_without_a_file(caplog):
     """Nothing is written and nothing is unknown."""
-    for store in (None, KeyValueStore(None)):
-        spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
-        assert spending.recall()
-        assert spending.reserve(Cost(usd=0.1), process.now()) is None
-        spending.keep()
-        spending.close()
+    spending = SharedSpending(Spending(Limits(usd_per_day=1)), None)
+    assert spending.recall()
+    assert spending.reserve(Cost(usd=0.1), process.now()) is None
+    spending.keep()
+    spending.close()
     assert caplog.text == ""
 
 

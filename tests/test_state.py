@@ -196,27 +196,18 @@ def test_forget(make, monkeypatch):
     assert kept.others("", "") == []
 
 
-def test_in_memory():
-    """Without a path all of it works until the end, and no thread or file is there."""
-    kept = KeyValueStore(None)
-    kept.put("a", 1)
-    kept.put("ab", 2)
-    assert threads() == []
-    assert kept.others("a", "a") == [2]
-    assert not kept.flush()
-    kept.forget("ab", -1.0)
-    assert (kept.get("a"), kept.get("ab")) == (1, None)
-    kept.close()
-
-
 def test_after_close(path, make):
     """Late puts are remembered, start no thread and open no file; a second close is nothing."""
     kept = make()
     kept.put("a", 1)
     kept.close()
     kept.put("b", 2)
+    kept.put("bc", 3)
     assert threads() == []
-    assert kept.get("b") == 2
+    assert not kept.flush()
+    assert kept.others("b", "b") == [3]
+    kept.forget("bc", -1.0)
+    assert (kept.get("b"), kept.get("bc")) == (2, None)
     kept.close()
     assert names(path) == {"a": 1}
 

@@ -65,8 +65,6 @@ class EarlierSpending:
             own_name: name of this process's record.
         """
         store = self._store
-        if store.path is None:
-            return True
         before = _set_aside(store.path)
         try:
             rows, damaged_at = store.rows(PREFIX), store.damaged()

@@ -415,16 +415,15 @@ class KeyValueStore(ForkSafe):
     as the file is opened, and `damaged` has the time.
 
     Args:
-        path: path of the file; None: values are in memory only.
+        path: path of the file.
     """
 
     _lock = per_process(threading.RLock)
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._database = (
-            None if path is None else Database(path, _SCHEMA, version=2, durable=True, lenient=True, check=self._check)
-        )
+        # None once it is closed.
+        self._database: Database | None = Database(path, _SCHEMA, version=2, durable=True, lenient=True, check=self._check)
         # name -> JSON and Unix time of the put, of values not yet written to the file.
         self._fresh: dict[str, tuple[str, float]] = {}
         self._sums: dict[str, Counter[str]] = {}  # name -> numbers that are not added to those in the file yet
@@ -433,7 +432,7 @@ class KeyValueStore(ForkSafe):
         self._writer = Worker("edgeroute-state", self._write, "state cannot be written", first_s=DELAY_S, retry_s=DELAY_S)
 
     def after_fork(self) -> None:
-        """Reset the state of a forked child; unwritten values of a file are dropped, too: the parent writes them."""
+        """Reset the state of a forked child; unwritten values are dropped, too, unless it is closed: the parent writes them."""
         super().after_fork()
         if self._database is not None:
             self._fresh, self._sums = {}, {}
@@ -500,7 +499,7 @@ class KeyValueStore(ForkSafe):
     def rows(self, prefix: str) -> list[tuple[str, str, float]]:
         """Return (name, JSON, Unix time of the put) of all names in the file that begin with `prefix`, newest first.
 
-        Unwritten values are left out; [] if the store is in memory.
+        Unwritten values are left out; [] if the store is closed.
 
         Raises:
             StoreError: the file cannot be read.
@@ -562,8 +561,8 @@ class KeyValueStore(ForkSafe):
     def put(self, name: str, value: Any) -> None:
         """Store a snapshot of the value in memory; a thread writes it to the file about a second later.
 
-        Replaces an earlier value; stays in memory if the store has no file or is closed. Raises TypeError or ValueError for what
-        JSON does not have.
+        Replaces an earlier value; stays in memory if the store is closed. Raises TypeError or ValueError for what JSON does not
+        have.
         """
         text = json.dumps(value, separators=(",", ":"))
         with self._lock:
@@ -574,7 +573,7 @@ class KeyValueStore(ForkSafe):
     def add(self, sums: Mapping[str, Mapping[str, int]]) -> None:
         """Add to the numbers of values that hold numbers by key; a thread does it about a second later, all in one transaction.
 
-        So those of several processes add up. Numbers that become 0 or less are deleted. Those of a store without a file are lost.
+        So those of several processes add up. Numbers that become 0 or less are deleted. Those that come after `close` are lost.
         """
         with self._lock:
             for name, numbers in sums.items():
@@ -601,7 +600,7 @@ class KeyValueStore(ForkSafe):
     def flush(self) -> bool:
         """Write pending values to the file now, and add pending numbers to those there. Return True if all were written.
 
-        Returns False without a file, and after a failure, which is logged; what could not be written stays pending.
+        Returns False once it is closed, and after a failure, which is logged; what could not be written stays pending.
         """
         database = self._database
         sums: dict[str, Counter[str]] = {}
@@ -664,7 +663,7 @@ class KeyValueStore(ForkSafe):
                 yield value
 
     def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
-        """Run a statement and return its rows; none if the store is in memory or the disk fails, which is logged once."""
+        """Run a statement and return its rows; none if the store is closed or the disk fails, which is logged once."""
         database = self._database
         if database is None:
             return []
