@@ -401,7 +401,8 @@ class Follower(ForkSafe):
             known = Standing(name)
         order = isinstance(data, dict) and data.get("only_edge") is True
         if data is not None and (order != known.only_edge or self._state in _unstored):  # before all else, the disk too
-            known = self._switch(known._replace(only_edge=order))
+            known = known._replace(only_edge=order)
+            self._switch(known)
         with translate_os_errors(self._home):
             if unstored is not None:
                 raise unstored
@@ -494,8 +495,8 @@ class Follower(ForkSafe):
         log.warning("%s-%s is refused, and the last good policy stays in force: %s", known.name, version, why)
         self._save(known._replace(tried=0, attempts=0, refused=_refused_with(known, version, why)))
 
-    def _switch(self, new: Standing) -> Standing:
-        """Put a standing in force by a reload, and store it then: a `kill -9` between leaves the stored one. Return it.
+    def _switch(self, new: Standing) -> None:
+        """Put a standing in force by a reload, and store it then: a `kill -9` between leaves the stored one.
 
         Raises:
             EdgerouteError: it cannot be used or stored; the one before is in force, but an emergency order counts even unstored,
@@ -511,7 +512,6 @@ class Follower(ForkSafe):
                     _unstored[self._state] = standing(self._state)._replace(only_edge=True)
                 self._reload()  # the one before, which is still the stored one but for an emergency
                 raise
-        return new
 
     def _save(self, new: Standing) -> None:
         """Store a standing atomically, and note its stamp, so that it is not taken for another process's. Raises StoreError."""
