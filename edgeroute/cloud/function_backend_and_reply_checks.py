@@ -260,14 +260,10 @@ SENDS_EDGE = "send_edge"  # part of fingerprints: the cloud is sent the edge's a
 MAX_ABANDONED = 16  # maximum abandoned runs (requested to stop, still running), above which the planner skips the endpoint
 
 
-def checked_flag(name: str, value: object) -> bool:
-    """Return the value of a setting.
-
-    Raises:
-        PolicyError: the value is not True or False.
-    """
+def checked_send_edge(value: object) -> bool:
+    """Return the setting `send_edge`; raise PolicyError unless it is True or False."""
     if not isinstance(value, bool):
-        raise PolicyError(f"{name} is True or False, not a {type(value).__name__}")
+        raise PolicyError(f"send_edge is True or False, not a {type(value).__name__}")
     return value
 
 
@@ -483,7 +479,7 @@ class Function:
         send_edge: bool = False,
         **terms: Any,
     ) -> None:
-        self.send_edge = checked_flag("send_edge", send_edge)
+        self.send_edge = checked_send_edge(send_edge)
         if not isinstance(version, str | None):
             raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')
         self.version = version

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
-from edgeroute.cloud.function_backend_and_reply_checks import checked_flag
+from edgeroute.cloud.function_backend_and_reply_checks import checked_send_edge
 from edgeroute.cloud.json_and_form_body_templates import MAX_BODY, Body, BodyType, to_json
 from edgeroute.confidence.output_forms_labels_and_comparison import best_label, label_names
 from edgeroute.confidence.output_reader import checked_kind
@@ -72,7 +72,7 @@ class PlainJson(OneByOne):
             raise PolicyError("encode= makes the whole body, as JSON: give it, or body= and body_type=")
         if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
             raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
-        self.send_edge = checked_flag("send_edge", send_edge)
+        self.send_edge = checked_send_edge(send_edge)
         own = body is not None or encode is not None or self.address.path.rstrip("/").endswith("/v1")  # which may be anybody's
         if not own and (advice := chat_advice(self.address.path)):
             raise PolicyError(f'{advice} (OpenAIChat), or a body, since it takes no {{"input": ...}}')

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from edgeroute.cloud import oip_tensors as oip
 from edgeroute.cloud.adaptive_input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
-from edgeroute.cloud.function_backend_and_reply_checks import checked_flag
+from edgeroute.cloud.function_backend_and_reply_checks import checked_send_edge
 from edgeroute.cloud.input_codecs import Codec
 from edgeroute.confidence.detector_boxes import named_boxes
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
@@ -111,7 +111,7 @@ class ServedModel(ABC):
     ) -> None:
         # Codec of inputs; None: they are sent as the model's tensors.
         self.payload = None if codec is None else payload_of(codec)
-        self.send_edge = checked_flag("send_edge", send_edge)
+        self.send_edge = checked_send_edge(send_edge)
         self.address = Address(url, **address)
         base, separator, rest = self.address.path.partition("/v2/models/")
         if not rest and not model:
