@@ -30,6 +30,7 @@ TOML = [  # text, key, what it says beside it
     (T + E + C + '[egress]\nnever_leaves = ["a"]\n', "egress.never_leaves", 'did you mean "never_leave"?'),
     (T + E + C + "[audit]\nshares = 1\n", "audit.shares", 'did you mean "share"?'),
     (T + E + C + '[cache]\nttl_s = "1h"\n', "cache.ttl_s", 'did you mean "ttl"?'),
+    (T + E + 'kind = "label+probabilites"\n' + C, "edge.kind", 'did you mean "label+probabilities"?'),
     # a key in the wrong place
     (T + E + C + 'mode = "only_edge"\n', "cloud.mode", "at the top of the file"),
     (T + E + C + 'share = "1%"\n', "cloud.share", "belongs in [audit]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import SLACK
 from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import NEEDS
+from edgeroute.errors import nearest
 from edgeroute.http.messages_addresses_and_secrets import chat_advice
 from edgeroute.policy.units_as_text import duration
 from edgeroute.system.clock_json_and_fork_safety import set_within
@@ -215,6 +217,14 @@ def quote_value(value: Any) -> str:
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     return "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def wrong_word(value: Any, expected: str) -> str:
+    """Return the text about a value that is none of the words which pydantic lists in quotes: the nearest of them, or all."""
+    words = re.findall("'([^']*)'", expected)
+    if isinstance(value, bool):  # in YAML `off`, too, is one
+        return f"found {quote_value(value)}: expected one of {', '.join(words)}, in quotes"
+    return f"found {quote_value(value)}: {nearest(value, words)}"
 
 
 def kind_text(value: Any) -> str:

@@ -41,6 +41,7 @@ from edgeroute.policy.policy_problems_and_contradictions import (
     kind_text,
     listed,
     quote_value,
+    wrong_word,
 )
 from edgeroute.policy.sections_from_runtime_arguments import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
@@ -362,10 +363,7 @@ def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Pro
         protocols = [*CLOUDS, *plugin_targets(PROTOCOLS)]
         return Problem((*key, "protocol"), f"found {quote_value(value['protocol'])}: {nearest(value['protocol'], protocols)}")
     if kind == "literal_error":
-        words = re.findall(r"'(\w+)'", context["expected"])
-        if isinstance(value, bool):  # in YAML `off`, too, is one
-            return Problem(key, f"found {quote_value(value)}: expected one of {', '.join(words)}, in quotes")
-        return Problem(key, f"found {quote_value(value)}: {nearest(value, words)}")
+        return Problem(key, wrong_word(value, context["expected"]))
     if kind == "expected":
         shown = kind_text(value) if key[-1] in _MAY_BE_SECRET else quote_value(value)
         return Problem(key, f"expected {context['words']}, found {shown}" + (f"; {context['hint']}" if context["hint"] else ""))

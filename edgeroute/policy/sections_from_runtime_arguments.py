@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -25,7 +24,7 @@ from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, S
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.model_and_endpoint_sections import Edge, Model, Target
 from edgeroute.policy.policy_keys_from_signatures import parameters_of
-from edgeroute.policy.policy_problems_and_contradictions import quote_value
+from edgeroute.policy.policy_problems_and_contradictions import quote_value, wrong_word
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.value_types import Check
 from edgeroute.system.clock_json_and_fork_safety import log
@@ -211,8 +210,7 @@ def _text(section: type[Registered], error: Any) -> str:
     if kind == "missing":
         return f"is missing. {keys(section)[key]}".rstrip()
     if kind == "literal_error":
-        words = re.findall(r"'([^']*)'", context["expected"])
-        return f"found {quote_value(error['input'])}: {nearest(error['input'], words)}"
+        return wrong_word(error["input"], context["expected"])
     if kind == "expected":
         return f"expected {context['words']}, found {quote_value(error['input'])}"
     words = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
