@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import log
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -61,7 +61,8 @@ from edgeroute.system.sanitised_logging import Failures
 
 logger = logging.getLogger("edgeroute")
 # Kinds of model outputs.
-KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers")
+Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
 LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
 

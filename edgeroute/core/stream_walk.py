@@ -56,7 +56,7 @@ State of the stream (`StreamState.shown`: the source, the leg whose pieces are e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeAlias, final
 
 from edgeroute.core.error_codes import Coded
@@ -327,29 +327,24 @@ class StreamState:
             return self.shown
         if self.held:
             return self.shown if self.shown in self.held else best_held(self.legs, self.held)
-        parts = [i for i in cut if self._edge_has_begun(i)] or [
-            i for i, v in self.states.items() if v.failed and self._edge_has_begun(i)
-        ]
-        return parts[0] if parts and self.may_degrade else None
+        failed = (i for i, v in self.states.items() if v.failed)
+        return next((i for i in (*cut, *failed) if self._edge_has_begun(i)), None) if self.may_degrade else None
 
-    def candidates(self) -> Iterator[int]:
-        """Yield the legs that may be shown now, best first: those with a piece that need not be judged, until one still judged.
+    def candidate(self) -> int | None:
+        """Return the leg to show now: the first with a piece that need not be judged, before any that is still judged.
 
-        Then edges that have begun: any with `restart` while nothing is shown or the leg shown has failed, and the only leg left
-        if the plan may degrade and holds no answer.
+        Else the first edge that has begun: with `restart` while nothing is shown or the leg shown has failed, and if no other leg
+        is left, the plan may degrade and no answer is held. None: there is no such leg.
         """
-        undecided = False
         for i, state in self.states.items():
-            if state.pieces and not (state.failed or state.passed_over or undecided or self.judged(i)):
-                yield i
-            undecided = undecided or (state.active and self.judged(i) and not self.legs[i].standby)
-        if self.restart and self.shown is None:
-            yield from (i for i, v in self.states.items() if self._edge_has_begun(i) and not v.failed)
-        left = [i for i, v in self.states.items() if not v.failed and not v.ended]
-        if self.may_degrade and not self.pending and len(left) == 1 and not self.held and self._edge_has_begun(left[0]):
-            yield left[0]  # nobody else is left
-        elif self.restart and self.shown is not None and self.states[self.shown].failed:
-            yield from (i for i, v in self.states.items() if self._edge_has_begun(i) and not v.failed)
+            if state.pieces and not (state.failed or state.passed_over or self.judged(i)):
+                return i
+            if state.active and self.judged(i) and not self.legs[i].standby:
+                break
+        anew = self.restart and (self.shown is None or self.states[self.shown].failed)
+        alone = self.may_degrade and not self.pending and not self.held and len(self.running()) == 1
+        begun = (i for i, v in self.states.items() if not v.failed and self._edge_has_begun(i))
+        return next(begun, None) if anew or alone else None
 
     def _edge_has_begun(self, i: int) -> bool:
         """Return True if the leg is an edge that has given a piece."""
@@ -512,14 +507,13 @@ class StreamWalk:
         that have not begun and had lost their time limit.
         """
         leg = self.stream.legs[i]
-        if state.accepted is None and leg.thresholds:
-            self.log.append(Mark("limit", i, self.stream.now, own_threshold(leg, answer)))
+        kind = "kept"
         if state.accepted is None:
+            if leg.thresholds:
+                self.log.append(Mark("limit", i, self.stream.now, own_threshold(leg, answer)))
             last = state.last and type(answer.confidence) is not Malformed
             state.accepted = last or (not leg.standby and acceptable(leg, answer))
             kind = "kept" if leg.standby else "below"
-        else:
-            kind = "kept"
         if state.accepted:
             self.log.append(Mark("accepted", i, self.stream.now, answer.confidence))
             yield from self._show(i)
@@ -601,7 +595,7 @@ class StreamWalk:
 
     def _choose_source(self) -> _Steps:
         """Show the best of the legs that may be shown now, if it is not shown yet, unless the source is fixed."""
-        i = None if self.stream.is_final() else next(self.stream.candidates(), None)
+        i = None if self.stream.is_final() else self.stream.candidate()
         if i is not None and self.stream.shown != i:
             yield from self._show(i)
 

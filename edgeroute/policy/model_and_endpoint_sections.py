@@ -14,13 +14,14 @@ from edgeroute.cloud.json_and_form_body_templates import Body
 from edgeroute.cloud.json_api import PlainJson
 from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.cloud.openinference import OpenInference
+from edgeroute.confidence.output_reader import Kind
 from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.onnx_provider_options import parse_providers
 from edgeroute.edge.runtime_registry_and_model_groups import Variants, is_address, load
 from edgeroute.errors import PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Address
-from edgeroute.policy.policy_keys_from_signatures import Kind, Section, configures
+from edgeroute.policy.policy_keys_from_signatures import Section, configures
 from edgeroute.policy.single_sections import at
 from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body
 from edgeroute.system.late_imports_and_plugins import load_plugin, plugin_targets

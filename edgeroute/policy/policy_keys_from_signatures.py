@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Un
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 import edgeroute.policy.value_types as values
+from edgeroute.confidence.output_reader import Kind
 from edgeroute.core.routing_policy import Terms
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.http.messages_addresses_and_secrets import Address
@@ -36,8 +37,6 @@ UNITS: Mapping[tuple[str, bool], Any] = {
     ("share", False): Share, ("share", True): Share, ("amount", False): values.Amount, ("rate", True): values.Rate,
     ("count", False): values.Count, ("whole", False): values.Whole,
 }  # fmt: skip
-# Kind of a model's outputs.
-Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers"]
 # Path of a file; a relative one starts from the policy's folder.
 File = Annotated[values.PathText, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
 CARD = "the path of a card, or false"
