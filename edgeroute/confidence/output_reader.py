@@ -242,7 +242,7 @@ class Reader:
     def _check_first(self, z: list[float], first: Any) -> None:
         """Check the first outputs: probabilities become the kind, or log one warning if they are taken for logits.
 
-        Marks the outputs as seen, and takes the fast path for arrays of one axis. Raises `wrong` for an embedding, by its name.
+        Marks the outputs as seen, and takes the fast path for arrays of one axis. Raises `wrong` for an embedding.
         """
         if len(z) > 1:
             self.check_embedding(z)

@@ -192,7 +192,8 @@ class Settings(Top):
         Raises:
             ModelMissing: a card or score named by the policy is missing.
             ModelError: a card or score is invalid.
-            PolicyError: a certificate is missing or invalid.
+            PolicyError: a certificate is missing or invalid, or no package has a part or protocol.
+            RuntimeMissing: a package that a section needs is not installed.
         """
         with _under_key("score"):
             score, key = _score(self.score, folder)

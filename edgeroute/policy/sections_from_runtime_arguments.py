@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, create_model
 from pydantic.errors import PydanticUserError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
 from edgeroute.catalog.installed_and_active_models import model_file
 from edgeroute.edge.answer_structure_checks import Given
@@ -26,7 +26,7 @@ from edgeroute.policy.model_and_endpoint_sections import Edge, Model, Target
 from edgeroute.policy.policy_keys_from_signatures import parameters_of
 from edgeroute.policy.policy_problems_and_contradictions import quote_value, wrong_word
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
-from edgeroute.policy.value_types import Check
+from edgeroute.policy.value_types import Check, message_error
 from edgeroute.system.clock_json_and_fork_safety import log
 
 WRITTEN = ".onnx"  # suffix whose section is written by hand, as `targets.Edge`
@@ -193,11 +193,8 @@ def for_file(section: Target, path: str, folder: Path) -> Target:
 
 def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
     """Return a pydantic error from (place, text, value) of several problems."""
-
-    def detail(loc: Any, text: str, given: Any) -> InitErrorDetails:
-        return {"type": PydanticCustomError("policy", "{text}", {"text": text}), "loc": loc, "input": given}
-
-    return ValidationError.from_exception_data("edge", [detail(*problem) for problem in problems])
+    details = [InitErrorDetails(type=message_error(text), loc=loc, input=given) for loc, text, given in problems]
+    return ValidationError.from_exception_data("edge", details)
 
 
 def _text(section: type[Registered], error: Any) -> str:
