@@ -289,7 +289,6 @@ class Plan(NamedTuple):
     offline: Offline
     mode: Mode
     steps: tuple[str, ...]  # reasons for this plan, one line each
-    order: tuple[int, ...]  # numbers of the legs: 0, 1, ...
     sequential: bool  # True if at most one leg runs at a time, and nothing can interrupt it
     stays: str  # reason why no leg leaves the device although there is a cloud; empty otherwise
     data_class: str | None
@@ -423,7 +422,7 @@ def plan(
         legs.append(leg)
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
-        tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
+        tuple(legs), deadline_s, policy.offline, mode, tuple(steps), sequential,
         stays, data_class, facts, skipped, silent, ruled.rules, hedge_s, arm=arm,
     )  # fmt: skip
 
@@ -518,7 +517,7 @@ def _mode_by_energy(
 
 
 def order_clouds(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
-    """Return the clouds in order of trying: as listed, or by median latency.
+    """Return the clouds in the policy's `order`: as listed, or by median latency, the fastest first.
 
     One without measured latency comes first, or it would never be measured.
     """

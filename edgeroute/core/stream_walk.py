@@ -227,7 +227,7 @@ class StreamState:
         self.plan, self.legs, self.begun, self.deadline = plan, plan.legs, begun, begun + plan.deadline_s
         self.first_s, self.restart = first_s, restart
         self.now = begun
-        self.pending = [*plan.order]
+        self.pending = list(range(len(plan.legs)))
         self.states: dict[int, LegState] = {}
         self.shown: int | None = None
         self.held: dict[int, Prediction] = {}

@@ -264,7 +264,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
         log: list to which the route's log is appended; None: nobody reads it before the end.
     """
     legs, deadline = _at_once(plan) if provisional else plan.legs, begun + plan.deadline_s
-    pending = [*plan.order]
+    pending = [*range(len(legs))]
     running: list[int] = []  # `list[int]()` costs 0.1 us
     held: dict[int, Prediction] = {}
     log = [] if log is None else log

@@ -88,7 +88,7 @@ class AuditCalls:
 
     def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
         """Return an executor of these legs on that input: no deadline, no batch, nothing shown, an id that ends in -shadow."""
-        plan = request.plan._replace(legs=legs, order=tuple(range(len(legs))), sequential=True, deadline_s=INF)
+        plan = request.plan._replace(legs=legs, sequential=True, deadline_s=INF)
         shadow = request._replace(id=f"{request.id}-shadow", plan=plan, until=INF, batch="", key=None, shows="")
         return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
 

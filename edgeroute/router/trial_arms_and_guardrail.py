@@ -504,7 +504,7 @@ class Trials(ForkSafe, parts.Part):
         if target is None or self._under_way >= MOST_HIDDEN:
             return
         legs = (*legs, _hidden_leg(legs[i], name, target))
-        asks = request._replace(plan=request.plan._replace(legs=legs, order=tuple(range(len(legs)))), id=f"{request.id}-{name}")
+        asks = request._replace(plan=request.plan._replace(legs=legs), id=f"{request.id}-{name}")
         if not self._calls.room(asks, len(legs) - 1):
             return
         call, _ = self._calls.prepare(asks, len(legs) - 1, edge)

@@ -220,7 +220,7 @@ def _answer_part(
         return f"{name} {took_s * 1000:.0f} ms"
     if "check" in event:
         sure = Malformed(event["check"], str(event["check"]))
-    plan = Plan((), INF, "edge", "prefer_edge", (), (), True, str(record.get("stays", "")), None, Facts())
+    plan = Plan((), INF, "edge", "prefer_edge", (), True, str(record.get("stays", "")), None, Facts())
     accepts, standby = event["what"] == "accepted", event["what"] == "kept"
     planned = Leg(name, None, 0, threshold, last, accepts, INF, standby, INF, str(leg["label"]), {})
     return answer_part(plan, planned, sure, took_s, confidence(limit))

@@ -42,7 +42,7 @@ def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Gener
         BadInput: an edge rejects the input.
     """
     steps, sends, below = list(plan.steps), [], set[int]()
-    for i in plan.order:
+    for i in range(len(plan.legs)):
         leg, start = judged_leg(plan, i, below), Start(i)
         if leg.permit is not None:
             cloud: Any = legs.backend(start)

@@ -148,7 +148,7 @@ class DirectCalls:
         plan = checked_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
         leg = next(leg for leg in plan.legs if leg.target == (self.number if number is None else number))
         leg = leg._replace(final=True, standby=False, hedge_after_s=INF, start_by_s=INF)
-        (walk,) = yield from self._walk(plan._replace(legs=(leg,), order=(0,), sequential=True), [x])
+        (walk,) = yield from self._walk(plan._replace(legs=(leg,), sequential=True), [x])
         yield Pause(0.0)
         return walk
 

@@ -303,7 +303,7 @@ class Script:
         """
         leg = plan.legs[0]
         seen = self._request.legs.get(leg.name)
-        if plan.order[0] or leg.permit is not None or leg.thresholds or seen is None or seen.away or seen.what not in ANSWERED:
+        if leg.permit is not None or leg.thresholds or seen is None or seen.away or seen.what not in ANSWERED:
             return None
         end = begun + (seen.took_s * heat(self._course, begun).times if self._course else seen.took_s)
         if end > begun + plan.deadline_s:
