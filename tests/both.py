@@ -25,7 +25,7 @@ from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect
 
-LONG = 30.0
+LONG = 120.0
 """Seconds after which a test that waits for something has failed."""
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 DOWN = http_reply(b"oops", status=503)

@@ -14,7 +14,7 @@ from edgeroute.tools.server.uvicorn_host import Connection
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "edgeroute", "messages": HELLO}
-LONG = 30.0
+LONG = 120.0
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-LONG = 30.0
+LONG = 120.0
 _MARK = 0x88B5
 """An Ethernet type for local experiments: these frames are ours, and not counted."""
 _ALL, _OUTGOING, _SOL_PACKET, _STATISTICS, _NEWNET = 3, 4, 263, 6, 0x40000000

@@ -28,7 +28,7 @@ from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import lines
 from edgeroute.types import TensorSpec
 
-LONG = 30.0
+LONG = 120.0
 
 
 @pytest.fixture

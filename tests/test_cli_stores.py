@@ -28,7 +28,7 @@ from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.cli.outbox_egress_and_state_folder import parse_time
 from edgeroute.tools.cli.tables_and_options import local_time
 
-LONG = 30.0
+LONG = 120.0
 """Seconds after which a test that waits for something has failed."""
 DAY_S = 86400.0
 COMMANDS = [

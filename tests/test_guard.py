@@ -27,7 +27,7 @@ from edgeroute.core.routing_policy import Rules, Terms, permit
 from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, http_reply
 
-LONG = 30.0
+LONG = 120.0
 PERMIT = permit(Rules(), None)
 AWAY = Unreachable("away")
 AHEAD_S = [0.0]

@@ -19,7 +19,7 @@ from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer, http_reply
 
-LONG = 30.0
+LONG = 120.0
 GOOD = b'{"value": "cloud", "confidence": 0.9}'
 
 

@@ -42,7 +42,7 @@ from edgeroute.tools.replay import trace_replay as run
 from edgeroute.tools.replay.replay_setup_and_result import Port
 from edgeroute.tools.replay.simulated_calls_and_environment import RETRANSMIT_S, Link, Network
 
-LONG = 30.0
+LONG = 120.0
 SURES = st.one_of(st.floats(0, 1), st.sampled_from([None, float("nan"), 0.5]))
 FAULTY = st.sampled_from([None] * 4 + [Unreachable("gone"), BadReply("what?"), RuntimeError("boom")])
 TERMS = {"usd_per_call": 0.25, "joules_per_call": 2.0, "health": lambda: None}

@@ -30,7 +30,7 @@ from edgeroute.stores.outbox import sqlite_queue
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.testing import CannedServer, http_reply
 
-LONG = 30.0
+LONG = 120.0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from both import Stop, interrupted
 from edgeroute import StopToken
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 
-LONG = 30.0
+LONG = 120.0
 
 
 def until_idle(pool, count=1):

@@ -17,7 +17,7 @@ needs("httpx", "starlette", "uvicorn")
 import httpx  # noqa: E402
 from gateways import serving  # noqa: E402
 
-LONG = 30.0
+LONG = 120.0
 
 
 class Turns:

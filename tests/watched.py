@@ -7,7 +7,7 @@ import threading
 
 from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources, TraceFile
 
-LONG = 30.0
+LONG = 120.0
 EVIL = "<script>globalThis.evil = 1</script><img src=x onerror='globalThis.evil = 1'>"
 
 
