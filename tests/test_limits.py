@@ -479,8 +479,9 @@ def test_an_event_loop_does_not_wait_for_what_another_call_writes(tmp_path, monk
     assert in_time[0]
 
 
-def test_what_has_arrived_on_an_event_loop_is_written_with_the_next_booking(tmp_path):
+def test_what_has_arrived_on_an_event_loop_is_written_with_the_next_booking(tmp_path, monkeypatch):
     """Its bytes, say. In a thread they are written at once."""
+    monkeypatch.setattr("edgeroute.stores.sqlite_file_and_key_values.DELAY_S", LONG)  # nothing is written by time
     store = Counted(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits(mb_per_day=1)), store)
 
@@ -714,8 +715,9 @@ def test_many_at_once_share_a_write(tmp_path):
     store.close()
 
 
-def test_what_has_no_limit_is_not_written_ahead(tmp_path):
+def test_what_has_no_limit_is_not_written_ahead(tmp_path, monkeypatch):
     """Nor does a cost that has none wait for what was not written; what has come anyway is written at once if it has a limit."""
+    monkeypatch.setattr("edgeroute.stores.sqlite_file_and_key_values.DELAY_S", LONG)
     store = Counted(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits()), store)
     assert spending.reserve(Cost(usd=1.0), process.now()) is None

@@ -133,6 +133,7 @@ def test_nothing_is_written_at_once(path, make, monkeypatch):
 
 def test_put_while_it_is_written(path, make, monkeypatch):
     """A value that is put during a write is newer than what was written, and is written by the next."""
+    monkeypatch.setattr(state, "DELAY_S", LONG)
     kept = make()
     real = Database.transaction
 
@@ -412,8 +413,9 @@ def test_no_thread_to_be_had(path, make, monkeypatch):
     assert names(path) == {"a": 1}
 
 
-def test_fork(path, make):
+def test_fork(path, make, monkeypatch):
     """A child starts anew on the same file, and does not write again what its parent was given."""
+    monkeypatch.setattr(state, "DELAY_S", LONG)
     kept = make()
     kept.put("shared", "old")
     child = os.fork()
