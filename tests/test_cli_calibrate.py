@@ -38,6 +38,7 @@ from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples, fit_score
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples
+from edgeroute.tools.measure.evaluation import Examples
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
@@ -601,7 +602,7 @@ def test_answers_without_a_confidence_or_with_other_outputs():
     assert np.isnan(found.score).all()
     assert found.outputs is None
     with pytest.raises(PolicyError, match="two or more logits"):
-        fit_score(found.outputs, found.score, found.agree, found.agree, choose=True, ood=False)
+        fit_score(found, "max_loss", None, None, choose=True, ood=False)
 
 
 def test_probabilities_that_a_card_calls_logits(home):
@@ -648,7 +649,8 @@ def test_a_score_that_a_fifth_fewer_examples_cannot_bear():
     z = rng.normal(size=(60, 3)) * 3
     right = np.ones(60, bool)
     right[:22] = False  # enough harms to learn from, and not with a fifth left out
-    found = fit_score(z, msp(z), right, np.ones(60, bool), choose=False, ood=False)
+    examples = Examples(msp(z), [0] * 60, None, None, z)
+    found = fit_score(examples, "max_loss", right, None, choose=False, ood=False)
     assert found.learned is None
     assert (found.scores == msp(z)).all()
     assert "a fifth left out" in found.why

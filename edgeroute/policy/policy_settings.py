@@ -70,9 +70,7 @@ class Trial(Section):
         "`card`; or a table, `[trial.edge]`, with keys of its own.",
     )
     cloud: Text | None = Field(None, description="Or the endpoint on trial: the `name` of another `[[cloud]]`.")
-    threshold: Threshold | None = Field(
-        None, description="Of an edge: a number, or the path of a certificate. Without it its own, else the number in use."
-    )
+    threshold: Threshold | None = Field(None, description="Of an edge. Without it its own, else the number in use.")
 
 
 # Types of a section; if there are several, its key `protocol` selects one.
