@@ -106,3 +106,10 @@ def test_a_rule_spares_no_battery_that_is_charged(make):
     """The charge is known then, too."""
     router = make(unsure, cloud, rules=[LOW], sensors=Device(battery=0.1, mains=True))
     assert router.infer(1).source == "cloud"
+
+
+def test_a_saver_in_a_file_is_told_which_rules_replace_it(tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text('threshold = 0.5\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n[saver]\nbattery_below = "20%"\n')
+    with pytest.raises(PolicyError, match=r'saver: there is no such key: a \[\[rule\]\] of = "battery" and one of = "heat"'):
+        Router.from_policy(policy, edge=unsure)

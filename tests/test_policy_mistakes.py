@@ -31,6 +31,7 @@ TOML = [  # text, key, what it says beside it
     (T + E + C + "[audit]\nshares = 1\n", "audit.shares", 'did you mean "share"?'),
     (T + E + C + '[cache]\nttl_s = "1h"\n', "cache.ttl_s", 'did you mean "ttl"?'),
     (T + E + 'kind = "label+probabilites"\n' + C, "edge.kind", 'did you mean "label+probabilities"?'),
+    (T + E + C + '[saver]\nbattery_below = "20%"\n', "saver", 'a [[rule]] of = "battery"'),
     # a key in the wrong place
     (T + E + C + 'mode = "only_edge"\n', "cloud.mode", "at the top of the file"),
     (T + E + C + 'share = "1%"\n', "cloud.share", "belongs in [audit]"),

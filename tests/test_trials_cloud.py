@@ -492,6 +492,7 @@ def test_a_policy_file_says_it(tmp_path, fashion):
         ('[[trial]]\ncloud = "next"\n[[trial]]\ncloud = "next"', "is on trial already"),
         ('[[trial]]\ncloud = "next"\n[[trial]]\ncloud = "cloud"', "beside cloud="),
         ("trial = 3", "expected a section"),
+        ("[cloud_arms]\n", r"write a \[\[trial\]\] for each endpoint but the first"),
     ):
         path.write_text(wrong + text if wrong[0] == "t" else text + wrong + "\n")
         with pytest.raises(PolicyError, match=message):

@@ -336,6 +336,14 @@ def _files(target: Any) -> Any:
 
 # Messages for users, translated from pydantic's errors: they name the key, quote no secret, and suggest a valid one.
 
+# Section of an earlier policy -> what replaces it.
+REPLACED = {
+    "ab": "write [trial] with edge = the path of B, and the other keys as they are (trials.md)",
+    "candidate": "write [trial] with shown = false, and its keys in [trial.edge] (trials.md)",
+    "cloud_arms": "write a [[trial]] for each endpoint but the first: cloud = its name; shown = false for shadow (trials.md)",
+    "saver": 'a [[rule]] of = "battery" and one of = "heat" with the same `then` do the same (rules.md)',
+}
+
 
 def explain(error: ValidationError) -> list[Problem]:
     """Return one problem per error; none quotes a value that may be a secret."""
@@ -388,13 +396,15 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
 
 
 def _suggestion(word: str, model: type[Section | Settings]) -> str:
-    """Return a suggestion for an unknown key: the protocol that has it, its section, or the nearest key."""
+    """Return a suggestion for an unknown key: the protocol that has it, what replaced it, its section, or the nearest key."""
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:
                 return f'only a cloud with protocol = "{protocol}" has it'
     if issubclass(model, Egress) and word in {"allow", "deny", "hosts", "urls"}:
         return "may_leave and never_leave name classes of data, which go to the addresses in [cloud] alone"
+    if model is Settings and word in REPLACED:
+        return REPLACED[word]
     if word in SECTIONS:
         return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:
