@@ -13,7 +13,7 @@ from time import perf_counter
 import numpy as np
 from figures import size as of_size
 
-from edgeroute.tools.fleet.rollout_decisions_and_publishing import Sums, decide, parse_halt
+from edgeroute.tools.fleet.policy_rollout_by_rings import Sums, decide, parse_halt
 
 RUNS, BLOCKS, LEAST = of_size(200, 3), 28, 4
 HALT = parse_halt("degraded>2%, cost>+20%")

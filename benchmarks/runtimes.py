@@ -29,7 +29,7 @@ import numpy as np
 from figures import MODELS, machine, size
 
 from edgeroute import CallableModel, CoreMLModel, LiteRTModel, OnnxModel, Router
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 
 SECONDS, TURNS, WARM = 30, size(12, 1), size(2, 0)
 """For the timing of one runtime, about."""

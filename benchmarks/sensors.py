@@ -13,7 +13,7 @@ from pathlib import Path
 from figures import Figure, size
 
 from edgeroute import DeviceSensors, Options, Router, Rule
-from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, Files, Measurement
 from edgeroute.observe.device.linux_load_memory_gpu import Gpu, Load, Memory
 from edgeroute.observe.device.linux_temperature_and_throttling import Thermal, Throttling
 from edgeroute.observe.device.power_draw_and_batteries import Battery, Power

@@ -14,7 +14,7 @@ from edgeroute.core.reason_text_and_trace_record import Took, reason_code, took
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.system.clock_json_and_fork_safety import short, to_json_types
-from edgeroute.system.sanitised_logging import Failures, call_logged
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures, call_logged
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -105,7 +105,7 @@ def _call_hook(hook: Callable[[], object]) -> None:
 class EdgeModel(Protocol):
     """Structural interface of an edge model: `name` and `run`.
 
-    Every other member that edgeroute reads is one of `edgeroute.edge.edge_interface_and_fingerprints.EdgeMembers`, and
+    Every other member that edgeroute reads is one of `edgeroute.edge.edge_model_members_and_fingerprints.EdgeMembers`, and
     optional. A model is thread-safe, unless its `parallel` limits how many of its runs go at a time. Where `run` is a
     coroutine function, so are `run_one` and `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them,
     and stops a run by cancelling the coroutine.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import sleep
 from typing import Any
 
-from edgeroute.cloud import request_attempts_and_queue
+from edgeroute.cloud import attempt_accounting_and_turns as request_attempts_and_queue
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import plan
 from edgeroute.core.endpoint_breaker_and_limits import Admission
@@ -15,7 +15,7 @@ from edgeroute.observe.target_counts import Counts
 from edgeroute.router import audits_and_hidden_trials as audit_calls
 from edgeroute.router import leg_inputs, offline_queue
 from edgeroute.router import offline_rules_and_late_replies as fallback_answers
-from edgeroute.router.private_conversations import Digests, PrivateConversations
+from edgeroute.router.private_conversations_and_digest_store import Digests, PrivateConversations
 from edgeroute.stores import cache
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.outbox import Outbox

@@ -8,7 +8,7 @@ import shutil
 import tiny
 
 from edgeroute.tools.catalog_keys_and_publishing import keygen, sign_files
-from edgeroute.tools.fleet.rollout_decisions_and_publishing import publish
+from edgeroute.tools.fleet.policy_rollout_by_rings import publish
 
 ONE_CLOUD = {"name": "main", "protocol": "json"}
 

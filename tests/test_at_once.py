@@ -33,7 +33,7 @@ from edgeroute.stores.outbox.outbox_entries import Waiting
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.system.clock_json_and_fork_safety import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.contracts.runs_under_test import Token
+from edgeroute.tools.contracts.model_runs_that_may_hang import Token
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 

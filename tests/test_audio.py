@@ -13,7 +13,7 @@ from both import DOWN, LONG, GatedServer, Tasks, makes
 from live import Feed, live, until
 
 from edgeroute import AsyncRouter, BadInput, BargeIn, Closed, NoAnswer, PlainJson, PolicyError, Router, Utterance
-from edgeroute.router.live.source_reader_and_mailbox import equal
+from edgeroute.router.live.source_reader_mailbox_and_calls import equal
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
 RATE = 1_000

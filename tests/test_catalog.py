@@ -29,7 +29,7 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.catalog import Catalog
-from edgeroute.catalog import installed_and_active_models as installed
+from edgeroute.catalog import installed_versions_and_active_loading as installed
 from edgeroute.catalog.catalog_entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
 from edgeroute.confidence import calibrate
 from edgeroute.errors import CatalogAway

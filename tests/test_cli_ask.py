@@ -23,7 +23,7 @@ from lazily import needs
 from edgeroute.confidence import Certificate
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.label_questions_and_answers import Asked, AskedLabels, answers_file, parts_of
-from edgeroute.tools.measure.evaluation import Examples
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples
 from edgeroute.tools.measure.labels_on_demand import Question
 
 LABELS = ["a", "b", "c"]

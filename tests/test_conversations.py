@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
 from edgeroute.errors import StoreError
 from edgeroute.router import message_forms_and_digests as conversation_digests
-from edgeroute.router import private_conversations
+from edgeroute.router import private_conversations_and_digest_store as private_conversations
 from edgeroute.router.message_forms_and_digests import bound_digests, looked_up, read_conversation, text_digest
-from edgeroute.router.private_conversations import DAYS, UNKNOWN, WHY, Digests, within
+from edgeroute.router.private_conversations_and_digest_store import DAYS, UNKNOWN, WHY, Digests, within
 from edgeroute.stores import sqlite_file_and_key_values
 from edgeroute.stores.sqlite_file_and_key_values import Database
 
@@ -334,7 +334,7 @@ def test_a_conversation_on_asyncio():
 CHILD = """
 import sys
 from edgeroute import Egress, Router
-from edgeroute.router import private_conversations
+from edgeroute.router import private_conversations_and_digest_store as private_conversations
 private_conversations.WRITTEN_S = 60  # an answer waits for its digests, half a second at most: a busy disk may take longer
 answer = "An answer that is long enough to be recognised"
 router = Router(lambda _: (answer, 0.1), lambda _: "cloud", threshold=0.5, state=sys.argv[1],

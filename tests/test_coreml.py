@@ -18,7 +18,7 @@ from lazily import Later, needs
 from edgeroute import BadInput, CoreMLModel, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, models
 from edgeroute import policy as settings
 from edgeroute.edge import coreml
-from edgeroute.edge.edge_interface_and_fingerprints import stamps
+from edgeroute.edge.edge_model_members_and_fingerprints import stamps
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.testing import edge_contract

@@ -43,7 +43,7 @@ from edgeroute.tools.cli.demo_measurements_and_report import (
     validation,
 )
 from edgeroute.tools.measure.report.figures import INK
-from edgeroute.tools.measure.report.numbers_in_words import size
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import size
 
 test_images.__test__ = False  # a function of the demo, not a test
 

@@ -20,7 +20,7 @@ from gateways import serving
 
 from edgeroute import AsyncRouter, Audit, BadInput, Egress, PolicyError, Router, RuntimeMissing, Trace, Trial
 from edgeroute.confidence.score_before_run import text_of
-from edgeroute.tools.compress.onnx_graphs import workplace
+from edgeroute.tools.compress.onnx_graphs_and_result_files import workplace
 from edgeroute.tools.distil_text_classifier import Example, distil, read_examples
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import LeftOut
 

@@ -20,7 +20,7 @@ from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox.delivery_and_callbacks import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for
-from edgeroute.tools.cli.simulate import outage_notes, show
+from edgeroute.tools.cli.simulate_fleets_and_overload import outage_notes, show
 from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import longest_s, needed, simulate, spreads_s
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import (
     ANSWERED,

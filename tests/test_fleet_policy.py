@@ -29,7 +29,7 @@ from edgeroute.catalog.signed_policy_follower import in_ring, overlay, position,
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.catalog_keys_and_publishing import sign_files, signed_file
-from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision, promote, publish, target
+from edgeroute.tools.fleet.policy_rollout_by_rings import Decision, promote, publish, target
 
 X = np.zeros(4, np.float32)
 SURE = np.array([9, 0, 0, 0], np.float32)

@@ -19,7 +19,7 @@ from edgeroute.catalog.signed_policy_follower import limits_by, standing
 from edgeroute.tools.catalog_keys_and_publishing import sign_files, signed_file
 from edgeroute.tools.fleet.budget_shares_and_signing import limit_for, next_margin, shares
 from edgeroute.tools.fleet.budget_shares_and_signing import target as budget_target
-from edgeroute.tools.fleet.rollout_decisions_and_publishing import Condition, Sums, decide, parse_halt, target
+from edgeroute.tools.fleet.policy_rollout_by_rings import Condition, Sums, decide, parse_halt, target
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
     pytest.importorskip("duckdb")
     from edgeroute.tools.fleet.digest_tables import open_store
     from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables, published
+    from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
     fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>5%, alarm")
@@ -243,7 +243,7 @@ def test_rows_of_before_the_switch_count_for_neither_side(fleet, tmp_path):
     duckdb = pytest.importorskip("duckdb")
     assert duckdb
     from edgeroute.tools.fleet.digest_tables import open_store
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables, published
+    from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
     fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>2%")
@@ -265,7 +265,7 @@ def test_few_liars_decide_nothing(fleet, tmp_path):
     """
     pytest.importorskip("duckdb")
     from edgeroute.tools.fleet.digest_tables import open_store
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables, published
+    from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
     fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>2%, alarm")
@@ -290,7 +290,7 @@ def test_more_devices_than_a_ring_can_have_are_no_reason_to_go_on(fleet, tmp_pat
     """Others say that they are in it, where all is well, and outvote the devices that are."""
     pytest.importorskip("duckdb")
     from edgeroute.tools.fleet.digest_tables import open_store
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables, published
+    from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
     fleet.publish(0.6, rings=(0.1, 1.0), halt="degraded>2%")

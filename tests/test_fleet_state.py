@@ -13,7 +13,7 @@ from edgeroute import Reading, Rule
 from edgeroute.core.device_rules import in_force, step
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import Policy, Target
-from edgeroute.tools.cli.simulate import show
+from edgeroute.tools.cli.simulate_fleets_and_overload import show
 from edgeroute.tools.replay.fleet import simulated_devices_and_cloud as devices
 from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Course, Device, Scenario, Shares

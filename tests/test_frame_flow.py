@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from edgeroute import DeadlineExceeded, NoAnswer
-from edgeroute.router.live import source_reader_and_mailbox as mailboxes
+from edgeroute.router.live import source_reader_mailbox_and_calls as mailboxes
 from edgeroute.router.live.frames import FrameFlow, FrameSettings
-from edgeroute.router.live.source_reader_and_mailbox import Mailbox
+from edgeroute.router.live.source_reader_mailbox_and_calls import Mailbox
 
 
 class Call:

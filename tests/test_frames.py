@@ -18,11 +18,11 @@ from both import DOWN, GOOD, LONG, GatedServer, Tasks, makes, unsure
 from live import Feed, live, until
 
 from edgeroute import AsyncRouter, BadInput, Closed, Egress, NoAnswer, PlainJson, PolicyError, Router
-from edgeroute.router.live import source_reader_and_mailbox as mailboxes
+from edgeroute.router.live import source_reader_mailbox_and_calls as mailboxes
 from edgeroute.router.live.asyncio_iterators import AsyncBell
 from edgeroute.router.live.blocking_iterators import Bell
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, signature_of
-from edgeroute.router.live.source_reader_and_mailbox import Mailbox
+from edgeroute.router.live.source_reader_mailbox_and_calls import Mailbox
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 ALL = {"drop": "never", "scene": None, "hold": 1}

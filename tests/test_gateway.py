@@ -20,7 +20,7 @@ from edgeroute import AsyncRouter, BadInput, Egress, NoAnswer, Piece, PolicyErro
 from edgeroute.errors import Unfit
 from edgeroute.tools.server.access_limits_and_errors import http_fault
 from edgeroute.tools.server.gateway import app
-from edgeroute.tools.server.openai_completions_and_reply_reading import Completion
+from edgeroute.tools.server.openai_chat_routing_and_reply_reading import Completion
 
 needs("openai")
 openai = Later("openai")

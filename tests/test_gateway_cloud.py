@@ -10,7 +10,7 @@ from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
 from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAIChat, Secret
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Breaker
-from edgeroute.router.private_conversations import WHY
+from edgeroute.router.private_conversations_and_digest_store import WHY
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.tools.server.access_limits_and_errors import http_fault
 

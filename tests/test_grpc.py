@@ -32,7 +32,7 @@ from edgeroute import (
     TimedOut,
     Unreachable,
 )
-from edgeroute.cloud import grpc_channels
+from edgeroute.cloud import grpc_calls_as_http_replies as grpc_channels
 from edgeroute.cloud.grpc import CONTENTS, message_classes
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.http.messages_addresses_and_secrets import Address, Call

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadReply, Held, Limits, OpenInference, PlainJson, Refused, Router, StoreError, TimedOut, Unreachable
+from edgeroute.cloud import attempt_accounting_and_turns as exchanges
+from edgeroute.cloud import attempt_accounting_and_turns as turns
 from edgeroute.cloud import endpoint_guard as guards
-from edgeroute.cloud import request_attempts_and_queue as exchanges
-from edgeroute.cloud import request_attempts_and_queue as turns
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS

@@ -92,7 +92,7 @@ ROOMS = {"catalog", "confidence", "edge", "policy", "tools"}
 """Rooms whose JSON is of others; elsewhere it is the package's own, with checksums, or came over a connection, with bounds."""
 OWN = {
     "catalog/model_folder_and_downloads.py": (2, "the tag beside a partial download, written there; a folder, to flush it"),
-    "cloud/grpc_channels.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
+    "cloud/grpc_calls_as_http_replies.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
     "edge/answer_structure_checks.py": (
         1,
         "an answer of at most 65,536 characters, in which a key that comes twice is refused",
@@ -101,7 +101,7 @@ OWN = {
     "edge/llama_child_process.py": (1, "of the kernel"),
     "http/messages_addresses_and_secrets.py": (1, "the certificate that the operator names"),
     "models.py": (1, "an example that comes with the package"),
-    "observe/device/kernel_files_and_commands.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
+    "observe/device/kernel_files_and_cached_commands.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
     "stores/json_lines_and_process_locks.py": (3, "its own lock and file, which it writes"),
     "system/untrusted_files.py": (3, "the reader itself"),
     "system/clock_json_and_fork_safety.py": (1, "a file of the kernel"),
@@ -111,7 +111,7 @@ OWN = {
     "tools/cli/demo_measurements_and_report.py": (2, "arrays that come with the package"),
     "tools/cli/status_and_trial_arms.py": (1, "values of the state file, which have checksums"),
     "tools/compress/quantize_models.py": (1, "a file that it has just written"),
-    "tools/compress/onnx_graphs.py": (1, "a regular file, by its path, since weights may be beside it"),
+    "tools/compress/onnx_graphs_and_result_files.py": (1, "a regular file, by its path, since weights may be beside it"),
     "tools/dashboard/monitor_and_file_tail.py": (1, "a second descriptor of an open file"),
     "tools/dashboard/web_app_and_metrics.py": (1, "the page of the package"),
     "tools/distil_text_classifier.py": (1, "a file that it has just written"),
@@ -184,7 +184,7 @@ def test_files_of_others_are_read_by_the_guarded_reader():
 THREADS = {
     "edge/llama_in_process_engines.py": "a generation, which ends",
     "edge/llama_child_process.py": "the reader of a process, which ends with it",
-    "observe/device/kernel_files_and_commands.py": "a program, which is waited for",
+    "observe/device/kernel_files_and_cached_commands.py": "a program, which is waited for",
     "router/live/blocking_iterators.py": "the source of an iterator, whose exception its caller gets",
     "system/late_imports_and_plugins.py": "an import, whose exception its caller gets",
     "system/thread_pool_and_workers.py": "the pool, whose jobs are contained, and the worker itself",

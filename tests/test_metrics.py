@@ -43,10 +43,10 @@ from edgeroute import (
 from edgeroute.core.reason_text_and_trace_record import CODES, Took
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.observe.stats_and_status import ArmStats, AuditStats, Interval, LegStats
-from edgeroute.record import request_counts as tally
+from edgeroute.record import tally_instrument_and_histograms as tally
 from edgeroute.record.instrument_interface import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import PREFIX, of_router, shown
-from edgeroute.record.request_counts import Kind, Tally
+from edgeroute.record.tally_instrument_and_histograms import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.server.gateway import router_of
 

@@ -21,7 +21,7 @@ from edgeroute import (
     Router,
     Secret,
 )
-from edgeroute.cloud import streamed_call_attempts as speaking
+from edgeroute.cloud import stream_protocol_and_attempts as speaking
 from edgeroute.confidence.scores import quantile
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 

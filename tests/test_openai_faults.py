@@ -31,7 +31,7 @@ from edgeroute import (
     Refused,
     Router,
 )
-from edgeroute.cloud import streamed_call_attempts as speaking
+from edgeroute.cloud import stream_protocol_and_attempts as speaking
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.reason_text_and_trace_record import truncated
 from edgeroute.http.messages_addresses_and_secrets import Reply

@@ -24,7 +24,7 @@ from edgeroute.edge import runtime_registry_and_model_groups as runtimes
 from edgeroute.edge.model_card import Card
 from edgeroute.tools import compress
 from edgeroute.tools.compress import measurement as measure
-from edgeroute.tools.compress import onnx_graphs as graph
+from edgeroute.tools.compress import onnx_graphs_and_result_files as graph
 from edgeroute.tools.compress import prune, quantize
 
 EXPORTED = Path(__file__).parent / "exported"

@@ -41,7 +41,7 @@ from edgeroute import (
     TimedOut,
     Unreachable,
 )
-from edgeroute.cloud import request_attempts_and_queue as exchange
+from edgeroute.cloud import attempt_accounting_and_turns as exchange
 from edgeroute.confidence import calibrate
 from edgeroute.core.plan import Facts, Plan, plan, without_first
 from edgeroute.core.reason_text_and_trace_record import CODES, before_run, reason, reason_code
@@ -54,7 +54,7 @@ from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools import walk_driver_in_virtual_time as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)

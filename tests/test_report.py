@@ -22,9 +22,17 @@ from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.certification_and_verdicts import Verdict, verdicts
-from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import (
+    Cost,
+    Evaluation,
+    Examples,
+    Names,
+    bins,
+    calibration_error,
+    share,
+)
 from edgeroute.tools.measure.report.figures import INK
-from edgeroute.tools.measure.report.numbers_in_words import duration, level, methods, size, verdict
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import duration, level, methods, size, verdict
 from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult, page, style
 from edgeroute.tools.palette import STATES, css
 

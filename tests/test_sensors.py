@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import DeviceSensors, Reading
-from edgeroute.observe.device import kernel_files_and_commands as sources
+from edgeroute.observe.device import kernel_files_and_cached_commands as sources
 from edgeroute.observe.device.android_macos_windows import (
     Android,
     Others,
     parse_pmset_throttling,
 )
-from edgeroute.observe.device.kernel_files_and_commands import Commands, Files
+from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, Files
 from edgeroute.observe.device.linux_load_memory_gpu import Load
 from edgeroute.observe.device.power_draw_and_batteries import Battery
 from edgeroute.observe.device_sensors import read

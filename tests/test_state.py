@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgeroute import AsyncRouter, Audit, DeadlineExceeded, Limits, OpenInference, PlainJson, PolicyError, Router
-from edgeroute.router import audits_and_hidden_trials, base_router, engine, offline_queue, private_conversations
+from edgeroute.router import audits_and_hidden_trials, base_router, engine, offline_queue
+from edgeroute.router import private_conversations_and_digest_store as private_conversations
 from edgeroute.stores import sqlite_file_and_key_values as state
 from edgeroute.stores.outbox import sqlite_queue
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore

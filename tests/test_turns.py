@@ -12,7 +12,7 @@ import pytest
 from both import GOOD, LONG, GatedServer, makes, unsure
 
 from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router, StopToken
-from edgeroute.cloud import request_attempts_and_queue as turns
+from edgeroute.cloud import attempt_accounting_and_turns as turns
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import endpoint_breaker_and_limits as admission

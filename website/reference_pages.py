@@ -26,10 +26,10 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.edge import model_card as card
 from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.policy import schema
+from edgeroute.policy.edge_sections_from_runtime_classes import registered_section
 from edgeroute.policy.policy_keys_from_signatures import parameters_of
 from edgeroute.policy.policy_settings import SECTIONS
 from edgeroute.policy.schema import runtime_schema
-from edgeroute.policy.sections_from_runtime_arguments import registered_section
 from edgeroute.tools.cli.app import app
 from edgeroute.tools.hosted_model_sentinel import Sentinel
 

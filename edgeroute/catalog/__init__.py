@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeroute.catalog.catalog_client_and_updates import Catalog, Step, Updater
     from edgeroute.catalog.catalog_entry import Entry
-    from edgeroute.catalog.installed_and_active_models import ModelStatus
+    from edgeroute.catalog.installed_versions_and_active_loading import ModelStatus
     from edgeroute.catalog.model_folder_and_downloads import Progress
 
 _MODULE_OF = {

@@ -19,9 +19,9 @@ import numpy as np
 
 from edgeroute.catalog.catalog_entry import Entry, entries
 from edgeroute.catalog.catalog_source_and_verification import Source, download_index, source_of
-from edgeroute.catalog.installed_and_active_models import KNOWN, Installed, resolved_folder, trying
+from edgeroute.catalog.installed_versions_and_active_loading import KNOWN, Installed, resolved_folder, trying
 from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress, download, replace_durably, translate_os_errors
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import ClosedByWith, log

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import class_name
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
-from edgeroute.edge.edge_interface_and_fingerprints import is_async
+from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input

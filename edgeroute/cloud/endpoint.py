@@ -24,8 +24,8 @@ class HttpEndpoint(Protocol):
     """Inference protocol over HTTP, or over the transport returned by an optional `channels()`.
 
     See `edgeroute.cloud.endpoint_client.Channels`. An endpoint with answers in pieces has further members: `speak(x)`
-    and `hear(call)`, generators (`edgeroute.cloud.streamed_call_attempts.AnswerStream`) for the answer to one input, and to a
-    call of `encode`; and `between_s`, seconds within which the next piece must come (none: no limit). It gets one input
+    and `hear(call)`, generators (`edgeroute.cloud.stream_protocol_and_attempts.AnswerStream`) for the answer to one input, and to
+    a call of `encode`; and `between_s`, seconds within which the next piece must come (none: no limit). It gets one input
     at a time.
     """
 

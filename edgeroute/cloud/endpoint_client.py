@@ -16,9 +16,9 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
+from edgeroute.cloud.attempt_accounting_and_turns import Exchange, Sending
 from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status, with_key
 from edgeroute.cloud.load_reports import HEADER
-from edgeroute.cloud.request_attempts_and_queue import Exchange, Sending
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections

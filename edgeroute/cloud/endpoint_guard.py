@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.cloud.request_attempts_and_queue import Exchange, Reported, Turns
+from edgeroute.cloud.attempt_accounting_and_turns import Exchange, Reported, Turns
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection

@@ -22,15 +22,15 @@ from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.edge_interface_and_fingerprints import callable_fingerprint
+from edgeroute.edge.edge_model_members_and_fingerprints import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
 from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, is_task_cancelled
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.attempt_accounting_and_turns import Exchange
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.cloud.request_attempts_and_queue import Exchange
 
 
 # Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.

@@ -143,7 +143,10 @@ class OpenInferenceGrpc(ServedModel):
 
     def channels(self) -> tuple[Any, Any]:
         """Return new channels for threads and for an event loop."""
-        module, longest = import_late("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
+        module, longest = (
+            import_late("edgeroute.cloud.grpc_calls_as_http_replies"),
+            self.address.max_reply_bytes * MOST_ROWS + HEAD,
+        )
         return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
 
     identity, prompt = identity, property(is_prompt)

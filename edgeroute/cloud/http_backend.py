@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud import function_backend_and_reply_checks as functions
-from edgeroute.cloud import streamed_call_attempts as speeches
+from edgeroute.cloud import stream_protocol_and_attempts as speeches
 from edgeroute.cloud.adaptive_input_encoding import Ladder, split_answers
 from edgeroute.cloud.function_backend_and_reply_checks import SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
 from edgeroute.confidence.scores import Score
@@ -26,11 +26,11 @@ from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.attempt_accounting_and_turns import Exchange
     from edgeroute.cloud.endpoint import Talk
     from edgeroute.cloud.endpoint_client import CallSender, HttpClient
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.cloud.request_attempts_and_queue import Exchange
-    from edgeroute.cloud.streamed_call_attempts import AnswerPiece, AnswerStream
+    from edgeroute.cloud.stream_protocol_and_attempts import AnswerPiece, AnswerStream
     from edgeroute.http.messages_addresses_and_secrets import Call
 
 

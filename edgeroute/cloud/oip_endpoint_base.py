@@ -509,7 +509,7 @@ def _shown(version: str, address: Address) -> str:
 def _hash_metadata(metadata: dict[str, Any]) -> str:
     """Return 16 hex digits of a hash of a model's name, platform and tensors, from its metadata.
 
-    Tensors that are described wrongly are left out.
+    The order of tensors does not count. If one is described wrongly, all inputs, or all outputs, are left out.
     """
     parts: list[Any] = [str(metadata.get("name")), str(metadata.get("platform") or "")]
     for key in ("inputs", "outputs"):

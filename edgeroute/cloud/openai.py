@@ -9,9 +9,9 @@ from contextlib import suppress
 from math import ceil, inf
 from typing import Any
 
-from edgeroute.cloud import streamed_call_attempts as speeches
+from edgeroute.cloud import stream_protocol_and_attempts as speeches
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
-from edgeroute.cloud.streamed_call_attempts import AnswerPiece, AnswerStream, Head
+from edgeroute.cloud.stream_protocol_and_attempts import AnswerPiece, AnswerStream, Head
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
 from edgeroute.core.error_codes import clean

@@ -263,7 +263,7 @@ class Learned:
         return self._score_of(row[0], -gain)
 
     def many(self, outputs: Any) -> Array:
-        """Return the scores of inputs, [n].
+        """Return the scores of inputs, [n]: the learned one, or if nothing was learned that of `name`, such as `msp`.
 
         outputs: logits [n, classes], n texts' token log-probabilities, or a table like the one of the fit.
 

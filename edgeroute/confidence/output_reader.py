@@ -57,7 +57,7 @@ from edgeroute.core.error_codes import failure_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
 from edgeroute.system.clock_json_and_fork_safety import call_contained
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 
 logger = logging.getLogger("edgeroute")
 # Kinds of model outputs.

@@ -9,7 +9,7 @@ from edgeroute.confidence.scores import Unscored
 from edgeroute.core.error_codes import UNIDENTIFIED, failure_text
 from edgeroute.errors import PolicyError
 from edgeroute.system.clock_json_and_fork_safety import call_contained
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 
 
 class InputScore:

@@ -18,12 +18,12 @@ from typing import Any, Final, TypeAlias
 
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.edge_interface_and_fingerprints import is_async
+from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.system.clock_json_and_fork_safety import call_contained, sha256, to_json_types
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
 try:

@@ -13,7 +13,7 @@ from edgeroute.confidence.output_reader import checked_kind, checked_rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.edge_interface_and_fingerprints import is_async
+from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken, TensorSpec

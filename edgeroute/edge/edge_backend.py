@@ -31,7 +31,14 @@ from edgeroute.core.stream_walk import Piece, Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.answer_structure_checks import AnswerCheck
 from edgeroute.edge.callable_model import gather
-from edgeroute.edge.edge_interface_and_fingerprints import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
+from edgeroute.edge.edge_model_members_and_fingerprints import (
+    check_model,
+    counts_runs,
+    feed_of,
+    fingerprint,
+    has_async_runs,
+    member,
+)
 from edgeroute.edge.runtime_registry_and_model_groups import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, log

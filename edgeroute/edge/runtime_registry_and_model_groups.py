@@ -18,14 +18,14 @@ import numpy as np
 from edgeroute.confidence.output_forms_labels_and_comparison import is_by_class
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
-from edgeroute.edge.edge_interface_and_fingerprints import check_model, counts_runs, has_async_runs, is_model, member
+from edgeroute.edge.edge_model_members_and_fingerprints import check_model, counts_runs, has_async_runs, is_model, member
 from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, call_factory, import_tool, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
 
 # Suffix, or `http:` for a server on this device, -> `module:Class`.
 BUILT_IN = {
-    ".active": "edgeroute.catalog.installed_and_active_models:active_model",
+    ".active": "edgeroute.catalog.installed_versions_and_active_loading:active_model",
     ".gguf": "edgeroute.edge.llama:LlamaModel",
     ".mlmodel": "edgeroute.edge.coreml:CoreMLModel",
     ".mlpackage": "edgeroute.edge.coreml:CoreMLModel",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from edgeroute.catalog.catalog_entry import own_version
 from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.catalog.signed_policy_follower import signed_name
-from edgeroute.cloud.request_attempts_and_queue import NO_DATA
+from edgeroute.cloud.attempt_accounting_and_turns import NO_DATA
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import EdgerouteError, StoreError
 from edgeroute.fleet.digest_destinations import destination

@@ -172,7 +172,8 @@ def exchange(
         cancel: token of the stop request; None: cannot be stopped.
 
     Raises:
-        ModelError: there is no reply, it is too long or a redirect, or the time is over; also while the body is read.
+        ModelError: there is no reply, it is too long or a redirect, the time is over, or a stop was requested; also while the
+            body is read.
     """
     connection = ThreadConnection(_LocalWire(local), _LocalSockets(local))
     try:

@@ -22,7 +22,7 @@ from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 if TYPE_CHECKING:
     from edgeroute.observe.device.android_macos_windows import Android, Others
-    from edgeroute.observe.device.kernel_files_and_commands import Measurement, Run
+    from edgeroute.observe.device.kernel_files_and_cached_commands import Measurement, Run
 
 Sensors = Callable[[], Reading]  # function that reads the sensors
 
@@ -62,7 +62,7 @@ class DeviceSensors(ForkSafe):
         check_number("fresh_s", fresh_s)
         self.every_s = every_s
         # late: a router whose policy uses no sensors does without them
-        from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, run_program
+        from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, Files, run_program
         from edgeroute.observe.device.linux_load_memory_gpu import Gpu, Load, Memory
         from edgeroute.observe.device.linux_temperature_and_throttling import Thermal, Throttling
         from edgeroute.observe.device.power_draw_and_batteries import Battery, Power
@@ -111,7 +111,7 @@ class DeviceSensors(ForkSafe):
 
         Reads nothing.
         """
-        from edgeroute.observe.device.kernel_files_and_commands import Measurement
+        from edgeroute.observe.device.kernel_files_and_cached_commands import Measurement
 
         fields = self._details
         return {name: fields.get(name, Measurement(None, "this system does not report it")) for name in Reading._fields}

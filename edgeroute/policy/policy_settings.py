@@ -15,12 +15,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapValidator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from edgeroute.catalog.installed_and_active_models import version_of
+from edgeroute.catalog.installed_versions_and_active_loading import version_of
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
-from edgeroute.edge.edge_interface_and_fingerprints import is_model, stamps
+from edgeroute.edge.edge_model_members_and_fingerprints import is_model, stamps
 from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
+from edgeroute.policy.edge_sections_from_runtime_classes import ByRuntime, for_file
 from edgeroute.policy.model_and_endpoint_sections import (
     CLOUDS,
     PROTOCOLS,
@@ -43,7 +44,6 @@ from edgeroute.policy.policy_problems_and_contradictions import (
     quote_value,
     wrong_word,
 )
-from edgeroute.policy.sections_from_runtime_arguments import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, PathText, Score, Text, Threshold, Thresholds

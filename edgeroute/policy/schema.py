@@ -12,10 +12,10 @@ from pydantic_core import core_schema
 
 from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, SCHEMES
 from edgeroute.errors import EdgerouteError
+from edgeroute.policy.edge_sections_from_runtime_classes import Registered, all_registered, registered_section
 from edgeroute.policy.model_and_endpoint_sections import Cloud
 from edgeroute.policy.policy_keys_from_signatures import text_of
 from edgeroute.policy.policy_settings import LISTS, SECTIONS, Settings
-from edgeroute.policy.sections_from_runtime_arguments import Registered, all_registered, registered_section
 
 # JSON Schema of `[edge]` with `[[edge.variant]]`.
 VARIANTS = {

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.spending_limits import Tokens
-from edgeroute.system.sanitised_logging import call_logged
+from edgeroute.system.sanitised_logs_and_contained_errors import call_logged
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.request_attempts_and_queue import Sending
+    from edgeroute.cloud.attempt_accounting_and_turns import Sending
     from edgeroute.observe.stats_and_status import Status
 
 

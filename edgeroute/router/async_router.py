@@ -17,7 +17,6 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, Unreachable
 from edgeroute.router.base_router import BaseRouter
-from edgeroute.router.blocking_calls_and_caller_tasks import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
@@ -28,6 +27,13 @@ from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router import Router
 from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
+from edgeroute.router.thread_calls_and_legs_in_caller_tasks import (
+    TAKES_BACK,
+    InsideLegs,
+    in_cloud_thread,
+    in_edge_thread,
+    submit_call,
+)
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, models_to_warm, warm_up, warm_up_async
 from edgeroute.system.clock_json_and_fork_safety import ClosedByAsyncWith
 from edgeroute.system.late_imports_and_plugins import import_tool

@@ -16,7 +16,7 @@ from weakref import WeakSet
 from edgeroute.confidence.scores import Score
 from edgeroute.core.routing_policy import Offline, Options, PolicyMode
 from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.constructor_checks import Cloud, Edge, checked_options, with_options
 from edgeroute.router.engine import Engine, status
@@ -207,7 +207,7 @@ class BaseRouter(Generic[V]):
             raise PolicyError("there is no edge on trial that could be promoted: give trial=Trial(edge=...)")
         tried, used = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
         if tried is not None and used is not None and (tried.pointer.parent, tried.name) == (used.pointer.parent, used.name):
-            from edgeroute.catalog.installed_and_active_models import Installed
+            from edgeroute.catalog.installed_versions_and_active_loading import Installed
 
             Installed(tried.pointer.parent).activate(tried.name, tried.version)
             self.reload()

@@ -24,7 +24,7 @@ from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, private
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import log
 from edgeroute.system.input_copies import copy_input
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

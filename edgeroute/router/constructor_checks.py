@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.routing_policy import Options
-from edgeroute.edge.edge_interface_and_fingerprints import is_model
+from edgeroute.edge.edge_model_members_and_fingerprints import is_model
 from edgeroute.edge.runtime_registry_and_model_groups import Variants, each
 from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken, V

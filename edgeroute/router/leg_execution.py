@@ -25,9 +25,9 @@ from edgeroute.system.clock_json_and_fork_safety import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.attempt_accounting_and_turns import Exchange
     from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.cloud.personal_data_masks import MaskedData
-    from edgeroute.cloud.request_attempts_and_queue import Exchange
     from edgeroute.edge.edge_backend import OffLoop
     from edgeroute.stores.cache import Cache
     from edgeroute.system.thread_pool_and_workers import ThreadPool

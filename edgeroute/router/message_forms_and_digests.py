@@ -205,7 +205,7 @@ class _Reader:
         return found
 
     def _read_message(self, value: Any) -> Message:
-        """Return a value that has the form of a message as one. Its role defaults to "user"."""
+        """Return a value as a message, whose role is its `role`, `from` or `type`, in lower case, or "user"."""
         fields = _fields(value) or {}
         names = (fields.get(key) for key in ("role", "from", "type"))
         role = next((str(name.value if isinstance(name, Enum) else name).lower() for name in names if name), "user")

@@ -27,8 +27,8 @@ from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.attempt_accounting_and_turns import Exchange
     from edgeroute.cloud.http_backend import CloudBackend
-    from edgeroute.cloud.request_attempts_and_queue import Exchange
     from edgeroute.router.leg_execution import LegExecutor, Walked
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request

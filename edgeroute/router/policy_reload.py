@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.runtime_registry_and_model_groups import each
 from edgeroute.errors import Closed, EdgerouteError, PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
@@ -26,7 +26,7 @@ from edgeroute.router.offline_rules_and_late_replies import RULES
 from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
 from edgeroute.router.warm_up_and_release_checks import check_releases
 from edgeroute.system.clock_json_and_fork_safety import file_stamp, log
-from edgeroute.system.sanitised_logging import call_quietly
+from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly
 from edgeroute.system.thread_pool_and_workers import Worker
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
-from edgeroute.edge.edge_interface_and_fingerprints import LoadedFiles, member, stamps
+from edgeroute.edge.edge_model_members_and_fingerprints import LoadedFiles, member, stamps
 from edgeroute.edge.runtime_registry_and_model_groups import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S

@@ -16,7 +16,7 @@ from edgeroute.record.instrument_interface import Instruments, RequestBegan, Req
 from edgeroute.router.io_steps_and_stages import Proceed, Result, Steps
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.router.cache_keys import fingerprint
@@ -398,7 +398,7 @@ class Trials(ForkSafe, parts.Part):
         return [running.dump() for running in self.all]
 
     def stats(self) -> dict[str, Any]:
-        """Return the statistics of each arm; those of the targets in use once for a side."""
+        """Return {"arms": `ArmStats` of each arm}, a field of `Stats`; the target in use is there once for a side."""
         by_arm = dict[str, ArmStats]()
         for arm in (arm for running in self.all for arm in running.stats()):
             by_arm.setdefault(arm.arm, arm)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.edge.edge_backend import EdgeBackend, OffLoop, in_new_session
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, backends_by_spec, edges_of
-from edgeroute.system.sanitised_logging import call_quietly
+from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly
 
 if TYPE_CHECKING:
-    from edgeroute.catalog.installed_and_active_models import Release
+    from edgeroute.catalog.installed_versions_and_active_loading import Release
 
 Warming = Callable[[int, int, str], object]  # called with (number of models done, number of all, name of the next)
 CHECK_S = 60.0  # time limit of a run on zeros, seconds

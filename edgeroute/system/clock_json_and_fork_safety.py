@@ -20,7 +20,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.core.error_codes import class_name, error_message
 from edgeroute.errors import StoreError
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.system.untrusted_files import open_file
 
 if TYPE_CHECKING:
@@ -213,10 +213,10 @@ def set_forward_s() -> float:
 
 
 def boot_clock() -> tuple[str, float]:
-    """Return (id of this boot of the system, wall time of the boot by this process's clock, seconds since 1970).
+    """Return (id of this boot of the system, wall time of the boot as it was known when this process began, seconds since 1970).
 
-    Two processes of one boot compare their clocks by it. Reads a file of the kernel. The id is empty where the system has none
-    (all but Linux).
+    Two processes of one boot compare their clocks by it; a clock that is set later changes nothing. Reads a file of the kernel.
+    The id is empty where the system has none (all but Linux).
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

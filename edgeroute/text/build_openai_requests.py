@@ -147,7 +147,7 @@ def embedding_request(x: Any) -> dict[str, Any] | None:
 
 
 def _messages(given: Any, texts_only: bool) -> list[dict[str, Any]]:
-    """Return copies of the messages, after checking them.
+    """Check the messages' roles and forms, and return shallow copies; `texts_only` refuses all parts but texts.
 
     Raises:
         BadInput: they are not messages.

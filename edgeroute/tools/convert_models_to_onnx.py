@@ -27,7 +27,7 @@ from edgeroute.router.router import Router
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes
 from edgeroute.tools import comparison_inputs_and_estimators as examples
-from edgeroute.tools.compress.onnx_graphs import check_new, put, workplace
+from edgeroute.tools.compress.onnx_graphs_and_result_files import check_new, put, workplace
 
 LEAST = 0.99  # least share of equal answers of a conversion that is written
 CLOSE = 1e-3  # relative tolerance of values that are numbers

@@ -30,7 +30,7 @@ from edgeroute.router.router import Router
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import open_file, parse_json
 from edgeroute.tools.comparison_inputs_and_estimators import as_errors
-from edgeroute.tools.compress.onnx_graphs import package, put, workplace
+from edgeroute.tools.compress.onnx_graphs_and_result_files import package, put, workplace
 from edgeroute.tools.convert_models_to_onnx import by_skl2onnx, check_targets, write_card
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import Options, Skip, parsed_text, text_form
@@ -105,7 +105,7 @@ def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: Left
 
 
 def _data_classes(record: Mapping[str, Any], depth: int = CLASS_DEPTH) -> Iterator[Any]:
-    """Yield all values of `data_class` in a record that are not empty, also of its mappings, down to three levels.
+    """Yield each value of `data_class` in a record, entries of a list one by one, also of its mappings, down to three levels.
 
     Metadata and inputs that are texts of JSON are parsed.
     """

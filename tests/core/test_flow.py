@@ -29,7 +29,7 @@ from edgeroute.core.walk import (
 )
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
-from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools import walk_driver_in_virtual_time as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)

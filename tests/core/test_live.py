@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.frames_scenes_and_speech import (
+from edgeroute.core.live_frames_speech_and_display import (
     Began,
     Display,
     Ended,

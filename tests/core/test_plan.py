@@ -16,7 +16,7 @@ from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, outcome_when_left, walk
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
-from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools import walk_driver_in_virtual_time as virtual
 
 HOT = Rule("heat", "only_edge", enter=80)
 LOW, SPARING = Rule("battery", "only_edge", 0.5), Rule("battery", "prefer_edge", 0.5)

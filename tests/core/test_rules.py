@@ -15,7 +15,7 @@ from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Failed, walk
-from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools import walk_driver_in_virtual_time as virtual
 
 LOW = Rule("battery", "only_edge", enter=0.2)
 HOT = Rule("heat", "prefer_cloud", enter=80)

@@ -11,7 +11,7 @@ from edgeroute.core.performance_estimates_and_encoding_choice import ERROR, HALF
 from edgeroute.core.plan import ENOUGH_RUNS, LEAST_S, MANY, RECENT, Facts, Plan, plan, reserve_s
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.walk import Done, for_rows, walk
-from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools import walk_driver_in_virtual_time as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 CLOSE = 2 * ERROR

@@ -37,7 +37,7 @@ LOCKS = {
     "edge/llama_child_process.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",
     "router/leg_execution.py": "of one call",
-    "router/live/source_reader_and_mailbox.py": "of one iterator",
+    "router/live/source_reader_mailbox_and_calls.py": "of one iterator",
     "router/offline_queue.py": "of one call",
     "system/late_imports_and_plugins.py": "a fork waits for it",
     "system/clock_json_and_fork_safety.py": "of a condition, which each process makes for itself",

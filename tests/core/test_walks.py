@@ -15,7 +15,7 @@ from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, MODES, Policy, Target
 from edgeroute.core.walk import Done, Failed, Malformed, acceptable, first_leg_outcome, for_rows, walk, walk_many
 from edgeroute.router.drivers import blocking
-from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools import walk_driver_in_virtual_time as virtual
 
 BEGUN = 100.0
 WALKS = 2000

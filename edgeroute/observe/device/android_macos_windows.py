@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Any
 
-from edgeroute.observe.device.kernel_files_and_commands import SECOND, Commands, Measurement
+from edgeroute.observe.device.kernel_files_and_cached_commands import SECOND, Commands, Measurement
 from edgeroute.system.clock_json_and_fork_safety import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeroute.observe.device.kernel_files_and_commands import SECOND, FileReader, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_cached_commands import SECOND, FileReader, Files, Measurement
 
 # CPU load, from differences of /proc/stat, and CPU and memory pressure (PSI).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from edgeroute.observe.device.kernel_files_and_commands import Commands, FileReader, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, FileReader, Files, Measurement
 
 # Temperature of the hottest thermal zone, or of the hottest sensor where there are no zones.
 

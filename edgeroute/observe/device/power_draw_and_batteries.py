@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from math import isfinite
 
-from edgeroute.observe.device.kernel_files_and_commands import Commands, FileReader, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, FileReader, Files, Measurement
 
 # Power of the whole device where it is measured, otherwise of its processor, in watts.
 

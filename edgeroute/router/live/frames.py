@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.frames_scenes_and_speech import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
+from edgeroute.core.live_frames_speech_and_display import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.setting_units_and_ranges import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
-from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Mailbox, is_last
+from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, Mailbox, is_last
 from edgeroute.router.offline_rules_and_late_replies import AGREES, CORRECTS
 from edgeroute.system.clock_json_and_fork_safety import call_contained
-from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.types import Answer
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.frames_scenes_and_speech import Began, Ended, Loudness, Speech
+from edgeroute.core.live_frames_speech_and_display import Began, Ended, Loudness, Speech
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.setting_units_and_ranges import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
-from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Kind, Mailbox, equal, is_last, items
+from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, Kind, Mailbox, equal, is_last, items
 from edgeroute.system.clock_json_and_fork_safety import call_contained, log
 from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.types import Answer

@@ -23,10 +23,10 @@ from edgeroute.tools.cli.inspect_and_write_card import inspect
 from edgeroute.tools.cli.models_and_publishing import models
 from edgeroute.tools.cli.outbox_egress_and_state_folder import egress, outbox
 from edgeroute.tools.cli.quantize_and_prune import prune, quantize
-from edgeroute.tools.cli.recertify import recertify
+from edgeroute.tools.cli.recertify_switch_or_roll_back import recertify
 from edgeroute.tools.cli.replay_traces_and_log_savings import replay
 from edgeroute.tools.cli.servers_and_dashboards import dashboard, gateway, serve, top
-from edgeroute.tools.cli.simulate import load, simulate
+from edgeroute.tools.cli.simulate_fleets_and_overload import load, simulate
 from edgeroute.tools.cli.status_and_trial_arms import arms, status
 from edgeroute.tools.cli.trace_convert import trace
 

@@ -27,8 +27,8 @@ from edgeroute.tools.cli.status_and_trial_arms import read_state
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.graded_answers import CertificateAlone
     from edgeroute.tools.cli.label_questions_and_answers import Ask
+    from edgeroute.tools.cli.read_and_certify_graded_answers import CertificateAlone
     from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
     from edgeroute.tools.measure.report.report_pages_and_results import CalibrationResult
@@ -114,9 +114,9 @@ def calibrate(
         raise typer.BadParameter("stdin has the data: ask with --page", param_hint="--ask")
     odds = _sure(sure, kind)
 
-    from edgeroute.edge.edge_interface_and_fingerprints import member
-    from edgeroute.tools.cli.graded_answers import certify_graded, read_graded
+    from edgeroute.edge.edge_model_members_and_fingerprints import member
     from edgeroute.tools.cli.prompt_reading_and_grading import grade_prompts, read_prompts
+    from edgeroute.tools.cli.read_and_certify_graded_answers import certify_graded, read_graded
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     result: CalibrationResult | CertificateAlone
@@ -315,7 +315,7 @@ def _calibrate_counts(router: Router, value: float, sure: float, edge: int, poli
 
     Counts that routers have stored go before the audit log. Notes the look in `looks.json` there if they were stored.
     """
-    from edgeroute.tools.cli.graded_answers import CertificateAlone
+    from edgeroute.tools.cli.read_and_certify_graded_answers import CertificateAlone
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     calls, folder = DirectCalls(router.engine, edge), state_folder(policy, None)
@@ -399,7 +399,7 @@ def path_in_policy(policy: Path, path: Path) -> str:
 
 def _show(result: CalibrationResult | CertificateAlone, path: Path, lines: dict[str, str], edge: int | Literal["all"]) -> None:
     """Print guarantee, score, rates, accuracy, thresholds by class, the certificate's path, and the lines for the policy."""
-    from edgeroute.tools.measure.report.numbers_in_words import certificate_rows, level
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import certificate_rows, level
 
     certificate = result.certificate
     ui.console().print(certificate.guarantee, markup=False)

@@ -136,7 +136,7 @@ def sensors(*, root: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("/")
 
     Reads the sensors twice, with a pause between, as loads are differences; waits for the programs that some readings run.
     """
-    from edgeroute.observe.device.kernel_files_and_commands import TIMEOUT_S
+    from edgeroute.observe.device.kernel_files_and_cached_commands import TIMEOUT_S
     from edgeroute.observe.device_sensors import DeviceSensors
 
     if not root.is_dir():

@@ -22,7 +22,7 @@ from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report.figures import INK, element, frame, side_alone
-from edgeroute.tools.measure.report.numbers_in_words import LEGS, size
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import LEGS, size
 from edgeroute.tools.measure.report.report_pages_and_results import Page, document
 from edgeroute.types import Answer
 

@@ -14,7 +14,7 @@ from edgeroute.tools.cli import tables_and_options as ui
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
-    from edgeroute.tools.measure.evaluation import Evaluation
+    from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Evaluation
     from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult
 
 
@@ -55,8 +55,8 @@ def evaluate(
         RuntimeMissing: a report is wanted, and matplotlib is not installed.
         typer.BadParameter: the report's folder does not exist, or another file has its name.
     """
-    from edgeroute.tools.cli.graded_answers import read_graded
-    from edgeroute.tools.measure.report.numbers_in_words import seen_before
+    from edgeroute.tools.cli.read_and_certify_graded_answers import read_graded
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import seen_before
 
     if report is not None:
         ui.check_output(report, ui.REPORT, "--report")
@@ -114,7 +114,15 @@ def _evaluate_recorded(
 def _show(evaluation: Evaluation) -> None:
     """Print accuracy and latency of each side, threshold, deferrals, costs, and in words if the guarantee held."""
     from edgeroute.tools.measure.certification_and_verdicts import verdicts
-    from edgeroute.tools.measure.report.numbers_in_words import interval, levels, percent, ranking, side_rows, size, verdict
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import (
+        interval,
+        levels,
+        percent,
+        ranking,
+        side_rows,
+        size,
+        verdict,
+    )
 
     examples, certificate = evaluation.examples, evaluation.certificate
     ui.table(*side_rows(evaluation), ("",))

@@ -271,7 +271,7 @@ def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
         policy: the policy file.
         more: further arguments of `Router.from_policy`, which override the file's.
     """
-    from edgeroute.router.private_conversations import PrivateConversations
+    from edgeroute.router.private_conversations_and_digest_store import PrivateConversations
     from edgeroute.router.router import Router
 
     none = dict.fromkeys(("cache", "outbox", "trace", "instruments", "audit", "hedge_after", "deadline"))

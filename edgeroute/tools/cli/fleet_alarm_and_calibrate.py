@@ -111,7 +111,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 def _sentence(alarm: dict[str, Any]) -> str:
     """Return an alarm in words: its kind, how many times the usual number, on how many devices, if liars could have raised it."""
-    from edgeroute.tools.measure.report.numbers_in_words import count_text
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 
     of_liars = f"{alarm['liars'] * 100:.0f} % of the devices could {'not ' if alarm['broad'] else ''}have raised it falsely"
     since = f" since {alarm['since']}" if alarm["since"] else ""
@@ -163,7 +163,7 @@ def calibrate(
     """
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
     from edgeroute.tools.fleet.fleet_audit_counts import threshold_index
-    from edgeroute.tools.measure.report.numbers_in_words import count_text
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 
     given = (catalog, name, version, keys)
     if any(given) and not all(given):
@@ -205,7 +205,7 @@ def calibrate(
 
 def _show(certificate: Certificate, result: dict[str, Any]) -> None:
     """Print a fleet's guarantee and threshold, its audits and devices, the bound for the mean device, and the worst devices."""
-    from edgeroute.tools.measure.report.numbers_in_words import count_text
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 
     print(f"{certificate.guarantee} {result['certificate']} has the threshold {certificate.threshold:g}")
     print(

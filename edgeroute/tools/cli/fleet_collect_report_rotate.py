@@ -55,7 +55,7 @@ def collect(
 
     Prints how many were added and of which days; how many were refused, by reason, on stderr.
     """
-    from edgeroute.tools.measure.report.numbers_in_words import count_text
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 
     result = _collect(source, to, key, models or (), for_s)
     days = [day.isoformat() for day in result.days]
@@ -126,7 +126,7 @@ def report(
 def _print(result: FleetReport) -> None:
     """Print a fleet's report: days, devices, tables by each grouping, unlike and costly devices, forecast; notes on stderr."""
     from edgeroute.tools.fleet import fleet_page as page
-    from edgeroute.tools.measure.report.numbers_in_words import count_text
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 
     print(f"{result.first} to {result.last}, {count_text(result.total.devices, 'device')}")
     ui.print_notes(page.gaps_in_data(result))
@@ -151,7 +151,7 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
     key: name of an environment variable or file; None: signatures are not required.
     """
     from edgeroute.tools.fleet.digest_collection import REASONS, Rules, collect
-    from edgeroute.tools.fleet.digest_sources import source_of
+    from edgeroute.tools.fleet.digest_folders_and_buckets import source_of
 
     secret, known = _key(key), frozenset(models)
 

@@ -22,7 +22,7 @@ from edgeroute.tools.cli.models_and_publishing import CATALOG, KEYS, CatalogFold
 from edgeroute.tools.cli.tables_and_options import Json, Policy, rings_of
 
 if TYPE_CHECKING:
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision
+    from edgeroute.tools.fleet.policy_rollout_by_rings import Decision
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the policy.")]
 
@@ -57,7 +57,7 @@ def publish(
     Writes the signed file into the catalog's folder, and prints the versions with their shares. What cannot be published is
     refused as a wrong option (`typer.BadParameter`).
     """
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import publish
+    from edgeroute.tools.fleet.policy_rollout_by_rings import publish
 
     try:
         data = publish(
@@ -95,7 +95,7 @@ def promote(
 
     A step signs the catalog again. Without evidence nothing is written.
     """
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision, promote, published
+    from edgeroute.tools.fleet.policy_rollout_by_rings import Decision, promote, published
 
     data = published(catalog, name)
     decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data, since)  # type: ignore[arg-type]  # one of these
@@ -113,7 +113,7 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
     """
     from edgeroute.tools.fleet.digest_tables import open_store
     from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
-    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables
+    from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables
 
     if store is None:
         raise typer.BadParameter("the folder that `edgeroute fleet collect` writes is needed, or --by-hand", param_hint="STORE")

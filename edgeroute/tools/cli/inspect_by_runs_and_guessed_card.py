@@ -19,7 +19,7 @@ from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes import error_text
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.edge_backend import in_new_session
-from edgeroute.edge.edge_interface_and_fingerprints import feed_of, member
+from edgeroute.edge.edge_model_members_and_fingerprints import feed_of, member
 from edgeroute.edge.input_checks_and_stacking import shape_text
 from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card, card_path, sha256_of

@@ -122,7 +122,9 @@ def _quotable(specs: Sequence[TensorSpec], secrets: Sequence[str], what: str) ->
 
 
 def _read_sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Any:
-    """Read input `index` of the sample, or the arrays of an .npz file by the inputs' names; check that it fits the inputs.
+    """Read the sample, and check that it fits the inputs: arrays of an .npz file by the names of several inputs, if it has them.
+
+    Else input `index` of the file.
 
     Raises:
         BadInput: it cannot be read, or does not fit.

@@ -240,7 +240,7 @@ def _cell(cell: str, as_float: bool = False) -> int | float | None:
 
 
 def _number(cell: str) -> int | float | None:
-    """Return a cell's number, as int if it is whole and exact as a float; None: it is no number, or has a `_`."""
+    """Return a cell's number, an int if it is written as digits and below 2^53; nan and inf, too. None: no number, or a `_`."""
     text = cell.strip()
     try:
         number = float(text)

@@ -44,7 +44,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
         BadInput: a file cannot be read, or only some inputs have a label.
         ModelError: the model cannot be loaded.
     """
-    from edgeroute.edge.edge_interface_and_fingerprints import member
+    from edgeroute.edge.edge_model_members_and_fingerprints import member
     from edgeroute.edge.runtime_registry_and_model_groups import load
     from edgeroute.tools.cli.input_files import expand_folders, read_inputs
 

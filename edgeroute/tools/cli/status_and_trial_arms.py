@@ -99,7 +99,7 @@ def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
     """Print arms as a table, with 95 % intervals, and which are stopped; nothing without arms."""
     if not arms:
         return
-    from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows
+    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import arm_cells, arm_rows
 
     rows = [(arm.get("arm"), arm.get("model"), *arm_cells(arm, "-")) for arm in arms]
     ui.table(("arm", "model", *arm_rows(arms)), rows, ("arm", "model"))

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeroute.confidence.output_forms_labels_and_comparison import Labels, plain
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.edge.edge_interface_and_fingerprints import files, member
+from edgeroute.edge.edge_model_members_and_fingerprints import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, BadReply, ModelError

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import edgeroute.tools.compress.onnx_graphs as graphs
+import edgeroute.tools.compress.onnx_graphs_and_result_files as graphs
 from edgeroute.edge.onnx import external_data
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import ModelError, PolicyError, check_number

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 import edgeroute.tools.compress.measurement as measured
-import edgeroute.tools.compress.onnx_graphs as graphs
+import edgeroute.tools.compress.onnx_graphs_and_result_files as graphs
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.onnx import OnnxModel, external_data, runtime
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, check_number
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
-from edgeroute.tools.compress.onnx_graphs import put, target, workplace, write_card
+from edgeroute.tools.compress.onnx_graphs_and_result_files import put, target, workplace, write_card
 
 # Static int8 of ONNX models, by ONNX Runtime's quantiser.
 

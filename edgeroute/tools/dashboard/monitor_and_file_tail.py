@@ -20,7 +20,7 @@ from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.error_codes import clean, error_message
 from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors as sensors
-from edgeroute.record.request_counts import Tallied
+from edgeroute.record.tally_instrument_and_histograms import Tallied
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
 from edgeroute.system.thread_pool_and_workers import Worker

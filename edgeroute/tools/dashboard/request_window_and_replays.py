@@ -18,10 +18,10 @@ from edgeroute.core.reason_text_and_trace_record import CODES, Took, answer_part
 from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
 from edgeroute.core.walk import Malformed
 from edgeroute.errors import BadInput
-from edgeroute.record.request_counts import Kind, Tally
+from edgeroute.record.tally_instrument_and_histograms import Kind, Tally
 from edgeroute.router.offline_queue import BEING_STORED, WAITING
 from edgeroute.router.policy_snapshot import Snapshot
-from edgeroute.tools.measure.evaluation import share
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import share
 from edgeroute.tools.palette import STATES, StateName, answer_state
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
 from edgeroute.tools.replay.recorded_requests_and_statistics import at_quantile, checked_number, confidence, failure_of

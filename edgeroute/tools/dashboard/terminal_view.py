@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeroute.errors import RuntimeMissing
 from edgeroute.tools.cli.status_and_trial_arms import edge_lines, outbox_words
 from edgeroute.tools.cli.tables_and_options import local_time
-from edgeroute.tools.measure.report.numbers_in_words import duration as seconds
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import duration as seconds
 from edgeroute.tools.palette import STATES
 
 try:

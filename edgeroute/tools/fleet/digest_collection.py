@@ -24,7 +24,7 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import read_text
-from edgeroute.tools.fleet.digest_sources import Source
+from edgeroute.tools.fleet.digest_folders_and_buckets import Source
 from edgeroute.tools.fleet.digest_tables import (
     NEED,
     TABLES,

@@ -12,7 +12,7 @@ from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
 from edgeroute.tools.fleet.fleet_report import LEAST_COUNT, LEAST_DAYS, MISSING_DAYS, FleetReport, Forecast, Outlier, Sums
 from edgeroute.tools.fleet.fleet_report import quantile as bucket_of
 from edgeroute.tools.measure.report import html_blocks as html
-from edgeroute.tools.measure.report import numbers_in_words as words
+from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as words
 from edgeroute.tools.measure.report.figures import CLOUD, DEGRADED, INK, SIZE, element, frame
 from edgeroute.tools.measure.report.page_sections import undrawn
 from edgeroute.tools.measure.report.report_pages_and_results import Page, document

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgeroute.catalog.signed_policy_follower import position
 from edgeroute.core.sequential_tests import GRID, Drift
 from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, Digest, encode
+from edgeroute.tools.fleet.policy_rollout_by_rings import Sums, decide, parse_halt
 from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     CELLS,
     PooledDrift,
@@ -27,7 +28,6 @@ from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     suspects,
     usual_rates,
 )
-from edgeroute.tools.fleet.rollout_decisions_and_publishing import Sums, decide, parse_halt
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts
 
 Floats: TypeAlias = NDArray[Any]

@@ -15,7 +15,7 @@ from edgeroute.core.error_codes import UNIDENTIFIED, error_text, failure_text
 from edgeroute.core.plan import Plan, judged_leg
 from edgeroute.core.routing_policy import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.engine import Engine

@@ -17,7 +17,7 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits, up_against
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.inputs_constants_and_states import batch_axis_problem
 from edgeroute.edge.onnx import last_operators

@@ -24,7 +24,7 @@ from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
 from edgeroute.edge.callable_model import feature_names
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.io_steps_and_stages import Block, Steps
 from edgeroute.router.request import is_read_once, read_once_error
@@ -32,7 +32,7 @@ from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification_and_verdicts import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect, score_name
-from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names, answer_names
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Evaluation, Examples, Names, answer_names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.report_pages_and_results import UNHASHED, CalibrationResult, EvaluationResult

@@ -25,7 +25,7 @@ from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts, log_evidence
-from edgeroute.tools.measure.evaluation import Bools, Evaluation, Examples, chance_doubts, share
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Bools, Evaluation, Examples, chance_doubts, share
 from edgeroute.tools.measure.independence_and_overlap import sketch
 from edgeroute.tools.measure.labels_on_demand import LabelsOnDemand
 from edgeroute.tools.measure.score_fitting import fit

@@ -23,7 +23,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.router.engine import class_of, settle
 from edgeroute.router.io_steps_and_stages import Block, Pause, Steps, walk_stage
@@ -32,7 +32,7 @@ from edgeroute.router.offline_rules_and_late_replies import no_answer
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
-from edgeroute.tools.measure.evaluation import Examples, answer_names, label_matcher
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples, answer_names, label_matcher
 from edgeroute.tools.measure.score_fitting import probabilities_by_class
 from edgeroute.types import Spent
 

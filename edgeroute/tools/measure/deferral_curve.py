@@ -24,7 +24,9 @@ class Curve(NamedTuple):
 
 
 def deferral_curve(score: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike) -> Curve:
-    """Return the deferral curve of a score: the cascade's accuracy as more of the lowest scores are deferred, and its area.
+    """Return the cascade's accuracy as more of the lowest scores are deferred, and its area above random deferral.
+
+    The area is a share of that of an oracle; NaN if no deferral changes anything.
 
     Args:
         score: [n], the lowest are deferred first, NaN before all.

@@ -16,10 +16,10 @@ import numpy as np
 from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.confidence.output_forms_labels_and_comparison import equal, label_form, plain
 from edgeroute.core.error_codes import class_name
-from edgeroute.edge.edge_interface_and_fingerprints import is_async
+from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
-from edgeroute.tools.measure.evaluation import Examples, is_right, label_matcher, reference_doubts
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples, is_right, label_matcher, reference_doubts
 
 
 class Question(NamedTuple):
@@ -138,10 +138,10 @@ class FunctionLabels(LabelsOnDemand):
             raise
 
     def notes(self) -> list[str]:
-        """Return notes on the labels that were read.
+        """Return notes on the labels that were read, also if their form is not that of the answers.
 
         Raises:
-            BadInput: none of them equals an answer of edge or cloud, so that nothing would be compared.
+            BadInput: none of them equals an answer of edge or cloud, so that nothing would be compared; has the labels.
         """
         if self._unlike and not self._has_matched:
             try:

@@ -40,7 +40,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
 )
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED
 from edgeroute.errors import PolicyError
-from edgeroute.tools.measure import gain_from_prompts
+from edgeroute.tools.measure import predicted_cloud_gain_by_words as gain_from_prompts
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share, outcomes
 
 RIDGE = (3.0, 30.0, 300.0)

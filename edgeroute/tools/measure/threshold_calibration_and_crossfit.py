@@ -26,7 +26,7 @@ from edgeroute.errors import PolicyError
 from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.deferral_curve import Area, grades, measured_area
-from edgeroute.tools.measure.evaluation import reference_doubts
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import reference_doubts
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each
 from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
 

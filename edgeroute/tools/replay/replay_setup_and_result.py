@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from edgeroute.core.routing_policy import INF, Policy, Target, Terms
 from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import ModelMissing
 from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, build
 from edgeroute.tools.replay.recorded_requests_and_statistics import Numbers, Past, Recording

@@ -25,7 +25,7 @@ import numpy as np
 
 from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.tools.measure.report.numbers_in_words import count_text
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 from edgeroute.tools.replay.recorded_requests_and_statistics import Numbers, Tally, read, without_gc
 from edgeroute.tools.replay.replay_setup_and_result import Change, Energy, Gated, Replay, Setup, Values
 from edgeroute.tools.replay.trace_reading_and_conversion import traces

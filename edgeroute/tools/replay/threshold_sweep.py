@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.spending_limits import Limits
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.fleet.digest_tables import connect
-from edgeroute.tools.measure.report.numbers_in_words import count_text
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 from edgeroute.tools.replay.parquet_trace_format import check_parquet, is_parquet
 from edgeroute.tools.replay.replay_setup_and_result import Setup
 from edgeroute.tools.replay.trace_reading_and_conversion import traces

@@ -19,7 +19,7 @@ from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
 from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
-from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools import walk_driver_in_virtual_time as virtual
 from edgeroute.tools.replay.recorded_requests_and_statistics import ANSWERED, Past, Recording, Request, Tally, read, without_gc
 from edgeroute.tools.replay.replay_setup_and_result import (
     Change,
@@ -207,7 +207,10 @@ class _Run:
     def all(self, keep_mode: bool, keep_deadline: bool) -> Replay:
         """Replay all requests, sorted by start, and return the result; those after the battery is empty are counted as unserved.
 
-        Refused requests count as unanswered; one whose course is `Unknown` is counted by its reason, and in no total. Call once.
+        Refused requests count as unanswered; one whose course is `Unknown` is counted by its reason, and in no total. Plans
+        change with recorded sensors, spending and latencies. Call once.
+
+        keep_mode, keep_deadline: True: of each request as recorded; False: of the policy.
         """
         tally, battery, empty = self.tally, self.battery, None
         script, plans = self.script, self.plans

@@ -14,7 +14,7 @@ from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.system.untrusted_files import parse_json
-from edgeroute.tools.server import openai_completions_and_reply_reading as openai
+from edgeroute.tools.server import openai_chat_routing_and_reply_reading as openai
 from edgeroute.tools.server.access_limits_and_errors import Fault
 from edgeroute.types import Answer
 

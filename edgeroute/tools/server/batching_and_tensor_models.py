@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.edge.edge_interface_and_fingerprints import feed_of, has_async_runs, member
+from edgeroute.edge.edge_model_members_and_fingerprints import feed_of, has_async_runs, member
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.runtime_base import concatenate
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgeroute.cloud.oip_tensors import NAMES
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.llama_in_process_engines import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_card import Array, Card
@@ -30,7 +30,7 @@ from edgeroute.record.instrument_interface import Instrument
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
-from edgeroute.router.private_conversations import SCOPE
+from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.types import Answer, TensorSpec
@@ -47,7 +47,7 @@ try:
     from edgeroute.tools.server import access_limits_and_errors as access
     from edgeroute.tools.server import anthropic_messages as messages
     from edgeroute.tools.server import oip_messages as protocol
-    from edgeroute.tools.server import openai_completions_and_reply_reading as openai
+    from edgeroute.tools.server import openai_chat_routing_and_reply_reading as openai
     from edgeroute.tools.server import openai_embeddings as embedding
     from edgeroute.tools.server import openai_responses_api as responses
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.router.policy_snapshot import Snapshot
-from edgeroute.tools.server import openai_completions_and_reply_reading as openai
+from edgeroute.tools.server import openai_chat_routing_and_reply_reading as openai
 from edgeroute.tools.server.access_limits_and_errors import Options
 from edgeroute.types import Answer
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.router.private_conversations import SCOPE
+from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
-from edgeroute.tools.server import openai_completions_and_reply_reading as openai
+from edgeroute.tools.server import openai_chat_routing_and_reply_reading as openai
 from edgeroute.tools.server.access_limits_and_errors import Fault
 from edgeroute.types import Answer
 

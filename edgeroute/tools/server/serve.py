@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeroute.cloud.oip_tensors import NAMES, TEXTS
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.edge_interface_and_fingerprints import member
+from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Page, check_installed

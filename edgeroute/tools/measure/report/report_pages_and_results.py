@@ -20,10 +20,10 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.errors import RuntimeMissing
 from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
-from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import QUANTILES, Evaluation, Share
 from edgeroute.tools.measure.fleet_trial_comparison import Difference, FleetTrial
 from edgeroute.tools.measure.report import html_blocks as html
-from edgeroute.tools.measure.report import numbers_in_words as words
+from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as words
 from edgeroute.tools.measure.report import page_sections as sections
 from edgeroute.tools.measure.report.html_blocks import escape, side_by_side
 from edgeroute.tools.palette import css, marked

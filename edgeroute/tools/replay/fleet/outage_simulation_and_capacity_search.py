@@ -274,7 +274,7 @@ class SimulatedFleet:
         self._tally.took += _bins(np.broadcast_to(took_s, len(ranks)), self._tally)
 
     def _devices_by_state(self, time: float, crowd: float) -> Ints:
-        """Step the devices' battery, heat and rules to this time, and draw those that send, as often as the rules let them."""
+        """Step battery, heat and rules to this time, and draw the senders, as often as the rules let them: a device a request."""
         course = self._course
         assert course is not None, "the devices have a state"
         course.until(time)

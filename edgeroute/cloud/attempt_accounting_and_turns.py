@@ -486,8 +486,8 @@ class Exchange:
     def headers(self, sending: Sending) -> Mapping[str, str]:
         """Report to the instrument that an attempt is about to be sent, and return the headers that it adds.
 
-        Returns {} and does nothing if no instrument follows attempts. Gives the attempt a number, and counts how often the same
-        was sent in this exchange. Comes after `before_attempt`.
+        Returns {} and does nothing if no instrument follows attempts. Gives the attempt a number, and counts how often in a
+        row the same address and model were sent to. Comes after `before_attempt`.
         """
         report = self._guard.report
         if report is None or not report.follows:

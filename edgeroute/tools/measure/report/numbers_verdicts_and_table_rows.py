@@ -10,7 +10,7 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import INF
 from edgeroute.tools.measure.certification_and_verdicts import Verdict
 from edgeroute.tools.measure.deferral_curve import Area
-from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import QUANTILES, Evaluation, Share
 from edgeroute.tools.palette import marked
 
 NONE = "not known"

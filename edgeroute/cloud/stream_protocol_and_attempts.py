@@ -9,9 +9,9 @@ from time import monotonic
 from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
+from edgeroute.cloud.attempt_accounting_and_turns import Exchange
 from edgeroute.cloud.endpoint import with_key
 from edgeroute.cloud.load_reports import HEADER
-from edgeroute.cloud.request_attempts_and_queue import Exchange
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable

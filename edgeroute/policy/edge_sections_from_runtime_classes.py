@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValida
 from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails
 
-from edgeroute.catalog.installed_and_active_models import model_file
+from edgeroute.catalog.installed_versions_and_active_loading import model_file
 from edgeroute.edge.answer_structure_checks import Given
 from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
