@@ -57,8 +57,8 @@ def checked_plan(
 def drop_unsure_edges(snapshot: Snapshot, current: Plan, x: Any) -> Plan:
     """Return the plan for this input, with leading edges moved to standby if their confidence, by the input alone, is too low.
 
-    Standbys are behind all others. The first edge that stays ends this: one that is sure enough, is not judged by the input alone,
-    has thresholds by class, or whose view rejects the input or is a function, which may take time; or if only standbys are left.
+    Standbys are behind all others. The first edge that stays ends this: it is sure enough, is not judged by the input alone,
+    has thresholds by class, or its view rejects the input or is a function, which may take time; or only standbys are left.
     """
     for _ in current.legs:
         leg = current.legs[0]
