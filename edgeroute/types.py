@@ -1,4 +1,4 @@
-"""Public types: answers, tensor specifications, cancellation tokens, and the interfaces of models and backends."""
+"""Public types: answers, tensor specifications, cancellation tokens, and the interfaces of models, backends and endpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ else:
 
     V = TypeVar("V")
 
-__all__ = ["Answer", "EdgeModel", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
+__all__ = ["Answer", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
 Source = Literal["edge", "cloud", "cache", "stale"]  # origin of an answer; stale: an expired cache entry
 
@@ -183,6 +183,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the target's resources, such as a loaded model or connections; a later run acquires them again."""
+
+
+class Endpoint(Protocol):
+    """Structural interface of a cloud endpoint; for HTTP see `edgeroute.cloud.endpoint.HttpEndpoint`."""
+
+    name: str
+    labels: tuple[Any, ...] | None  # labels of the classes, by index; None: the endpoint has none
+    kind: str | None  # kind of its outputs, such as "logits" or "answers"; None: not stated
 
 
 class Spent(NamedTuple):

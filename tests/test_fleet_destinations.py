@@ -129,6 +129,8 @@ def test_a_certificate_that_is_not_valid_ends_it():
         "s3:///hunter2",
         "mqtts://a/b#hunter2",
         "s3://user:hunter2@bucket/in",
+        "S3://user:hunter2@bucket/in",
+        " s3://user:hunter2@bucket",
     ],
 )
 def test_other_addresses_are_refused_unquoted(to):
@@ -136,6 +138,11 @@ def test_other_addresses_are_refused_unquoted(to):
     with pytest.raises(PolicyError) as error:
         destination(to)
     assert "hunter2" not in str(error.value)
+
+
+def test_a_prefix_may_have_an_at():
+    """It is no user's name."""
+    assert destination("s3://bucket/me@site").where == "s3://bucket"
 
 
 def test_a_destination_that_fails_delays_no_answer_and_keeps_the_digest(tmp_path, caplog, monkeypatch):

@@ -37,7 +37,7 @@ make = makes()
 def one_instant(monkeypatch):
     """For endpoints no time passes: none in which a rate of calls a second would allow one more."""
     at = monotonic()
-    for module in ("endpoint_guard", "request_attempts_and_queue"):
+    for module in ("endpoint_guard", "attempt_accounting_and_turns"):
         monkeypatch.setattr(f"edgeroute.cloud.{module}.monotonic", lambda: at)
 
 

@@ -350,3 +350,36 @@ def test_a_first_attempt_asks_it_too(tmp_path, kind):
         answer = router.infer(1)
         assert (asked, answer.reason_code, router.guard.held) == ([], "other", 1)
     assert "only_edge" in answer.reason
+
+
+def test_what_a_reload_withdraws_gives_its_call_back(tmp_path):
+    """To the limit of calls a second: the reload comes while the user is asked for consent."""
+    file, forbids = tmp_path / "policy.toml", [True]
+
+    def consent(*_):
+        if forbids.pop():
+            file.write_text(f'mode = "only_edge"\n{settings}')
+            router.reload()
+        return True
+
+    with CannedServer(GOOD) as server:
+        settings = f'threshold = 0.8\n[cloud]\nurl = "{server.url}"\nprotocol = "json"\ncalls_per_s = 0.001\n'
+        file.write_text(settings)
+        with Threads.from_policy(file, edge=unsure, consent=consent) as router:
+            assert router.infer(1).source == "edge"
+            forbids.append(False)
+            assert router.infer(1, mode="prefer_cloud").source == "cloud"
+
+
+def test_what_waits_is_delivered_by_a_rule_that_prefers_the_cloud(tmp_path, sends):
+    """The policy's own mode is only_edge, which the rule in force overrides for calls and for the outbox."""
+    replies, late = [DOWN], []
+    given = {"mode": "only_edge", "rules": [Rule("heat", "prefer_cloud", 50)], "sensors": lambda: Reading(temperature_c=80.0)}
+    with CannedServer(lambda _: replies[-1]) as server:
+        box, cloud = Outbox(tmp_path / "outbox.db", spread_s=0), PlainJson(server.url, retries=0)
+        with Threads(unsure, cloud, threshold=0.8, offline="queue", outbox=box, **given) as router:
+            router.on_late(late.append)
+            assert router.infer(1).source == "edge"
+            replies.append(GOOD)
+            until(lambda: late)
+        assert [answer.value for answer in late] == ["cloud"]

@@ -107,7 +107,7 @@ TOML = [  # text, key, what it says beside it
     (T + E + 'card = "a\\u0000b"\n' + C, "edge.card", "the path of a card, or false"),
     ('state = "a\\u0000b"\n' + T + E + C, "state", "cannot be a path"),
     (f'state = "{"y" * 300}"\n' + T + E + C, "state", "cannot be a path"),
-    (T + E + C + f'verify = "{"y" * 300}"\n', "cloud.verify", "cannot be a path"),
+    (T + E + C + f'verify = "SECRET{"y" * 300}"\n', "cloud.verify", "cannot be a path"),
     (T + E + C + '[trace]\nfile = "a\\u0000b"\n', "trace.file", "cannot be a path"),
     ('state = "s"\n' + T + E + C + '[fleet]\nto = ""\n', "fleet.to", "cannot be a path"),
     (T + E + C + '[trial]\nedge = "edge.onnx"\nthreshold = inf\n', "trial.threshold", "expected a number"),

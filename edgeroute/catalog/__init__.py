@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgeroute.catalog.model_folder_and_downloads import Progress
 
 _MODULE_OF = {
-    "Entry": "catalog_entry", "ModelStatus": "installed_and_active_models", "Progress": "model_folder_and_downloads",
+    "Entry": "catalog_entry", "ModelStatus": "installed_versions_and_active_loading", "Progress": "model_folder_and_downloads",
     **dict.fromkeys(("Catalog", "Step", "Updater"), "catalog_client_and_updates"),
 }  # fmt: skip
 

@@ -422,7 +422,9 @@ class Exchange:
             raise Unreachable(LEFT)
         guard, again, probe, calls = self._guard, self._attempts > 0, self._allowed is None, 0
         if self._allowed is not None and guard.in_force is not None and (why := withdrawn(guard.in_force(), self._allowed)):
-            guard.rules.rejected += not again
+            with guard.lock:
+                guard.rules.rejected += not again
+                guard.rules.rate.give_back(float(self._unpaid and self._admitted > 0))
             self._refuse(Rejection("other", why))
         if self._unpaid and not self._paid:
             calls = 1
@@ -435,7 +437,8 @@ class Exchange:
             rejection = rejection or guard.rules.attempt(cost, monotonic(), process.now(), again=again, probe=probe)
         if rejection is None and (rejection := guard.spending.secure(cost) or self._note_in_ledger(size)) is not None:
             guard.spending.settle(cost, Cost(), process.now())
-            guard.rules.rejected += not (again or probe)
+            with guard.lock:
+                guard.rules.rejected += not (again or probe)
         if rejection is not None:
             self._refuse(rejection)
         if self.left:

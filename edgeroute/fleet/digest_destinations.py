@@ -170,7 +170,7 @@ def destination(to: str) -> Destination:
         valid = parts.scheme in _KINDS and bool(parts.hostname) and parts.port != 0 and to.isprintable() and not parts.fragment
     except ValueError:
         valid = False
-    if to.startswith("s3:") and "@" in to:
+    if valid and parts.scheme == "s3" and ("@" in parts.netloc or ":" in parts.netloc):
         raise PolicyError("fleet: to has a user or password: those of an object store are in AWS_*")
     if not valid:
         raise PolicyError("fleet: to is a folder, or an address that begins with https://, s3:// or mqtts://")

@@ -133,9 +133,10 @@ def _secret(value: Any) -> Secret:
 
 
 def _path(value: str) -> str:
-    """Return a path unchanged; raise PydanticCustomError for one that no file can have."""
-    if not value or "\0" in value or max(len(name.encode(errors="replace")) for name in value.split("/")) > LONGEST_NAME:
-        raise message_error(f"{quote_value(value)} cannot be a path: it is empty, or has a null byte or too long a name")
+    """Return a path or an address unchanged; raise PydanticCustomError, without quoting it, for a path that no file can have."""
+    too_long = "://" not in value and max(len(name.encode(errors="replace")) for name in value.split("/")) > LONGEST_NAME
+    if not value or "\0" in value or too_long:  # it may be a secret
+        raise message_error("cannot be a path: it is empty, or has a null byte or too long a name")
     return value
 
 
@@ -164,13 +165,14 @@ def _score(value: Any) -> str:
 def _thresholds(value: Any) -> Any:
     """Return a threshold (see `_threshold`), or a list of them; raise PydanticCustomError for all else, as for an empty list."""
     words = f"{_ONE_THRESHOLD}, or a list with one of them for each edge model"
-    return [_threshold(item, words) for item in value] if isinstance(value, list) and value else _threshold(value, words)
+    is_list = isinstance(value, list) and value
+    return [_threshold(item, words=words) for item in value] if is_list else _threshold(value, words=words)
 
 
 _ONE_THRESHOLD = "a number, the path of a certificate (.json)"
 
 
-def _threshold(value: Any, words: str = _ONE_THRESHOLD.replace(", ", ", or ")) -> float | str:
+def _threshold(value: Any, *, words: str = _ONE_THRESHOLD.replace(", ", ", or ")) -> float | str:
     """Return a number as float, or the path of a certificate (.json), which is not read.
 
     Raise PydanticCustomError for all else, with these words for what is expected.

@@ -373,9 +373,9 @@ class Auditor(ForkSafe):
         for target, promise in zip(targets, certificates, strict=True):
             if target.side != "edge" or target.threshold is None:
                 continue
-            watch = DriftMonitor(promise, self.audit, self._counts.judged(target.name))
             known = self._watches.get(target.name)
             dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
+            watch = DriftMonitor(promise, self.audit, self._counts.judged(target.name))  # after the dump: nothing counts twice
             if isinstance(dumped, dict):
                 watch.load(dumped)
             watches[target.name] = watch

@@ -506,8 +506,8 @@ def _left_out(db: Any, closed: int | None) -> dict[str, int]:
     since = day_of((closed or WINDOW) - WINDOW)
     counts = Counter[str]()
     for table, possible in (("audits", AUDITS_POSSIBLE), ("requests", _REQUESTS_POSSIBLE)):
-        sql = f"SELECT count_if(NOT ({possible})), count_if(NOT contains(model, ':')) FROM {table} WHERE day > ?"
-        impossible, beyond = db.execute(sql, [since]).fetchone()
+        which = f"count(*) FILTER (NOT ({possible})), count(*) FILTER (NOT contains(model, ':'))"
+        impossible, beyond = db.execute(f"SELECT {which} FROM {table} WHERE day > ?", [since]).fetchone()
         counts.update({"impossible": impossible, "of models beyond the digest": beyond})
     counts["damaged files"] = db.execute("SELECT count(*) FROM refused").fetchone()[0]
     return dict(+counts)

@@ -1,7 +1,7 @@
 """Fitting of a learned score by ridge logistic regression with cross-validation; `auto` blends it by the number of its examples.
 
 It predicts harm (the cloud alone is right) and win (the edge alone is). Of prompts with hashed words (`prompt_features`) the gain
-is fitted in place of harm and win: gain_from_prompts.py.
+is fitted in place of harm and win: predicted_cloud_gain_by_words.py.
 
 The first feature, the log odds of msp (the highest class probability), is almost unpenalised and all others are penalised, so the
 less there is to learn, the closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile;
@@ -40,7 +40,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
 )
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED
 from edgeroute.errors import PolicyError
-from edgeroute.tools.measure import predicted_cloud_gain_by_words as gain_from_prompts
+from edgeroute.tools.measure import predicted_cloud_gain_by_words as prompt_gain
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share, outcomes
 
 RIDGE = (3.0, 30.0, 300.0)
@@ -135,7 +135,7 @@ class _Examples(NamedTuple):
     # Names of a table's features, and how many columns each has; None: no table.
     columns: tuple[list[str], list[int]] | None = None
     base: str | None = None
-    words: gain_from_prompts.Words | None = None  # hashed words of prompts: the gain is fitted
+    words: prompt_gain.Words | None = None  # hashed words of prompts: the gain is fitted
 
     @property
     def name(self) -> str:
@@ -188,11 +188,11 @@ def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayL
     return _usable(_Examples(0, None, table, edge, gain, columns=(names, widths), base=base, words=words), table)
 
 
-def _separate_words(features: Any) -> tuple[Any, gain_from_prompts.Words]:
+def _separate_words(features: Any) -> tuple[Any, prompt_gain.Words]:
     """Return the features without the column of hashed words, and those words; raise PolicyError if an example has none."""
     if isinstance(features, Mapping):
-        return {name: values for name, values in features.items() if name != HASHED}, gain_from_prompts.words_of(features[HASHED])
-    words = gain_from_prompts.words_of([example.get(HASHED) for example in features])
+        return {name: values for name, values in features.items() if name != HASHED}, prompt_gain.words_of(features[HASHED])
+    words = prompt_gain.words_of([example.get(HASHED) for example in features])
     return [{name: value for name, value in example.items() if name != HASHED} for example in features], words
 
 
@@ -230,7 +230,7 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
         PolicyError: `ridge`, `folds` or `seed` is invalid.
     """
     if examples.words is not None and ridge is RIDGE:
-        ridge = (gain_from_prompts.RIDGE,)
+        ridge = (prompt_gain.RIDGE,)
     if not 2 <= folds <= FEW or not ridge or not all(0 < r < inf for r in ridge):  # noqa: PLR2004 - one to leave out, one to keep
         raise PolicyError(f"folds {folds}, ridge {tuple(ridge)}: expected 2 to {FEW} folds, and positive numbers")
     if not isinstance(seed, int | np.integer) or seed < 0:
@@ -331,7 +331,7 @@ def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Any
     """
     if examples.words is not None:
         words = examples.words.part(train)
-        return gain_from_prompts.fit_gain(words, table[train], examples.gain[train], ridge, base=examples.base is not None)
+        return prompt_gain.fit_gain(words, table[train], examples.gain[train], ridge, base=examples.base is not None)
     x = table[train]
     mean, scale = x.mean(0), x.std(0)
     scale[(scale < 1e-9) | (np.abs(x - mean).max(0) <= 0)] = 1  # noqa: PLR2004 - a constant, but for rounding
