@@ -286,6 +286,19 @@ def test_kill_9_costs_no_line(tmp_path):
     assert not [*tmp_path.glob("*.packing")]
 
 
+def test_a_pack_leaves_another_writers_file(tmp_path):
+    """A conversion beside the trace is not one that a killed process left."""
+    path = tmp_path / "trace.jsonl"
+
+    def records():
+        for record in map(plain, recorded()):
+            pack(path, 9)
+            yield record
+
+    path.touch()
+    assert parquet.write_parquet(tmp_path / "trace.jsonl.1.parquet", records()) > 0
+
+
 def test_a_pack_that_was_cut_off(tmp_path):
     """Files of JSON that were to become Parquet are read, and the next call goes on with them; what is both counts once."""
     path = tmp_path / "trace.jsonl"

@@ -106,8 +106,8 @@ def pack(path: Path, keep: int) -> None:
     if not turn.take():
         return
     try:
-        for left in path.parent.glob(f"{escape(path.name)}.*.parquet.*.new"):  # by a process that was killed
-            left.unlink()
+        for left in path.parent.glob(f"{escape(path.name)}.{'[0-9]' * 8}.parquet.*.new"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         rotated = [file for file in path.parent.glob(f"{escape(path.name)}.*") if file.suffix[1:].isdecimal()]
         full = sorted((int(file.suffix[1:]), file, file.stat().st_ino) for file in rotated)
         number = max(_packs(path), default=0)

@@ -183,12 +183,12 @@ def http_fault(error: BaseException) -> Fault:
     """
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
+    if isinstance(error, MayNotLeave):
+        return Fault(403, clean(error), "may_not_leave")
     if is_of_input(error):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
     if isinstance(error, PolicyError):
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
-    if isinstance(error, MayNotLeave):
-        return Fault(403, clean(error), "may_not_leave")
     if isinstance(error, NoAnswer | CloudError):
         return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
     if isinstance(error, Full):
