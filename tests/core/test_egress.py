@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
-from edgeroute.core.routing_policy import MODES, Denied, Permit, Policy, Rules, Target, permit
+from edgeroute.core.routing_policy import MODES, Denied, Permit, Policy, Rules, Target, permit, withdrawn
 
 TARGETS = (Target("small", "edge", 0.7), Target("edge", "edge", 0.85), Target("eu", "cloud"), Target("us", "cloud"))
 RULES = Rules(never_leave=frozenset({"medical"}), may_leave=frozenset({"public"}))
@@ -102,3 +102,22 @@ def test_the_cloud_alone_and_a_class_that_stays():
     )
     made = plan(Policy(rules=RULES), TARGETS[2:], Facts(), data_class="medical")
     assert made == Refusal("no answer is possible: data class 'medical' never leaves, and there is no edge", denied=True)
+
+
+@pytest.mark.parametrize(
+    ("by_now", "overrides", "holds"),
+    [
+        (Policy(rules=RULES), False, True),
+        (Policy(rules=Rules(may_leave=frozenset({"public"}))), False, True),
+        (Policy(rules=Rules(never_leave=frozenset({"public"}))), False, False),
+        (Policy(rules=Rules()), False, False),
+        (Policy(mode="only_edge", rules=RULES), False, False),
+        (Policy(mode="only_edge", rules=RULES), True, True),
+        (Policy(mode="only_edge", rules=Rules(never_leave=frozenset({"public"}))), True, False),
+    ],
+)
+def test_a_permit_under_another_policy(by_now, overrides, holds):
+    """It holds as long as the policy in force would give it again; a mode of the call's own is not that of the policy."""
+    allowed = permit(RULES, "public", overrides=overrides)
+    assert isinstance(allowed, Permit)
+    assert (not withdrawn(by_now, allowed)) == holds
