@@ -278,7 +278,7 @@ class Mask:
         It is searched within `BORDER` characters on each side of a border. One that overlaps such a number of a single text is
         left out.
         """
-        if len(texts) < 3 or not self._checked:  # noqa: PLR2004 - two are `_divided`'s
+        if not self._checked:
             return
         together, begins = "".join(texts), [*accumulate(map(len, texts), initial=0)]
         for border in begins[1:-2]:
@@ -289,7 +289,7 @@ class Mask:
             for start, end, kind in self._seen(near, self._checked):
                 within = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
                 parts = [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in within]
-                if len(parts) > 2 and not any(  # noqa: PLR2004
+                if len(parts) > 2 and not any(  # noqa: PLR2004 - those of two texts are `_divided`'s
                     begin < e and b < stop for i, begin, stop in parts for b, e, _ in self._seen(texts[i], self._checked)
                 ):
                     yield from ((i, (begin, stop, kind)) for i, begin, stop in parts)
