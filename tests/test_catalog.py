@@ -57,6 +57,12 @@ def device(publisher):
     return catalog
 
 
+@pytest.mark.parametrize(("model", "runtime"), [("doors.onnx", ".onnx"), ("v1.2/doors-1.2.tflite", ".tflite"), ("a.b/doors", "")])
+def test_an_entry_names_the_runtime_by_its_last_suffix(publisher, model, runtime):
+    """A version within the model's name is no suffix, nor is a dot of its folder."""
+    assert publisher.publish("1.0")._replace(model=model).runtime == runtime
+
+
 def test_a_model_from_the_publisher_to_the_router(publisher):
     """It is published, pulled, verified, activated, used, and rolled back."""
     entry = publisher.publish("1.0", notes="the first")

@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from edgeroute.errors import CatalogError
@@ -138,8 +139,8 @@ class Entry(NamedTuple):
 
     @property
     def runtime(self) -> str:
-        """Suffix of the model's file, which selects the runtime."""
-        return "." + self.model.rpartition("/")[2].partition(".")[2]
+        """Suffix of the model's file or folder, which selects the runtime; empty without one."""
+        return PurePosixPath(self.model).suffix
 
     def json(self) -> dict[str, Any]:
         """Return the entry in JSON types, without empty fields."""

@@ -324,7 +324,7 @@ class Follower(ForkSafe):
         return "; ".join(filter(None, (standing(self._state).text, last_problem(self._state))))
 
     def _turn(self) -> float:
-        """Take a look, unless the follower is closed; release the lock if it is then. Return the seconds until the next look."""
+        """Call `_follow_once` unless it is closed, and release the lock if it is then. Return the seconds until the next."""
         try:
             with self._turns:
                 return LOOKS_S if self._worker.closed else self._follow_once()

@@ -67,7 +67,7 @@ class AnswerCheck:
         self._given, self._options, self._failures = given, options, Failures()
 
     def wants(self, x: Any) -> bool:
-        """Return True if the answer to an input is checked."""
+        """Return True if the answer to an input is checked: a check was given, or the request asks for tools or a format."""
         return self._test is not None or bool(self._request(x))
 
     def blocks(self, inputs: Sequence[Any]) -> bool:

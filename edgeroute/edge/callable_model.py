@@ -96,7 +96,7 @@ class CallableModel:
         return [self._result(self.function(x)) for x in inputs]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
-        """Call the function for one input; return a list of its result."""
+        """Call the function for one input; return a list of its result, in the form of `_result`. A stop request is ignored."""
         result = self.function(x)
         return [result if type(result) is tuple else self._result(result)]
 

@@ -85,7 +85,9 @@ class Model(Target):
         return paths if is_address(self.path) else [self.path, *([] if "card" in given else cards(self.path)), *paths]
 
     def make(self, folder: Path) -> Any:
-        """Make the model by its runtime, not loaded yet; a saved score is read. Relative paths start from `folder`.
+        """Make the model, not loaded yet, by the runtime of its file's suffix or of its server's address; read a saved score.
+
+        Relative paths start from `folder`.
 
         Raises PolicyError, ModelMissing, ModelError or RuntimeMissing.
         """

@@ -109,7 +109,7 @@ class Tally(ForkSafe, Instrument):
             self.count(kind, answer.latency_s, () if ended.batch else answer.took)
 
     def count(self, kind: Kind, latency_s: float, legs: tuple[Took, ...]) -> None:
-        """Queue a recorded request for counting; `legs`: times of its targets that answered, none of a batch. See `_queue`."""
+        """Queue a recorded request; now and then count all queued. `legs`: times of targets that answered, none of a batch."""
         self._queue(self._new, (kind, latency_s, legs))
 
     def _count_queued(self) -> None:

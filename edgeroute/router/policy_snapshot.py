@@ -525,8 +525,9 @@ def backends_by_spec(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
 def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
     """Return the fingerprints to which a certificate for target number `i`, an edge model, is bound, by the names of `BOUND_TO`.
 
-    They are of the model, its score and view, the clouds not on trial, their codec and redaction; and of the edge models before
-    it, each with its own threshold, as these decide which inputs reach it. Reads files.
+    They are of the model, its score and view; of the clouds not on trial, the models that their servers report, their codec and
+    redaction; and of the edge models before it, each with its own threshold, as these decide which inputs reach it. Names that
+    do not apply are missing. Reads files.
     """
     egress, clouds, prints = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
     if clouds:

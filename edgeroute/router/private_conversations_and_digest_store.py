@@ -204,7 +204,8 @@ class Digests(ForkSafe):
     def read(self) -> None:
         """Read the rows that were added to the file. Waits up to `LOCKED_S` for a lock, and for another reader.
 
-        An error is logged, and sets `blind`; success clears it.
+        All are read again if it is another file, and forgotten if it is gone. If rows are not known (an error, a lock, a damaged
+        or unwritten file beside it), `blind` becomes the reason, which is logged once; if they are, it is emptied.
         """
         if self._database is None or self.path is None:
             return

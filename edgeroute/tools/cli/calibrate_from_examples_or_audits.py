@@ -240,7 +240,7 @@ def _sure(text: str, kind: Kind) -> float | None:
 def _thresholds(policy: Path, edge: int | Literal["all"]) -> str:
     """Return thresholds to calibrate with, as JSON: the policy's for edge models before number `edge`, 0 for it and later ones.
 
-    With 0 all answers are accepted. "all" makes all of them 0; a number without an edge model gives 0 too. Reads the policy file.
+    With 0 all answers are accepted. "all", or a number without an edge model, gives the single number 0. Reads the policy file.
 
     Raises:
         PolicyError: the policy has no thresholds for those before.

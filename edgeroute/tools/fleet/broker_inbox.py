@@ -132,10 +132,10 @@ class Subscription:
             client.subscribe(topic, qos=1)
 
     def _receive(self, client: Any, message: Any) -> None:
-        """Store a message as a file of the inbox, and acknowledge it; count it in `received`.
+        """Count a message in `received`, store it as a file of the inbox, and acknowledge it if its QoS is above 0.
 
         One with a name that is no digest's, or too large, is noted as refused instead, and acknowledged too. Raises StoreError if
-        it cannot be stored.
+        it cannot be stored; it is counted then, and not acknowledged.
         """
         name, self.received = "/".join(message.topic.split("/")[-2:]), self.received + 1
         if not NAME.fullmatch(name):

@@ -363,7 +363,7 @@ def _ratio(distance: float, error: float) -> float:
 
 
 def _student(z: float, devices: float) -> float:
-    """Return the quantile of Student's t for that of the normal distribution, with devices - 1 degrees of freedom (Wallace)."""
+    """Return the quantile of Student's t for a normal one, z >= 0 (Wallace): devices - 1 degrees of freedom, but at least 2."""
     freedom = max(devices - 1, 2.0)
     return sqrt(freedom * (exp(min(z * z * (freedom - 1.5 + 1e-9) / (freedom - 1) ** 2, 700.0)) - 1))
 

@@ -79,7 +79,7 @@ class InputGuess(NamedTuple):
 
     @property
     def written(self) -> dict[str, Any]:
-        """Entry of this input in a card: name, shape, dtype, layout, batch and constant, as far as they are known."""
+        """Entry of this input in a card: name, shape; dtype, layout, a fixed `value` if known; batch "none" without an axis."""
         spec = self.spec
         entry: dict[str, Any] = {"name": spec.name, "shape": list(spec.shape)}
         if spec.dtype != "object":
