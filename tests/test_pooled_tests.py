@@ -195,6 +195,16 @@ def test_the_first_day_of_a_policy_on_a_few_devices_widens_nothing():
     assert np.mean(np.array(levels) > 1.6) < 0.025
 
 
+def test_periods_without_events_are_no_deviations():
+    """A hundred devices with an event an hour have many hours with none: few of 60 fleets take 1.6 times the usual rate for no change."""
+    rng, shape = np.random.default_rng(21), (168, 100)
+    number, device = (axis.ravel() for axis in np.indices(shape))
+    expected = np.full(device.size, 0.01)
+    drawn = [scores(rng.poisson(expected).astype(float), expected) for _ in range(60)]
+    levels = np.array([highest_usual(*pair, device, number) for pair in drawn])
+    assert np.mean(levels > 1.6) < 0.1
+
+
 def test_a_reference_of_one_period_has_no_days_that_differ():
     """Its devices may be alike, too."""
     score, weight = scores(np.full(50, 3.0), np.full(50, 2.0))

@@ -208,9 +208,10 @@ def highest_usual(
     error = float(np.sqrt(max(clusters.sum() * (count > 1), rest @ rest) + CAP)) / total
     by_day, weights = np.bincount(day, rest), np.bincount(day, weight)
     some = weights > 0
-    mean, noise = by_day[some] / weights[some], np.bincount(day, rest**2)[some] / weights[some] ** 2
+    mean = by_day[some] / weights[some]
     free = max(1, len(mean) - (WEEK if weekdays else 1))  # the factors of the weekdays are of the same days
-    precision = 1 / np.maximum(noise, 1e-12)
+    # By the variance of all days: that of a day without events would seem next to none, and its mean a deviation.
+    precision = weights[some] * weight.sum() / max(rest @ rest, 1e-12)
     scale = (precision.sum() - precision @ precision / precision.sum()) / max(1, len(mean) - 1)
     beyond = max(0.0, float(precision @ mean**2 / free - 1 - 2 * np.sqrt(2 / free)))  # 0 unless it is more than chance
     common = beyond / scale if len(mean) > 1 else 0.0
