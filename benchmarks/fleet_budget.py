@@ -3,7 +3,8 @@
     python benchmarks/fleet_budget.py
 
 A device's demand differs by its size, weekday, growth and chance; it bursts for days, and so does the fleet. Devices are offline for
-days, come, go and rotate their ids; some ignore limits; the catalog is away twice. The owner sees digests alone: late ones not at all.
+days, come, go and rotate their ids; some ignore limits; the catalog is away twice, and so is the store of digests, once for half of the
+devices. The owner sees digests alone: late ones not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from figures import size as of_size
 
 from edgeroute.catalog.signed_policy_follower import WINDOW
-from edgeroute.tools.fleet.budget_shares_and_signing import RESERVE, VALID_DAYS, limit_for, next_margin, shares
+from edgeroute.tools.fleet.budget_shares_and_signing import RESERVE, VALID_DAYS, in_use, limit_for, next_margin, shares
 
 DAYS, DEVICES = 300, of_size(20_000, 100)
 OFFLINE, RETURNS = 0.02, 0.3
@@ -58,6 +59,7 @@ def simulate(seed: int, tightness: float, *, ignores: float = IGNORES, adapts: b
     limit, limited_on = np.full(DEVICES, rule.new), np.zeros(DEVICES, int)
     spent_days, wanted_days = np.zeros(DAYS), np.zeros(DAYS)
     away = set(range(100, 104)) | set(range(200, 209))
+    unseen = dict.fromkeys(range(150, 154), DEVICES // 2) | dict.fromkeys(range(250, 254), DEVICES)  # day -> devices
     for day in range(DAYS):
         offline = np.where(offline, rng.random(DEVICES) > RETURNS, rng.random(DEVICES) < OFFLINE)
         fresh = rng.random(DEVICES) < LEAVES
@@ -67,11 +69,12 @@ def simulate(seed: int, tightness: float, *, ignores: float = IGNORES, adapts: b
         burst = np.where(burst > 1, np.where(rng.random(DEVICES) < 0.5, 1, burst), np.where(rng.random(DEVICES) < 0.01, 8, 1))
         season = (1.2 if day % 7 < 5 else 0.6) * (1 + 0.3 * day / DAYS) * (3 if day % 60 in {30, 31} else 1)
         demand = size * season * burst * rng.gamma(4, 0.25, DEVICES) * ~offline
-        if day not in away and _active(seen).any():
-            rule, made = (
-                shares(np.nanmean(seen, 0, where=~np.isnan(seen))[_active(seen)], budget, margin=margin, arrivals=arrivals),
-                day,
-            )
+        known = ~np.isnan(seen)
+        here = known.any(0)
+        here[here] = in_use(_active(seen)[here], known.sum(1).max())
+        if day not in away and here.any():
+            use = np.nanmean(seen[:, here], 0)
+            rule, made = shares(use, budget, margin=margin, arrivals=arrivals), day
         reached = ~offline & (rng.random(DEVICES) >= STALE) & (day not in away) | fresh & (day not in away)
         limited_on[fresh], limit[fresh] = made, rule.new
         recent = ~np.isnan(own).all(0)
@@ -84,6 +87,7 @@ def simulate(seed: int, tightness: float, *, ignores: float = IGNORES, adapts: b
         own, seen = np.roll(own, -1, 0), np.roll(seen, -1, 0)
         own[-1] = np.where(offline, np.nan, spent)
         seen[-1] = np.where(offline | (rng.random(DEVICES) < LATE), np.nan, spent)
+        seen[-1, : unseen.get(day, 0)] = np.nan
         if adapts:
             margin = next_margin(margin, float(np.nansum(seen[-1])), budget)
         arrivals = max(1.0, 2 * float((np.isnan(seen[0]) & _active(seen)).sum()) / WINDOW)

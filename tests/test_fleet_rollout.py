@@ -354,6 +354,8 @@ def test_a_device_computes_its_own_limit():
     assert limits_by(BUDGET, {}, "2026-11-29") == {"usd_per_day": pytest.approx(0.5)}
     assert limits_by(BUDGET, used, "2026-12-03") == {"usd_per_day": pytest.approx(0.9)}
     assert limits_by(BUDGET, {"2026-09-01": [4.0, 0.0]}, "2026-11-29") == {"usd_per_day": pytest.approx(0.9)}
+    assert limits_by(BUDGET, used, "2026-11-29", {"2026-11-28"}) == {"usd_per_day": pytest.approx(7.0)}
+    assert limits_by(BUDGET, used, "2026-11-29", {*used}) == {"usd_per_day": pytest.approx(0.9)}, "the owner knows of none"
     for broken in (
         {},
         {**BUDGET, "limits": 3},
@@ -377,7 +379,11 @@ def test_a_device_keeps_to_the_fleets_budget(fleet, monkeypatch):
         wait_for(lambda: "by the fleet's budget" in router.status().signed)
         clock[0] += 86_400
         wait_for(lambda: "2026-11-29" in standing(fleet.home / "device").usage)
+        waiting = fleet.home / "device" / "fleet" / f"2026-11-29.{'0' * 32}.1.digest"
+        waiting.touch()
         _sign(fleet, {**BUDGET, "through": "2026-11-29"})
+        wait_for(lambda: router.status().limits.usd_per_day == pytest.approx(0.1))  # the owner does not know its use
+        waiting.unlink()
         wait_for(lambda: router.status().limits.usd_per_day == pytest.approx(1.0))  # it has used nothing
         fleet.catalog.rename(fleet.home / "away")
         clock[0] += 86_400 * 4
@@ -451,6 +457,26 @@ def test_a_budget_is_split_by_the_tables(fleet, tmp_path):
     assert len(signed_file(fleet.catalog, budget_target("shop"))) < 600  # bytes, whatever the number of devices
     for wrong in ("500", "usd", "-3usd", "5eur"):
         assert cli("fleet", "budget", *given, "--per-day", wrong)[0] == 2
+
+
+@pytest.mark.parametrize(("silent", "day"), [(20, 8), (40, 9), (40, 12)])
+def test_a_store_that_was_away_multiplies_no_budget(fleet, tmp_path, silent, day):
+    """Devices whose last digests are not here spend as before, so that the budget is split over them, too."""
+    pytest.importorskip("duckdb")
+    from fleets import random_fleet, write_store
+
+    from edgeroute.tools.fleet.budget_shares_and_signing import Rule, renew
+    from edgeroute.tools.fleet.digest_tables import open_store
+
+    fleet.publish(0.4)
+    late = str(DAY + timedelta(days=6))
+    digests = [d for i, d in enumerate(random_fleet(40, day, first=DAY)) if i % 40 >= silent or d.day < late]
+    with open_store(write_store(tmp_path / "store", digests)) as store:
+        today, both = DAY + timedelta(days=day), {"catalog": fleet.catalog, "keys": fleet.keys}
+        rule = Rule(**renew(store, "shop", {"usd_per_day": 100.0}, today=today, **both)["limits"]["usd_per_day"])
+        use = store.execute("SELECT sum(usd) / count(DISTINCT day) AS used FROM requests GROUP BY device").fetchnumpy()["used"]
+    assert len(use) == 40
+    assert 80 < limit_for(rule, use).sum() <= 110
 
 
 def test_a_device_that_lies_about_a_day_holds_no_budget_back(fleet, tmp_path):

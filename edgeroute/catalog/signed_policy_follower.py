@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import date, datetime, timedelta, timezone
@@ -216,18 +216,19 @@ BUDGETS = ("usd_per_day", "mb_per_day")  # keys of `[limits]` that a fleet's bud
 WINDOW = 7  # days of use that count for a device's part of the budget
 
 
-def limits_by(budget: Any, usage: Mapping[str, list[float]], today: str) -> dict[str, float]:
+def limits_by(budget: Any, usage: Mapping[str, list[float]], today: str, untold: Collection[str] = ()) -> dict[str, float]:
     """Return a device's limits by a signed budget and its own use: `least` and `factor` times its mean use, up to `most`.
 
     A device without use has the limit for new ones. One that was away while the budget was made, or has an old budget, has a
-    reserve: a part of what its use would give.
+    reserve: a part of what its use would give. So does one that the owner does not know of, as its digests wait (`untold`: days).
 
     Raises:
         CatalogError: the budget is none.
     """
     try:
         until = date.fromisoformat(budget["through"])
-        recent = [spent for day, spent in usage.items() if 0 <= (until - date.fromisoformat(day)).days < WINDOW]
+        told = {day: spent for day, spent in usage.items() if day not in untold}
+        recent = [spent for day, spent in told.items() if 0 <= (until - date.fromisoformat(day)).days < WINDOW]
         old, known, limits = today > budget["until"] or not recent, recent or [*usage.values()], {}
         for i, key in enumerate(BUDGETS):
             if (rule := budget["limits"].get(key)) is not None:
@@ -467,7 +468,8 @@ class Follower(ForkSafe):
             days.sort(key=lambda used: (used[0] <= yesterday, used[0]))  # days to come of a clock that was ahead go first
             new = known._replace(usage=dict(days[-WINDOW:]))
         text = read_bytes(path) if path.exists() else b""
-        limits = limits_by(parse_json(text), new.usage, today.isoformat()) if text else {}
+        untold = {file.name[: len(yesterday)] for file in self._home.glob("*.digest")}
+        limits = limits_by(parse_json(text), new.usage, today.isoformat(), untold) if text else {}
         if limits != known.limits:
             self._switch(new._replace(limits=limits))
         elif new != known:

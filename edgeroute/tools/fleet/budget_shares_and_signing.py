@@ -28,6 +28,7 @@ LEAST, NEW, RESERVE = 0.2, 0.05, 0.1
 MANY, HEAVIEST = 100, 10.0  # devices from which on the use of one counts as so many times that of the largest hundredth at most
 # Part of a day's overspending by which the margin changes; most that counts of what was spent more, or less; largest margin.
 GAIN, RISES, FALLS, MOST_MARGIN = 0.5, 0.2, 0.05, 0.5
+COMPLETE = 0.9  # share of the usual devices from which the last two days have all
 VALID_DAYS = 2  # days after its own for which a budget is valid
 COLUMNS = {"usd_per_day": "sum(usd)", "mb_per_day": "sum(bytes) / 1e6"}  # limit -> expression over the table of requests
 
@@ -65,6 +66,19 @@ def shares(usage: ArrayLike, total: float, *, margin: float = 0.0, arrivals: flo
     factor = (1 - even) * left / use.sum() if use.sum() > 0 else 0.0
     floor = even * left / max(1, len(use))
     return Rule(floor, float(factor), each, floor + float(factor) * use.max(initial=0.0))
+
+
+def in_use(recent: NDArray[Any], most: int) -> NDArray[Any]:
+    """Return which devices of the week the budget is split over, [devices]: those of its last two days, or all.
+
+    All if the last days have far fewer devices than another day: the others rest on a weekend, or their digests are late, and they
+    spend as before. Without them the limits would add up to a multiple of the budget.
+
+    Args:
+        recent: True for devices with a digest of the last two days.
+        most: number of devices on the day of the week that has most.
+    """
+    return recent if recent.sum() >= COMPLETE * most else np.ones_like(recent)
 
 
 def limit_for(rule: Rule, usage: ArrayLike) -> NDArray[Any]:
@@ -114,6 +128,8 @@ def renew(
     with publishing(catalog):
         last = parse_json(signed_file(catalog, target(name)) or b"{}")
         margins, limits = dict(last.get("margins", {})), {}
+        by_day = "SELECT count(DISTINCT device) AS n FROM requests WHERE day BETWEEN ? AND ? GROUP BY day"
+        most = connection.execute(f"SELECT coalesce(max(n), 0) FROM ({by_day})", [first, through]).fetchone()[0]
         for key, total in totals.items():
             rows = connection.execute(
                 f"""
@@ -129,7 +145,7 @@ def renew(
                 margins[key] = next_margin(margins.get(key, 0.0), float(spent), last["totals"].get(key, total))
             if not len(rows["device"]):
                 raise BadInput(f"no digest is of {first} to {through}: a budget is split by the use of these days")
-            here = rows["latest"] >= np.datetime64(through - timedelta(days=1))
+            here = in_use(rows["latest"] >= np.datetime64(through - timedelta(days=1)), most)
             arrived = rows["earliest"] > np.datetime64(first)
             limits[key] = shares(
                 np.asarray(rows["used"], float)[here], total, margin=margins.get(key, 0.0),
