@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import date, datetime, timedelta, timezone
 
 import numpy as np
@@ -164,8 +165,8 @@ def test_limits_are_read():
 DAY = date(2026, 11, 2)
 
 
-def _store(folder, signed_of, change=None, days=10, devices=120):
-    """A store of random digests, in which a device's day has the signed policy that the function returns."""
+def _store(folder, signed_of, change=None, days=10, devices=120, lacks=lambda device, day: False):
+    """A store of random digests, in which a device's day has the signed policy that the function returns, or is not there."""
     from fleets import random_fleet, write_store
 
     def signed(digest, device):
@@ -174,8 +175,8 @@ def _store(folder, signed_of, change=None, days=10, devices=120):
         groups = tuple((model, policy, arm, kind) for model, _, arm, kind in digest.groups)
         return digest._replace(signed=name, groups=groups)
 
-    digests = random_fleet(devices, days, seed=2, first=DAY, change=change)
-    write_store(folder, [signed(digest, i % devices) for i, digest in enumerate(digests)])
+    digests = enumerate(random_fleet(devices, days, seed=2, first=DAY, change=change))
+    write_store(folder, [signed(digest, i % devices) for i, digest in digests if not lacks(i % devices, i // devices)])
     return folder
 
 
@@ -224,18 +225,47 @@ def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
     """As `fleet alarm` found it last; an alarm of another policy does not."""
     pytest.importorskip("duckdb")
     from edgeroute.tools.fleet.digest_tables import open_store
-    from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
+    from edgeroute.tools.fleet.fleet_alarms import FleetAlarms, Looked, last_look
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
     fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>5%, alarm")
     ring = lambda device, day: ("shop-2", "new") if device < 30 and day >= 5 else ("shop-1", "old")  # noqa: E731
     store = _store(tmp_path / "store", ring)
-    assert alarmed_policies(store) == set()
+    assert last_look(store) == Looked()
     with open_store(store) as connection:
         data, since = published(fleet.catalog, "shop"), DAY + timedelta(days=5)
-        assert decide_by_tables(connection, data, since, alarmed={"new"}).did == "halt"
-        assert decide_by_tables(connection, data, since, alarmed={"old"}).did == "go_on"
+        decisions = [
+            decide_by_tables(connection, data, since, look=look)
+            for look in (
+                Looked(since, {"new"}, {"new", "old"}),
+                Looked(since, {"old"}, {"new", "old"}),
+                Looked(since, (), {"old"}),
+                Looked(since - timedelta(days=1)),
+                None,
+            )
+        ]
+    assert [decision.did for decision in decisions] == ["halt", "go_on", "go_on", "wait", "wait"]
+    assert ["no test" in decision.text for decision in decisions[1:3]] == [False, True]
+    with closing(FleetAlarms(store, learn=7)) as alarms:
+        alarms.look()
+    assert last_look(store) == Looked(DAY + timedelta(days=9), set(), {"new", "old"})
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_ring_of_which_most_fail_does_not_go_on(fleet, tmp_path, silent):
+    """The devices on which a policy fails send nothing, or go back by themselves and count as the rest: the others are well."""
+    pytest.importorskip("duckdb")
+    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
+
+    fleet.publish(0.4)
+    fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>2%")
+    ring = lambda device, day: ("shop-2", "new") if device < 10 and day >= 5 else ("shop-1", "old")  # noqa: E731
+    store = _store(tmp_path / "store", ring, lacks=lambda device, day: silent and 10 <= device < 30 and day >= 5)
+    with open_store(store) as connection:
+        decision = decide_by_tables(connection, published(fleet.catalog, "shop"), DAY + timedelta(days=5))
+    assert (decision.did, "10 devices" in decision.text, "about 30" in decision.text) == ("wait", True, True), decision
 
 
 def test_rows_of_before_the_switch_count_for_neither_side(fleet, tmp_path):
@@ -265,6 +295,7 @@ def test_few_liars_decide_nothing(fleet, tmp_path):
     """
     pytest.importorskip("duckdb")
     from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.fleet_alarms import Looked
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
@@ -283,7 +314,7 @@ def test_few_liars_decide_nothing(fleet, tmp_path):
     with open_store(_store(tmp_path / "bad", lying, change)) as connection:
         assert decide_by_tables(connection, data, since).did == "roll_back"
     with open_store(_store(tmp_path / "alarmed", lying)) as connection:
-        assert decide_by_tables(connection, data, since, alarmed={"new"}).did == "halt"
+        assert decide_by_tables(connection, data, since, look=Looked(since, {"new"})).did == "halt"
 
 
 def test_more_devices_than_a_ring_can_have_are_no_reason_to_go_on(fleet, tmp_path):

@@ -112,13 +112,13 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
         typer.BadParameter: `store` is None.
     """
     from edgeroute.tools.fleet.digest_tables import open_store
-    from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
+    from edgeroute.tools.fleet.fleet_alarms import last_look
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables
 
     if store is None:
         raise typer.BadParameter("the folder that `edgeroute fleet collect` writes is needed, or --by-hand", param_hint="STORE")
     with open_store(store) as connection:
-        return decide_by_tables(connection, data, None if since is None else since.date(), alarmed=alarmed_policies(store))
+        return decide_by_tables(connection, data, None if since is None else since.date(), look=last_look(store))
 
 
 @command(fleet)

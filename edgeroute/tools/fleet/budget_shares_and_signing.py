@@ -71,8 +71,8 @@ def shares(usage: ArrayLike, total: float, *, margin: float = 0.0, arrivals: flo
 def in_use(recent: NDArray[Any], most: int) -> NDArray[Any]:
     """Return which devices of the week the budget is split over, [devices]: those of its last two days, or all.
 
-    All if the last days have far fewer devices than another day: the others rest on a weekend, or their digests are late, and they
-    spend as before. Without them the limits would add up to a multiple of the budget.
+    All if the last days have far fewer devices than another day: the others rest on a weekend, or their digests are late, and
+    they spend as before. Without them the limits would add up to a multiple of the budget.
 
     Args:
         recent: True for devices with a digest of the last two days.

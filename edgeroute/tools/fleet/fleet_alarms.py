@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -534,13 +534,21 @@ def _state(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def alarmed_policies(store: Path) -> set[str]:
-    """Return the policies whose audits had an alarm at the last look; empty before the first one.
+class Looked(NamedTuple):
+    """What the last look of `fleet alarm` has found."""
 
-    Raises StoreError if the stored state is damaged.
-    """
-    streams = _state(store / "alarm" / "state.json")["streams"].values()
-    return {s["policy"] for s in streams if any(s["tests"].get(name, _NO)["daily"]["alarmed"] for name in ("differ", "loss"))}
+    closed: date | None = None
+    """Last day that was counted; None: there was no look yet."""
+    alarmed: Set[str] = frozenset()
+    """Policies whose audits have an alarm, as digests name them."""
+    tested: Set[str] = frozenset()
+    """Policies whose audits are tested; others have no alarm yet, whatever their audits are."""
 
 
-_NO = {"daily": {"alarmed": False}}
+def last_look(store: Path) -> Looked:
+    """Return what the last look at a store has found. Raises StoreError if the stored state is damaged."""
+    state = _state(store / "alarm" / "state.json")
+    closed = None if state["closed"] is None else day_of(state["closed"])
+    audits = [name for name, metric in METRICS.items() if metric.table == "audited"]
+    tests = [(s["policy"], s["tests"][name]) for s in state["streams"].values() for name in audits if name in s["tests"]]
+    return Looked(closed, {policy for policy, test in tests if test["daily"]["alarmed"]}, {policy for policy, _ in tests})

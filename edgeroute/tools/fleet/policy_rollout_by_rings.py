@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timezone
 from math import exp, log, pi, sqrt
 from pathlib import Path
@@ -28,6 +28,7 @@ from edgeroute.policy.file_and_environment import read_policy
 from edgeroute.system.clock_json_and_fork_safety import now, replace_file
 from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.catalog_keys_and_publishing import LISTS_DAYS, publishing, sign_files, signed_file
+from edgeroute.tools.fleet.fleet_alarms import Looked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,19 +167,21 @@ _OF_POLICIES = """SELECT policy FROM requests WHERE policy <> '' AND day >= $day
 
 
 def decide_by_tables(
-    connection: Any, data: Mapping[str, Any], since: date | None = None, *, alarmed: Collection[str] = ()
+    connection: Any, data: Mapping[str, Any], since: date | None = None, *, look: Looked | None = None
 ) -> Decision:
     """Return the decision about a policy's candidate, by the tables of digests since its ring began. Changes nothing.
 
     Waits if it is for all devices or frozen, no digest is there, or more devices than the ring can have say that they are in it:
-    the ring's random numbers are never sent. Rows of before a device's switch, by the contents of their policy, count for neither
-    side. The week before is each device's own reference. Goes on only after `LEAST_BLOCKS` blocks.
+    the ring's random numbers are never sent. Goes on only after `LEAST_BLOCKS` blocks; not if far fewer devices say so, as those
+    on which the candidate fails are silent, or go back; nor, with the limit `alarm`, before a look at the ring's days. Rows of
+    before a device's switch, by the contents of their policy, count for neither side. The week before is each device's own
+    reference.
 
     Args:
         connection: tables of digests, as of `digest_tables.open_store`.
         data: the signed file's data.
         since: first day that counts; None: the day on which the ring began.
-        alarmed: policies whose audits have an alarm, as digests name them: one of the candidate's alone counts.
+        look: last look of `fleet alarm`, of whose alarms one of the candidate's policy alone counts; None: there was none.
     """
     last = data["versions"][-1]
     if last["share"] == 1:
@@ -215,15 +218,29 @@ def decide_by_tables(
         if known:
             before[name] = np.where(places >= 0, np.asarray(earlier[name], float)[places], 0.0)
     sums = Sums(np.char.endswith(names, "+"), tables.pop("requests"), tables, before)
-    new = connection.execute(f"{_OF_POLICIES} < {_OF_CANDIDATE}", given).fetchall()
-    alarm = any(policy in alarmed for (policy,) in new)
-    decision = decide(parse_halt(data["halt"]), sums, alarm=alarm, least_blocks=LEAST_BLOCKS)
-    devices, share = len({*rows["device"].tolist()}), last["share"]
-    claims, most = int(sums.ring.sum()), share * devices + 4 * sqrt(share * (1 - share) * devices)
-    if decision.did == "go_on" and claims > max(LEAST_DEVICES, most):
+    new = {policy for (policy,) in connection.execute(f"{_OF_POLICIES} < {_OF_CANDIDATE}", given).fetchall()}
+    conditions, look = parse_halt(data["halt"]), look or Looked()
+    decision = decide(conditions, sums, alarm=not new.isdisjoint(look.alarmed), least_blocks=LEAST_BLOCKS)
+    if decision.did != "go_on":
+        return decision
+    devices, share, claims = len({*rows["device"].tolist()}), last["share"], int(sums.ring.sum())
+    follow = "SELECT count(DISTINCT device) FROM requests WHERE day >= ? - 7 AND regexp_full_match(signed, ?)"
+    (followers,) = connection.execute(follow, [day, re.escape(data["name"]) + r"-\d+"]).fetchone()
+    most, least = (share * n + z * sqrt(share * (1 - share) * n) for n, z in ((devices, 4), (followers, -3)))
+    why, alarm = "", any(condition.amount == "alarm" for condition in conditions)
+    if claims > max(LEAST_DEVICES, most):
         why = f"{claims} of {devices} devices say that they are in a ring of {share:.3g}: some of these digests are false"
+    elif claims < min(least, share * followers / 2):
+        why = (
+            f"{claims} devices have sent digests with the policy, of about {share * followers:.0f} in the ring: on the others it "
+            "may have failed, been refused, or be pinned"
+        )
+    elif alarm and (look.closed is None or look.closed < day):
+        return Decision("wait", "edgeroute fleet alarm has yet to look at a day of the ring: run it, and then this again")
+    if why:
         return Decision("wait", f"{why}; decide with --by-hand")
-    return decision
+    untested = alarm and new.isdisjoint(look.tested)
+    return decision._replace(text=f"{decision.text}; fleet alarm has no test of the policy yet") if untested else decision
 
 
 class _Test(NamedTuple):
