@@ -15,7 +15,7 @@ from both import CALLS, DOWN, LONG, ask, makes, sure, unsure, wait_for
 from gateways import serving
 from live import live
 
-from edgeroute import AsyncRouter, Audit, Cache, Egress, MayNotLeave, Outbox, PlainJson, PolicyError, Router, Trial
+from edgeroute import AsyncRouter, Audit, Cache, Egress, Function, MayNotLeave, Outbox, PlainJson, PolicyError, Router, Trial
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -258,15 +258,32 @@ def test_calls_within_other_functions_of_the_rules(make, of, deadline):
 
 @pytest.mark.parametrize("name", ["data_class", "consent", "redact"])
 def test_a_coroutine_function_is_refused(name):
-    """Nothing would await it: a redaction's coroutine would be sent."""
+    """Nothing would await it: a redaction's coroutine would be sent. A generator function would not run either."""
 
     class Later:
         async def __call__(self, *_):
             return "tree"
 
-    for function in (Later(), Later().__call__, "no function"):
-        with pytest.raises(PolicyError, match=f"{name} is a function .*no coroutine function"):
+    def pieces(*_):
+        yield "tree"
+
+    for function in (Later(), Later().__call__, pieces, "no function"):
+        with pytest.raises(PolicyError, match=f"{name} is a function .*no coroutine or generator function"):
             Egress(**{name: function})
+
+
+def test_a_health_check_that_would_not_run():
+    """Each probe would find its endpoint well."""
+
+    async def health():
+        raise ConnectionError
+
+    def pieces():
+        yield
+
+    for function in (health, pieces):
+        with pytest.raises(PolicyError, match="health is a plain function"):
+            Function(lambda x: x, health=function)
 
 
 def test_a_name_whose_type_is_equal_to_others(make):

@@ -260,13 +260,16 @@ def test_a_listener_that_fails_is_logged(make, box, queue, caplog, due):
 
 
 def test_what_cannot_be_a_listener(make):
-    """A thread calls it, so it is no coroutine function; and without an outbox there is no transaction."""
+    """A thread calls it, so it is no coroutine or generator function; and without an outbox there is no transaction."""
 
     async def coroutine(late):
         pass
 
+    def generator(late):
+        yield
+
     router = make(unsure, sure)
-    for function, why in ((coroutine, "coroutine"), (lambda late, tx: None, "needs an outbox")):
+    for function, why in ((coroutine, "coroutine"), (generator, "generator"), (lambda late, tx: None, "needs an outbox")):
         with pytest.raises(PolicyError, match=why):
             router.on_late(function)
 

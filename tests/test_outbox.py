@@ -1375,24 +1375,35 @@ async def coroutine(late):
     """No callback."""
 
 
+def generator(late):
+    """No callback: a call of it runs nothing."""
+    yield
+
+
+async def pieces(late):
+    """Likewise."""
+    yield
+
+
 @pytest.mark.parametrize(
     ("f", "why"),
     [
         (coroutine, "plain function"), (partial(coroutine), "plain function"), (Method(), "plain function"), (lambda: 0, "one argument"),
-        (lambda a, b, c: 0, "one argument"), (lambda late, *, key: 0, "one argument"),
+        (generator, "plain function"), (partial(generator), "plain function"), (pieces, "plain function"), (lambda a, b, c: 0, "one argument"), (lambda late, *, key: 0, "one argument"),
     ],
 )  # fmt: skip
 def test_what_is_no_callback(outbox, f, why):
-    """A coroutine function, or one that cannot be called so, is refused at once."""
+    """A coroutine or generator function, or one that cannot be called so, is refused at once."""
     with pytest.raises(PolicyError, match=why):
         Callbacks(outbox).register(f)
 
 
-def test_a_coroutine_in_disguise(outbox, call, caplog):
-    """A function that returns a coroutine has not handled the answer: that is an error, and the answer stays."""
+@pytest.mark.parametrize("function", [coroutine, generator, pieces])
+def test_a_coroutine_in_disguise(outbox, call, caplog, function):
+    """A function that returns a coroutine or a generator has not handled the answer: that is an error, and the answer stays."""
     answered(outbox, "a")
-    call(outbox, lambda late: [coroutine(late)][0])
-    until(lambda: "returned a coroutine" in caplog.text)
+    call(outbox, lambda late: [function(late)][0])
+    until(lambda: "which nothing runs" in caplog.text)
     assert ids(outbox, "answered") == ["a"]
 
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import class_name
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
-from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
+from edgeroute.system.signature_settings_and_argument_checks import runs_later
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input
@@ -72,8 +72,8 @@ class Egress:
         if default_class is not None and not (isinstance(default_class, str) and default_class):
             raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
         for name, function in (("data_class", data_class), ("consent", consent), ("redact", redact)):
-            if function is not None and (not callable(function) or is_async(function)):
-                raise PolicyError(f"{name} is a function that returns its result, and no coroutine function")
+            if function is not None and (not callable(function) or runs_later(function)):
+                raise PolicyError(f"{name} is a function that returns its result, and no coroutine or generator function")
         never = frozenset(never_leave) if data_class is None else frozenset({*never_leave, UNCLASSIFIED})
         self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
         if mask and redact is not None:

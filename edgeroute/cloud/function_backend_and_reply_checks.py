@@ -26,6 +26,7 @@ from edgeroute.edge.edge_model_members_and_fingerprints import callable_fingerpr
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
 from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, is_task_cancelled
+from edgeroute.system.signature_settings_and_argument_checks import runs_later
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
@@ -482,6 +483,8 @@ class Function:
         self.send_edge = checked_send_edge(send_edge)
         if not isinstance(version, str | None):
             raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')
+        if runs_later(health):
+            raise PolicyError("health is a plain function, which probes call in a thread: a coroutine or generator would not run")
         self.version = version
         self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
         self.labels, self.kind = label_names(labels), checked_kind(kind)

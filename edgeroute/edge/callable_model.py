@@ -16,6 +16,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.errors import PolicyError
+from edgeroute.system.signature_settings_and_argument_checks import runs_later
 from edgeroute.types import StopToken, TensorSpec
 
 
@@ -70,7 +71,7 @@ class CallableModel:
         self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
         if takes_edge:
             self.run_escalated = self._run_escalated
-            if is_async(function) or inspect.isgeneratorfunction(function):
+            if runs_later(function):
                 raise PolicyError(f"takes_edge: make {getattr(function, '__name__', 'it')} a plain def that returns its answer")
         self.function: Callable[..., Any] = (lambda x: function(x, None)) if takes_edge else function
         self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))

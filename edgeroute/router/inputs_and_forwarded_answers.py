@@ -14,6 +14,7 @@ from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.router.cache_keys import fingerprint
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.signature_settings_and_argument_checks import runs_later
 from edgeroute.types import Backend, Escalated
 
 if TYPE_CHECKING:
@@ -132,9 +133,7 @@ def _check_view(key: Any, view: Any) -> None:
         return
     if not callable(view):
         raise PolicyError(f"views[{key!r}] is a key of the input, such as 'jpeg', or a function of it, not {class_name(view)}")
-    call = getattr(view, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
-    later = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
-    if any(kind(f) for kind in later for f in (view, call)):
+    if runs_later(view):
         raise PolicyError(f"views[{key!r}] is a coroutine or generator function: a view is a plain function of the input")
 
 

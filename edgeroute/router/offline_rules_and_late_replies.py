@@ -22,6 +22,7 @@ from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, log, per_process
+from edgeroute.system.signature_settings_and_argument_checks import runs_later
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -273,13 +274,13 @@ class LateReplies(ForkSafe):
         With an outbox it is the outbox's callback, replacing an earlier one; without one a further function.
 
         Raises:
-            PolicyError: it is a coroutine function, or its signature does not fit.
+            PolicyError: it is a coroutine or generator function, or its signature does not fit.
         """
         if self._parts.queue is not None:
             self._parts.queue.callbacks.register(function)
             return
-        if inspect.iscoroutinefunction(function):
-            raise PolicyError("on_late is called in a thread: a coroutine function cannot be")
+        if runs_later(function):
+            raise PolicyError("on_late is called in a thread: a coroutine or generator function would not run")
         if len(inspect.signature(function).parameters) != 1:
             raise PolicyError("on_late takes f(late); f(late, tx) needs an outbox, whose transaction tx is")
         self._functions.append(function)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from edgeroute.core.setting_units_and_ranges import Unit
 from edgeroute.errors import check_number
+
+
+def runs_later(function: Any) -> bool:
+    """Return True if a call runs nothing, but returns a coroutine or a generator; looks through `partial` and at `__call__`."""
+    while isinstance(function, partial):
+        function = function.func
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be such a function
+    later = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    return any(kind(f) for kind in later for f in (function, called))
 
 
 @lru_cache(maxsize=256)

@@ -17,13 +17,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
 
-from edgeroute.core.error_codes import INPUTS_OWN, failure_text
+from edgeroute.core.error_codes import INPUTS_OWN, class_name, failure_text
 from edgeroute.errors import Closed, CloudError, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.stores.outbox.outbox_entries import Answering, Late, Listed, Waiting
 from edgeroute.stores.outbox.schema_queries_and_eviction import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, per_process
+from edgeroute.system.signature_settings_and_argument_checks import runs_later
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 # Delivery of late answers to the app's callback, by a thread of one process.
@@ -67,10 +68,10 @@ class Callbacks(ForkSafe):
         writers of the file wait for it. An exception rolls it back.
 
         Raises:
-            PolicyError: wrong signature, or a coroutine function: the callback is called from a thread without an event loop.
+            PolicyError: wrong signature, or a coroutine or generator function: a call from a thread would run nothing.
         """
-        if inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None)):  # noqa: B004 - what a call would run
-            raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
+        if runs_later(f):
+            raise PolicyError("a callback for late answers is a plain function: a coroutine or generator would not run")
         self._f = f, _takes_tx(f)
         self.loop.start()
         self.loop.nudge()
@@ -168,13 +169,14 @@ class Callbacks(ForkSafe):
     def _run_callback(self, f: Callable[..., object], *args: object) -> None:
         """Call the callback; raise _CallbackError from any exception of it, also a BaseException.
 
-        A returned coroutine is closed, and counts as one.
+        A returned coroutine or generator, which has done nothing, counts as one.
         """
         try:
             result = f(*args)
-            if inspect.iscoroutine(result):
-                result.close()
-                raise PolicyError("the callback returned a coroutine, which nothing awaits here")  # noqa: TRY301 - like any other failure
+            if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise PolicyError(f"the callback returned a {class_name(result)}, which nothing runs here")  # noqa: TRY301 - like any other failure
         except BaseException as e:
             raise _CallbackError from e
 
