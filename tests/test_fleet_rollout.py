@@ -238,8 +238,8 @@ def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
         decisions = [
             decide_by_tables(connection, data, since, look=look)
             for look in (
-                Looked(since, {"new"}, {"new", "old"}),
-                Looked(since, {"old"}, {"new", "old"}),
+                Looked(since, frozenset({"new"}), {"new", "old"}),
+                Looked(since, frozenset({"old"}), {"new", "old"}),
                 Looked(since, (), {"old"}),
                 Looked(since - timedelta(days=1)),
                 None,
@@ -314,7 +314,7 @@ def test_few_liars_decide_nothing(fleet, tmp_path):
     with open_store(_store(tmp_path / "bad", lying, change)) as connection:
         assert decide_by_tables(connection, data, since).did == "roll_back"
     with open_store(_store(tmp_path / "alarmed", lying)) as connection:
-        assert decide_by_tables(connection, data, since, look=Looked(since, {"new"})).did == "halt"
+        assert decide_by_tables(connection, data, since, look=Looked(since, frozenset({"new"}))).did == "halt"
 
 
 def test_more_devices_than_a_ring_can_have_are_no_reason_to_go_on(fleet, tmp_path):

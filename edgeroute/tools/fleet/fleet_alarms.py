@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -539,9 +539,9 @@ class Looked(NamedTuple):
 
     closed: date | None = None
     """Last day that was counted; None: there was no look yet."""
-    alarmed: Set[str] = frozenset()
+    alarmed: frozenset[str] = frozenset()
     """Policies whose audits have an alarm, as digests name them."""
-    tested: Set[str] = frozenset()
+    tested: frozenset[str] = frozenset()
     """Policies whose audits are tested; others have no alarm yet, whatever their audits are."""
 
 
@@ -551,4 +551,5 @@ def last_look(store: Path) -> Looked:
     closed = None if state["closed"] is None else day_of(state["closed"])
     audits = [name for name, metric in METRICS.items() if metric.table == "audited"]
     tests = [(s["policy"], s["tests"][name]) for s in state["streams"].values() for name in audits if name in s["tests"]]
-    return Looked(closed, {policy for policy, test in tests if test["daily"]["alarmed"]}, {policy for policy, _ in tests})
+    alarmed = frozenset(policy for policy, test in tests if test["daily"]["alarmed"])
+    return Looked(closed, alarmed, frozenset(policy for policy, _ in tests))
