@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
-from functools import partial
 from queue import Empty
 from time import monotonic
 from typing import Any, TypeVar
@@ -48,8 +48,8 @@ def stream(
             the walk's `Wait`, and is resumed once it rings, or at that instant; after many events one whose instant has come. A
             `Deferrable` leg that would run in this thread is yielded, and its event is sent back.
     """
-    mail = Mailbox[Event]()
-    send = mail.put if ring is None else partial(_send, mail, ring)
+    mail: Mailbox[Event] | _Bell = Mailbox() if ring is None else _Bell(ring)
+    send = mail.put
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()  # legs that were stopped or left: their further events are dropped
     deferred: Deferrable | None = None
@@ -114,13 +114,31 @@ def _in_time(event: Event, until: float) -> Event:
     return Elapsed(event.at) if type(event) is Failed and event.at >= until else event
 
 
-def _send(mail: Mailbox[Event], ring: Callable[[], object], event: Event) -> None:
-    """Put an event into the mailbox, and ring."""
-    mail.put(event)
-    ring()
+class _Bell:
+    """Mailbox at which nobody waits: `put` calls `ring`, in the sender's thread."""
+
+    __slots__ = ("_items", "_ring")
+
+    def __init__(self, ring: Callable[[], object]) -> None:
+        self._items, self._ring = deque[Event](), ring
+
+    def put(self, event: Event) -> None:
+        """Append an event, and ring."""
+        self._items.append(event)
+        self._ring()
+
+    def get(self, _: float) -> Event:
+        """Remove and return the first event; raise Empty if there is none."""
+        if not self._items:
+            raise Empty
+        return self._items.popleft()
+
+    def empty(self) -> bool:
+        """Return True if there is no event."""
+        return not self._items
 
 
-def _receive(mail: Mailbox[Event], until: float) -> Event:
+def _receive(mail: Mailbox[Event] | _Bell, until: float) -> Event:
     """Return the next event, blocking until one comes; `Elapsed` at the instant `until`. An event that is there comes first."""
     try:
         return mail.get(until - monotonic())
