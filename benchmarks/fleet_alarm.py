@@ -23,7 +23,7 @@ from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     suspects,
     usual_rates,
 )
-from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST
+from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST, FUNDS
 
 RATE, AUDITS, SHARE, LEARN = 0.02, 7.2, 0.005, 14
 HOURS = np.array([3, 9, 15, 21])
@@ -205,7 +205,7 @@ def certificates(kind: str, fleets: int) -> tuple[float, float, float]:
         part = np.sort(capped)[::-1][:5].sum() / capped.sum() if lying.any() else 0.0
         tested = LIMIT * (1 - part)
         logs, by_device, ever, over = np.zeros((len(BETS), fleets)), np.zeros((len(BETS), fleets)), np.zeros(fleets, bool), 0
-        mean, bets = (1 + tested) / 2, np.array(BETS)
+        mean, bets, funds = (1 + tested) / 2, np.array(BETS), np.log(FUNDS)[:, None]
         truth = float(true[honest].mean())
         half, wide = (1 + truth) / 2, np.zeros(fleets, bool)
         for _ in range(DAYS):
@@ -216,10 +216,10 @@ def certificates(kind: str, fleets: int) -> tuple[float, float, float]:
                 logs[j] += (
                     share * (k * np.log1p(-bet * weight * (1 - mean)) + (n - k) * np.log1p(bet * weight * tested / 2))
                 ).sum(0)
-            ever |= np.logaddexp.reduce(logs) - log(len(bets)) >= -log(RISK * FIRST)
+            ever |= np.logaddexp.reduce(logs + funds) >= -log(RISK * FIRST)
             for j, bet in enumerate(bets / (1 - half)):
                 by_device[j] += np.where(n > 0, np.log1p(bet * (truth - k / np.maximum(n, 1)) / 2), 0)[honest].sum(0)
-            wide |= np.logaddexp.reduce(by_device) - log(len(bets)) >= -log(RISK)
+            wide |= np.logaddexp.reduce(by_device + funds) >= -log(RISK)
         over = wide.mean()
         results.append((float(ever.mean()), float(over)))
     return results[0][0], results[0][1], results[1][0]

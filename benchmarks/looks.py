@@ -16,7 +16,7 @@ import numpy as np
 from figures import size
 
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST, NONE, LossCounts
+from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST, FUNDS, NONE, LossCounts
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 
 LIMIT, RISK, MOST = 0.02, 0.05, 10_000
@@ -88,7 +88,7 @@ def evidence(harms: Array, wins: Array, n: int, limit: float = LIMIT) -> Array:
     harm, win, none = np.log1p(-part), np.log1p(part / (1 - mean) * mean), np.log1p(part / (1 - mean) * limit / 2)
     logs = harms[..., None] * harm + wins[..., None] * win + (n - harms - wins)[..., None] * none
     top = logs.max(-1)
-    return top + np.log(np.exp(logs - top[..., None]).mean(-1))
+    return top + np.log(np.exp(logs - top[..., None]) @ np.array(FUNDS))
 
 
 def stream(world: World, draws: int, seed: int) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from urllib.request import Request, urlopen
 
@@ -18,7 +19,19 @@ from both import LONG, wait_for
 from commands import ROOT, cli
 from gateways import serving
 
-from edgeroute import AsyncRouter, Audit, BadInput, Egress, PolicyError, Router, RuntimeMissing, Trace, Trial
+from edgeroute import (
+    AsyncRouter,
+    Audit,
+    BadInput,
+    Egress,
+    Outbox,
+    PolicyError,
+    Router,
+    RuntimeMissing,
+    Trace,
+    Trial,
+    Unreachable,
+)
 from edgeroute.confidence.score_before_run import text_of
 from edgeroute.tools.compress.onnx_graphs_and_result_files import workplace
 from edgeroute.tools.distil_text_classifier import Example, distil, read_examples
@@ -53,7 +66,7 @@ def table(path, rows, **columns):
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["text", "answer", *columns])
         writer.writeheader()
-        writer.writerows({**row._asdict(), **columns} for row in rows)
+        writer.writerows({"text": row.text, "answer": row.answer, **columns} for row in rows)
     return path
 
 
@@ -194,6 +207,67 @@ def test_a_routers_own_trace(tmp_path):
     left = "\n".join(told["left_out"])
     assert "left out, 7: not answered by the cloud" in left
     assert "left out, 9: no text and answer in the trace" in left
+
+
+def test_late_answers_in_the_outbox(tmp_path):
+    """An answer that came after its trace was written is found by its id, until a callback takes it."""
+    rows, trace, state, up = tickets(320), tmp_path / "trace.jsonl", tmp_path / "state", Event()
+    answers = {row.text: row.answer for row in rows}
+
+    def cloud(text):
+        if not up.is_set():
+            raise Unreachable("the link is down")
+        return answers[text]
+
+    def routed(rows, mode="prefer_edge"):
+        outbox, sink = Outbox(state / "outbox.db", spread_s=0), Trace(trace, inputs=True)
+        with Router(lambda _: ("Login", 0.1), cloud, threshold=0.5, trace=sink, offline="queue", outbox=outbox) as router:
+            found = [router.infer(row.text, mode=mode) for row in rows]
+            wait_for(lambda: outbox.size("answered") == 6 * up.is_set())
+        return found
+
+    assert "waiting" in routed(rows[:6])[0].reason
+    up.set()
+    routed(rows[6:])
+    routed(rows[:20], "only_edge")
+    command = ["distil", trace, "--out", tmp_path / "small.onnx", "--max-loss", "9%", "--force", "--json"]
+    told = json.loads(cli(*command, "--from", "outbox", "--state", state)[1])
+    assert told["trained"] + told["held_out"] == 320
+    assert [line[:13] for line in told["left_out"]] == ["left out, 20:"]
+    told = json.loads(cli(*command, "--from", "trace")[1])
+    assert told["trained"] + told["held_out"] == 314
+    code, _, errors = cli(*command, "--from", "outbox", "--state", tmp_path)
+    assert (code, "there is no outbox" in errors, (tmp_path / "outbox.db").exists()) == (1, True, False)
+    assert cli(*command, "--from", "outbox")[0] == 2
+
+
+def test_audited_requests(tmp_path):
+    """They are of all traffic: the cloud's answers, those of the edge that it agreed with, and others that count as wrong."""
+    rows, trace, state = tickets(300, noise=0), tmp_path / "trace.jsonl", tmp_path / "state"
+    answers = {row.text: (row.answer, i) for i, row in enumerate(rows)}
+
+    def edge(text):  # each second answer is accepted, and each tenth of these is wrong
+        answer, i = answers[text]
+        return ("Other" if i % 20 == 0 else answer), 0.1 if i % 2 else 0.9
+
+    def routed(share):
+        audit, sink = Audit(share=share, scene=1), Trace(trace, inputs=True)
+        with Router(edge, lambda text: answers[text][0], threshold=0.5, audit=audit, state=state, trace=sink) as router:
+            for row in rows:
+                router.infer(row.text)
+                wait_for(lambda: not router.engine.auditor.jobs.busy)
+
+    routed(0.0)
+    command = ["distil", trace, "--from", "audits", "--out", tmp_path / "small.onnx", "--max-loss", "20%", "--json"]
+    assert "there are no audits" in cli(*command, "--state", state)[2]
+    routed(1.0)
+    code, said, errors = cli(*command, "--state", state)
+    told = json.loads(said)
+    assert (code, told["classes"], errors) == (0, 4, "")
+    assert 285 < told["trained"] + told["held_out"] < 300, "of the wrong ones only those that are held out"
+    assert "left out, 300: not audited" in told["left_out"][0]
+    assert "15 audits found an answer that is not stored" in told["notes"][0]
+    assert told["agreement"] < 0.99
 
 
 def test_chats_reach_the_model_made_of_them(tmp_path, caplog):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from bisect import bisect
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from fleets import device_id
 from edgeroute import Router, StoreError
 from edgeroute.confidence import Certificate
 from edgeroute.confidence.certificate import digest
-from edgeroute.core.sequential_tests import GRID
+from edgeroute.core.sequential_tests import GRID, grid_index
+from edgeroute.fleet.digest_encoding_and_coarsening import rounded
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 
 pytest.importorskip("duckdb")
@@ -26,7 +26,7 @@ from edgeroute.tools.fleet.digest_tables import TABLES, write_rows  # noqa: E402
 from edgeroute.tools.fleet.fleet_alarms import FleetAlarms  # noqa: E402
 
 FIRST = date(2026, 9, 7)  # a Monday
-INDEX = bisect(GRID, 0.9) // 4 * 4  # of the threshold that accepts an audit
+INDEX = rounded(grid_index(0.9))  # of the threshold that accepts an audit
 MODEL, POLICY = "small:0123456789ab", "aaaaaaaaaaaa"
 DEVICES, AUDITS, REQUESTS, RATE, DEFERRED = 120, 12, 400, 0.03, 0.25
 HOURS = (3, 9, 15, 21)

@@ -8,6 +8,7 @@ import pytest
 
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.fleet.digest_encoding_and_coarsening import (
+    AUDIT_STEP,
     CONFIDENCES,
     LAST_LEVEL,
     MOST_BYTES,
@@ -42,7 +43,7 @@ def digest(models=1, classes=1, requests=1440, seed=1, **fields):
             latencies = (fast, count - deferred - fast, 0, 0, slow, deferred - slow, 0, 0)
             rows.append((g, hour, count, deferred, 0, 0, deferred * draw.randint(9000, 11000), deferred * 400, *latencies))
             for _ in range(int(count * 0.01 + draw.random())):
-                index = draw.randrange(0, len(GRID), 4)
+                index = draw.randrange(0, len(GRID), AUDIT_STEP)
                 had = audits.get((g, hour, index), (0, 0))
                 audits[g, hour, index] = had[0] + 1, had[1] + (draw.random() < 0.05)
         confidences += [(g, i, draw.randint(1, requests // 15)) for i in range(5, 20)]
@@ -155,10 +156,10 @@ BAD = [
     {"requests": [[0, 1, 9.0, *ROW[3:]]]}, {"requests": [[0, 1, 10**9 + 1, *ROW[3:]]]}, {"requests": [[0, 1, 9, 10, *ROW[4:]]]},
     {"requests": [[*ROW[:6], -1, *ROW[7:]]]}, {"requests": [[*ROW[:6], 10**16, *ROW[7:]]]}, {"requests": [[*ROW[:15], 3]]},
     {"requests": [[*ROW[:15], float("nan")]]}, {"requests": [[*ROW[:15], None]]}, {"confidences": [[0, -2, 1]]},
-    {"confidences": [[0, len(CONFIDENCES), 1]]}, {"confidences": [[0, 1, 1], [0, 1, 2]]}, {"audits": [[0, 1, 4, 1, 2, 0, 0, 0.1]]},
-    {"audits": [[0, 1, 4, 2, 1, 2, 1, 0.1]]}, {"audits": [[0, 1, 5, 1, 0, 0, 0, 0.1]]}, {"audits": [[0, 1, -3, 1, 0, 0, 0, 0.1]]},
-    {"audits": [[0, 1, 4, 1, 0, 0, 0, 0]]}, {"audits": [[0, 1, 4, 1, 0, 0, 0, 1.5]]}, {"audits": [[0, 1, 4, 1, 0, 0, 0, True]]},
-    {"audits": [[0, 1, 4, 1, 0, 0, 0, float("inf")]]}, {"audits": [[0, 1, 4, 1, 0, 0, 0, 0.1], [0, 1, 4, 2, 0, 0, 0, 0.1]]},
+    {"confidences": [[0, len(CONFIDENCES), 1]]}, {"confidences": [[0, 1, 1], [0, 1, 2]]}, {"audits": [[0, 1, 8, 1, 2, 0, 0, 0.1]]},
+    {"audits": [[0, 1, 8, 2, 1, 2, 1, 0.1]]}, {"audits": [[0, 1, 5, 1, 0, 0, 0, 0.1]]}, {"audits": [[0, 1, -3, 1, 0, 0, 0, 0.1]]},
+    {"audits": [[0, 1, 8, 1, 0, 0, 0, 0]]}, {"audits": [[0, 1, 8, 1, 0, 0, 0, 1.5]]}, {"audits": [[0, 1, 8, 1, 0, 0, 0, True]]},
+    {"audits": [[0, 1, 8, 1, 0, 0, 0, float("inf")]]}, {"audits": [[0, 1, 8, 1, 0, 0, 0, 0.1], [0, 1, 4, 2, 0, 0, 0, 0.1]]},
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from edgeroute.errors import StoreError
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet import fleet_part
 from edgeroute.fleet.daily_digest_spool_and_upload import DAY_S, KEEP_DAYS, MOST_SPOOLED, day_and_hour, new_device, spooled
+from edgeroute.fleet.digest_encoding_and_coarsening import AUDIT_STEP
 from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
@@ -194,7 +195,7 @@ def test_audits_are_counted_with_the_rate_of_the_draw(made, tmp_path, to, wall):
     (told,) = digests(to)
     assert [sum(row[i] for row in told.audits) for i in range(3, 7)] == [3, 3, 3, 0]
     assert {row[7] for row in told.audits} == {1.0}
-    accepted = sorted(max((i for i in range(0, len(GRID), 4) if GRID[i] <= x), default=-1) for x in (0.9, 0.2, 0.7))
+    accepted = sorted(max((i for i in range(0, len(GRID), AUDIT_STEP) if GRID[i] <= x), default=-1) for x in (0.9, 0.2, 0.7))
     assert sorted(row[2] for row in told.audits for _ in range(row[3])) == accepted
 
 

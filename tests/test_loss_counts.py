@@ -39,7 +39,7 @@ def loaded(counts, since=0):
 def test_the_thresholds_are_fixed():
     """Ascending, dense where confidences are near 1, and of scores without bounds, too."""
     assert [*GRID] == sorted(set(GRID))
-    assert 200 < len(GRID) < 300
+    assert 600 < len(GRID) < 800
     assert sum(0.99 < threshold < 1 for threshold in GRID) > 50
     assert GRID[0] < -10
     assert GRID[-1] > 10
@@ -105,6 +105,16 @@ def test_harms_below_defer_and_wins_pay_for_them():
         paid.count(score, harm - (score < 0.5 and luck > 0.8))
     assert 0.3 < GRID[counts.lowest(LIMIT, RISK)] < 0.5
     assert paid.lowest(LIMIT, RISK) == 0
+
+
+@pytest.mark.parametrize("score", [lambda u: 0.5 - 0.02 * u, lambda u: -0.01 * u, lambda u: 12 - 4 * u, lambda u: 1 - 1e-4 * u])
+def test_scores_that_are_close_together(score):
+    """Learned ones, log-probabilities of texts, energies, an overconfident model's: the threshold is near the best, score(0.6)."""
+    counts = LossCounts()
+    for place, luck in np.random.default_rng(0).random((5000, 2)).tolist():
+        counts.count(score(place), int(place > 0.5 and luck < 0.2))
+    lowest = GRID[counts.lowest(LIMIT, RISK)]
+    assert score(0.45) > lowest > score(0.7)
 
 
 def test_it_tightens_for_ever():

@@ -273,10 +273,10 @@ def test_a_guarantee_at_no_threshold_is_looked_at_again(home):
     """A candidate whose certificate holds nowhere waits; it may be looked at after each audit, and holds once enough agree."""
     path = written(home, "json")
     made = candidates(path)
-    logged(home, made, 200, share_wrong=1.1)
+    logged(home, made, 120, share_wrong=1.1)
     for _ in range(2):
         code, told = step(path, "--max-loss", "5%")
-        assert (code, told["did"], told["audits"]) == (5, "waiting", 200)
+        assert (code, told["did"], told["audits"]) == (5, "waiting", 120)
         assert "holds at no threshold" in told["text"]
         assert "missing" not in told
     logged(home, made, 8000)

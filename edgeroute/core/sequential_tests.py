@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from math import exp, inf
 from typing import Any, Final
@@ -239,13 +240,20 @@ class ShareTest:
 
 # Thresholds for which audits are counted, on each device, for certificates that are valid at every look.
 
-# Thresholds that are tested, ascending, the same for each device: by logit between 0 and 1, geometric beyond.
+# Thresholds that are tested, ascending, the same for each device: by logit between 0 and 1, geometric beyond. They are also dense
+# near 0.5, below which learned scores and predictions of texts have those that the edge answers as well as the cloud.
 GRID: Final = tuple(
     sorted(
-        {round(1 / (1 + exp(-k / 8)), 12) for k in range(-32, 121)}
-        | {0.0, *(round(10 ** (k / 20), 9) for k in range(40)), *(-round(10 ** (k / 10), 9) for k in range(-20, 20))}
+        {round(1 / (1 + exp(-k / 32)), 12) for k in (*range(-96, 97), *range(98, 481, 2), *range(-128, -96, 2))}
+        | {round(0.5 + sign * 10 ** (-k / 20) / 2, 12) for k in range(4, 60) for sign in (-1, 1)}
+        | {0.0, *(round(10 ** (k / 40), 9) for k in range(80)), *(-round(10 ** (k / 20), 9) for k in range(-80, 40))}
     )
 )
+
+
+def grid_index(confidence: float | None) -> int:
+    """Return the index of the highest threshold of `GRID` that accepts a confidence; -1: none does, or it is None or NaN."""
+    return -1 if confidence is None or confidence != confidence else bisect_right(GRID, confidence) - 1  # noqa: PLR0124
 
 
 # Sequential test of two arms: detects that the rate of something bad is higher in B than in A, valid at any time.

@@ -19,9 +19,9 @@ FORMAT: Final = 1
 MOST_BYTES: Final = 1024  # maximum bytes of an encoded digest
 # Upper bounds of the latency buckets, each inclusive; the last bucket has the rest.
 LATENCIES_S: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
-CONFIDENCES: Final = GRID[::8]  # grid of the table of confidences
-# An audit's index in `GRID` is rounded down to a multiple of this, so counts are exact for the thresholds `GRID[::4]`.
-AUDIT_STEP: Final = 4
+CONFIDENCES: Final = GRID[::24]  # grid of the table of confidences
+# An audit's index in `GRID` is rounded down to a multiple of this, so counts are exact for the thresholds `GRID[::8]`.
+AUDIT_STEP: Final = 8
 UNSTATED: Final = -2  # index of audits in a digest that had no room for their confidences; -1: no threshold accepts the answer
 OTHER: Final = ("other", "", "", "")  # group of the rarest groups, in a digest that has no room for all
 _KEPT: Final = (16, 12, 8, 4, 1)

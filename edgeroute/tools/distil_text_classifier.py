@@ -14,7 +14,9 @@ import re
 from base64 import b64decode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from hashlib import blake2b
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +29,13 @@ from edgeroute.core.routing_policy import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.router import Router
+from edgeroute.stores.outbox import Outbox
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import open_file, parse_json
 from edgeroute.tools.comparison_inputs_and_estimators import as_errors
 from edgeroute.tools.compress.onnx_graphs_and_result_files import package, put, workplace
 from edgeroute.tools.convert_models_to_onnx import by_skl2onnx, check_targets, write_card
+from edgeroute.tools.measure.certification_and_verdicts import agreements
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import Options, Skip, parsed_text, text_form
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import READERS, LeftOut, lines, record_of
@@ -53,6 +57,7 @@ class Example(NamedTuple):
 
     text: str
     answer: str
+    known: bool = True  # False: the cloud's answer is another than this one, and not known
 
 
 class Distilled(NamedTuple):
@@ -72,21 +77,25 @@ class Distilled(NamedTuple):
     notes: tuple[str, ...]  # warnings of the calibration
 
 
-def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: LeftOut) -> list[Example]:
+def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: LeftOut, state: Path = Path()) -> list[Example]:
     """Read the examples of logs or tables; a record that cannot be used is left out, and counted with its reason.
 
     Args:
         paths: the files.
-        kind: `openai-log`, `litellm-log`, `langfuse-log`; `trace`, of a router whose `Trace` has inputs; or `csv`, with the
-            columns text and answer.
+        kind: `openai-log`, `litellm-log`, `langfuse-log`; `trace`, of a router whose `Trace` has inputs; `outbox`, such traces
+            with the late answers that wait in the outbox for a callback; `audits`, the audited requests of such traces; or
+            `csv`, with the columns text and answer.
         rules: records whose data class these do not permit are left out; once any is declared, those without one, too.
         left_out: counts them.
+        state: state folder, for `outbox` and `audits`.
 
     Raises:
-        BadInput: a file cannot be read.
+        BadInput: a file cannot be read, or is not there.
+        StoreError: the outbox or the audit log cannot be read.
     """
-    if kind == "trace":
-        records = _traced(paths, left_out)
+    if kind in {"trace", "outbox", "audits"}:
+        late = _late_answers(state) if kind == "outbox" else {}
+        records = _traced(paths, left_out, late, agreements(state / "audit.jsonl") if kind == "audits" else None)
     else:
         records = _rows(paths) if kind == "csv" else _records(paths, READERS[kind], left_out)
     examples = []
@@ -135,7 +144,7 @@ def _unusable(example: Example) -> str:
     """Return the reason why an example cannot be used: empty, too long, or not UTF-8; empty if it can be."""
     if not example.text.strip() or not example.answer.strip():
         return "an empty text or answer"
-    if max(map(len, example)) > LONGEST:
+    if max(len(example.text), len(example.answer)) > LONGEST:
         return f"a text or answer of more than {LONGEST:,} characters"
     try:
         (example.text + example.answer).encode()
@@ -159,13 +168,43 @@ def _records(paths: Sequence[Path], reader: Callable[..., Any], left_out: LeftOu
             yield place, record, example
 
 
-def _traced(paths: Sequence[Path], left_out: LeftOut) -> Iterator[tuple[str, Any, Example]]:
-    """Yield place, record and example of each trace of an accepted answer of a cloud; others are counted."""
+def _late_answers(state: Path) -> dict[str, Any]:
+    """Return the answers of the outbox in a state folder that wait for a callback, by their requests' ids.
+
+    Raises:
+        BadInput: there is no outbox.
+        StoreError: it cannot be read.
+    """
+    path = state / "outbox.db"
+    if not path.exists():  # opening it would create one
+        raise BadInput(f"{path}: there is no outbox")
+    with closing(Outbox(path, ttl_s=inf)) as box:  # the router expires entries
+        return {entry["id"]: entry["value"] for entry in box.export() if entry["state"] == "answered"}
+
+
+def _traced(
+    paths: Sequence[Path], left_out: LeftOut, late: Mapping[str, Any], audits: Mapping[str, Mapping[str, bool]] | None
+) -> Iterator[tuple[str, Any, Example]]:
+    """Yield place, record and example of each trace of an accepted answer of a cloud; others are counted.
+
+    Args:
+        paths: the traces.
+        left_out: counts the others.
+        late: answers that came after their traces were written, by id.
+        audits: by id, whether edges agreed with the cloud: only these requests are used, also where an edge answered.
+    """
     for path in paths:
         for number, record in enumerate(TraceRecords(path), 1):
-            place = f"{path}:{number}"
-            sides = {leg.get("leg"): leg.get("side") for leg in record.get("plan") or ()}
-            if not record.get("accepted") or sides.get(record.get("answered_by")) != "cloud":
+            place, by, name = f"{path}:{number}", str(record.get("answered_by")), str(record.get("id"))
+            sides, value, known = {leg.get("leg"): leg.get("side") for leg in record.get("plan") or ()}, record.get("value"), True
+            if audits is not None and name not in audits:
+                left_out.add("not audited", place)
+                continue
+            if name in late:
+                value = late[name]
+            elif audits is not None and by in audits[name]:
+                known = audits[name][by]
+            elif not record.get("accepted") or sides.get(by) != "cloud":
                 left_out.add("not answered by the cloud", place)
                 continue
             try:
@@ -173,10 +212,9 @@ def _traced(paths: Sequence[Path], left_out: LeftOut) -> Iterator[tuple[str, Any
                     raise TypeError("no text")  # noqa: TRY301 - one reason for all that may be wrong
                 given = parse_json(b64decode(record["input"]["base64"]).decode())
                 request = {"prompt": given} if isinstance(given, str) else {"messages": given}
-                value = record["value"]
-                if value is None:
+                if not isinstance(value, str | int | float):
                     raise TypeError("no label")  # noqa: TRY301 - likewise
-                example = Example(_asked(given if isinstance(given, dict) else request), str(value).strip())
+                example = Example(_asked(given if isinstance(given, dict) else request), str(value).strip(), known)
             except (KeyError, TypeError, ValueError, RecursionError):
                 left_out.add("no text and answer in the trace, which [trace] inputs = true stores", place)
                 continue
@@ -232,7 +270,7 @@ def distil(
         texts[text_form(example.text)].append(example)
     common, spelled = _classes(texts, left_out)
     parts = {key: _template(key) for key in texts}
-    train = [_most_frequent(group) for key, group in texts.items() if _part(parts[key]) < TRAINED]
+    train = [_most_frequent(known) for key, group in texts.items() if _part(parts[key]) < TRAINED and (known := _known(group))]
     train = [e for e in train if text_form(e.answer) in common]
     held_out = [(parts[key], e) for key, group in texts.items() if _part(parts[key]) >= TRAINED for e in group]
     with workplace(out) as (_, new):
@@ -244,12 +282,13 @@ def distil(
             fingerprints = {"edge": router.fingerprints()["edge"]}
         agree = np.array(
             [
-                same(a.value, e.answer) or text_form(str(a.value)) == text_form(e.answer)
+                e.known and (same(a.value, e.answer) or text_form(str(a.value)) == text_form(e.answer))
                 for a, (_, e) in zip(answers, held_out, strict=True)
             ]
         )
         scores = np.array([np.nan if a.confidence is None else a.confidence for a in answers], np.float64)
-        notes = list[str]()
+        unknown = sum(not e.known for e in examples)
+        notes = [f"{unknown:,} audits found an answer that is not stored: the model counts as wrong there"] if unknown else []
         certificate, deferral, why = _certified(scores, agree, [key for key, _ in held_out], max_loss, sure, fingerprints, notes)
         size, guarantee = new.stat().st_size, "" if certificate is None else certificate.guarantee
         if not why or force:
@@ -276,6 +315,11 @@ def _template(key: str) -> str:
     return " ".join(_NUMBER.sub("0", key).split())
 
 
+def _known(group: Sequence[Example]) -> list[Example]:
+    """Return the examples whose answer by the cloud is known."""
+    return [e for e in group if e.known]
+
+
 def _most_frequent(group: Sequence[Example]) -> Example:
     """Return a text's example with its most frequent answer."""
     ((most, _),) = Counter(text_form(e.answer) for e in group).most_common(1)
@@ -295,11 +339,11 @@ def _classes(texts: Mapping[str, Sequence[Example]], left_out: LeftOut) -> tuple
         raise BadInput(f"{n:,} different texts with an answer: at least {LEAST_TEXTS} are needed{left_out}")
     counts, spellings = Counter[str](), defaultdict[str, Counter[str]](Counter)
     for group in texts.values():
-        counts.update({text_form(e.answer) for e in group})
-        for e in group:
+        counts.update({text_form(e.answer) for e in _known(group)})
+        for e in _known(group):
             spellings[text_form(e.answer)][e.answer] += 1
     common = {answer for answer, count in counts.items() if count >= CLASS_TEXTS}
-    share = sum(any(text_form(e.answer) in common for e in group) for group in texts.values()) / n
+    share = sum(any(text_form(e.answer) in common for e in _known(group)) for group in texts.values()) / n
     if share < LEAST_COMMON or len(common) > MOST_CLASSES:
         raise BadInput(
             f"these answers are no classes: {n:,} texts have {len(counts):,} different answers, and {share * 100:.0f} % of the "

@@ -18,7 +18,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
-from edgeroute.core.sequential_tests import GRID
+from edgeroute.core.sequential_tests import grid_index
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
@@ -585,7 +585,7 @@ class Auditor(ForkSafe):
             with self._lock:
                 if bound is not self._bound:
                     continue
-                index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
+                index = grid_index(confidence)
                 self._count_loss(leg.name, rate, index, agrees=agrees)
                 if more:
                     self._tallies[leg.name][1].add(line, accepted=how == "shadow")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core.sequential_tests import ALARM, LONGEST, MEMORY, MOST, Drift, ShareTest, block_length
+from edgeroute.core.sequential_tests import ALARM, GRID, LONGEST, MEMORY, MOST, Drift, ShareTest, block_length, grid_index
 
 LEVEL = 0.02
 levels = st.floats(1e-4, 0.999)
@@ -296,3 +296,11 @@ def test_a_day_goes_on_after_a_restart():
         for drift in (once, often):
             drift.add(float(i % 20 == 0), i // 70)
     assert often.dump() == once.dump()
+
+
+# ------------------------------------------------------------------------------------------- thresholds to count by
+@given(st.floats(allow_nan=False) | st.sampled_from(GRID))
+def test_the_highest_threshold_that_accepts(confidence):
+    """As by comparison with each; none accepts what is no number."""
+    assert grid_index(confidence) == sum(confidence >= threshold for threshold in GRID) - 1
+    assert grid_index(nan) == grid_index(None) == -1

@@ -11,15 +11,19 @@ import typer
 from edgeroute.core.routing_policy import Rules
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
-from edgeroute.tools.cli.tables_and_options import File, Json, OptionalPolicy, pairs, print_notes, share
+from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
+from edgeroute.tools.cli.tables_and_options import File, Json, OptionalPolicy, OptionalState, pairs, print_notes, share
 
 
 def distil(
     source: Annotated[list[Path], typer.Argument(metavar="FILE")],
     *,
-    kind: Annotated[Literal["openai-log", "litellm-log", "langfuse-log", "trace", "csv"], typer.Option("--from")],
+    kind: Annotated[
+        Literal["openai-log", "litellm-log", "langfuse-log", "trace", "outbox", "audits", "csv"], typer.Option("--from")
+    ],
     out: File,
     policy: OptionalPolicy = None,
+    state: OptionalState = None,
     max_loss: Annotated[Any, typer.Option(parser=share, metavar="SHARE")] = "3%",
     sure: Annotated[Any, typer.Option(parser=share, metavar="SHARE")] = "95%",
     force: bool = False,
@@ -31,7 +35,8 @@ def distil(
 
     Args:
         source: Logs, traces, or tables with the columns text and answer.
-        kind: Kind of the files. A trace has texts with `inputs = true`; audits and outboxes hold no inputs beside answers.
+        kind: Kind of the files. A trace has texts with `inputs = true`; `outbox` adds to it answers that wait in the outbox for a
+            callback, `audits` takes its audited requests alone.
         out: The new .onnx file.
         max_loss: Share of answers that may differ from the cloud's.
         sure: Confidence level of the guarantee.
@@ -46,7 +51,9 @@ def distil(
 
     section = None if policy is None else settings.load(policy).egress
     rules, left_out = Rules() if section is None else section.make().rules, LeftOut()
-    examples = classifier.read_examples(source, kind, rules, left_out)
+    needed = kind in {"outbox", "audits"} and state is None
+    folder = state_folder(policy, None) if needed else state or Path()
+    examples = classifier.read_examples(source, kind, rules, left_out, folder)
     done = classifier.distil(examples, out, max_loss=max_loss, sure=sure, force=force, left_out=left_out)
     path = str(out) if policy is None else path_in_policy(policy, out)
     lines = ["[trial]", f"edge = {json.dumps(path, ensure_ascii=False)}", "shown = false"] if done.out else []

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, share_and_interval
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST, LossCounts
+from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST, FUNDS, LossCounts
 
 MOST_AUDITS = 32  # number of audits of a device and day from which further ones weigh no more
 # SQL that is true for a row of audits that can be.
@@ -138,7 +138,7 @@ class FleetAudits:
             """Return the logarithm of the evidence that the mean is below a limit."""
             mean = (1 + limit) / 2
             logs: Floats = np.array([np.log1p(part / (1 - mean) * (limit - values) / 2) @ counts for part in BETS])
-            return float(np.logaddexp.reduce(logs) - log(len(BETS)))
+            return float(np.logaddexp.reduce(logs + np.log(FUNDS)))
 
         step = bisect_left(range(1, _LIMITS), -log(risk), key=lambda i: evidence(i / _LIMITS))
         return (step + 1) / _LIMITS

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeroute.catalog.signed_policy_follower import position
 from edgeroute.core.sequential_tests import GRID, Drift
-from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, Digest, encode
+from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, Digest, encode, rounded
 from edgeroute.tools.fleet.policy_rollout_by_rings import Sums, decide, parse_halt
 from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     CELLS,
@@ -422,7 +422,7 @@ def digest_bytes(fleet: Fleet, devices: int = 200) -> NDArray[np.int64]:
             latencies += rng.multinomial(deferred, (0, 0, 0.2, 0.5, 0.25, 0.05, 0, 0))
             sent = int(rng.normal(12_000, 500) * deferred)
             rows += [(0, hour, requests, deferred, 0, 0, sent, 1000 * deferred, *latencies.tolist())] if requests else []
-            audits.update((hour, 4 * int(rng.integers(len(GRID) // 4))) for _ in range(rng.poisson(requests * AUDITED)))
+            audits.update((hour, rounded(int(rng.integers(len(GRID))))) for _ in range(rng.poisson(requests * AUDITED)))
         shares = rng.multinomial(hours.sum(), rng.dirichlet(np.ones(len(CONFIDENCES))))
         groups = (("fashion:0123456789ab", "ba9876543210", "", ""),)
         confidences = tuple((0, j, count) for j, count in enumerate(shares.tolist()) if count)

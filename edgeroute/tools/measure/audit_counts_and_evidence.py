@@ -11,17 +11,19 @@ from collections import Counter
 from math import exp, log, log1p
 from typing import Any
 
-from edgeroute.core.sequential_tests import GRID
+from edgeroute.core.sequential_tests import GRID, grid_index
 
 NONE = len(GRID)  # index of the lowest certified threshold, where there is none
 # Share of the risk for the first counts of one rate. Each new beginning, and each further rate, has 1 - FIRST ** .5 of it.
 FIRST = 0.75
 
 BETS = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))  # shares of the wealth that a harm takes, for each bet: .02 to .95
+# Wealth with which each bet begins, 1 in all. Large bets, which win while examples are few, have more.
+FUNDS = tuple(bet**0.5 / sum(bet**0.5 for bet in BETS) for bet in BETS)
 
 
 def log_evidence(limit: float, *counts: tuple[float, int, int, int]) -> float:
-    """Return the logarithm of the evidence that harms less wins are fewer than `limit` of n: the mean of 20 constant bets.
+    """Return the logarithm of the evidence that harms less wins are fewer than `limit` of n: the wealth of 20 constant bets.
 
     Bets are on (1 + harm - win) / 2. While the mean loss is `limit` or more, the evidence is ever 1 / risk with probability
     `risk` at most (Ville's inequality; Waudby-Smith and Ramdas, 2024), so it may be looked at after each example.
@@ -41,7 +43,7 @@ def log_evidence(limit: float, *counts: tuple[float, int, int, int]) -> float:
             )
         )
     top = max(logs)
-    return top + log(sum(exp(x - top) for x in logs) / len(logs))
+    return top + log(sum(funds * exp(x - top) for funds, x in zip(FUNDS, logs, strict=True)))
 
 
 class LossCounts:
@@ -68,8 +70,7 @@ class LossCounts:
 
     def count(self, confidence: float | None, loss: int, rate: float = 1.0) -> None:
         """Count an example in memory. confidence: None or NaN: no threshold accepts it."""
-        index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
-        self.numbers[rate, index, loss] += 1
+        self.numbers[rate, grid_index(confidence), loss] += 1
 
     def add(self, other: LossCounts) -> None:
         """Add the counts of another process or device, of the same beginning, to these in place."""

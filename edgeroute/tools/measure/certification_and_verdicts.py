@@ -102,6 +102,28 @@ def audited_examples(
     return Audited(Examples(np.array(scores, float), agree, [True] * len(agree), labels=None), notes, ids, deferred, alarms)
 
 
+def agreements(path: Path) -> dict[str, dict[str, bool]]:
+    """Read from an audit log, by id, which edges agreed with the cloud: of a sample that represents all traffic.
+
+    It is drawn as for `audited_examples`, from the audits since the last alarm, of whatever models.
+
+    Raises:
+        BadInput: the log has no audits.
+        StoreError: it cannot be read.
+    """
+    audits, rates = dict[str, dict[str, bool]](), dict[str, float]()
+    for record in read(path):
+        name, agrees, rate = record.get("id"), record.get("agrees"), record.get("probability")
+        if isinstance(record.get("alarm"), str):
+            audits, rates = {}, {}
+        elif isinstance(name, str) and isinstance(agrees, bool) and isinstance(rate, int | float) and 0 < rate <= 1:
+            audits.setdefault(name, {})[str(record.get("target"))], rates[name] = agrees, float(rate)
+    if not audits:
+        raise BadInput(f"{path}: there are no audits in it, or no log")
+    names = [*audits]
+    return {names[i]: audits[names[i]] for i in _uniform(np.array([*rates.values()]), names)}
+
+
 def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
     """Draw the indices of a sample in which each request is equally likely, by hashes: the same requests for each edge model.
 
