@@ -8,8 +8,9 @@ from time import monotonic
 import pytest
 from both import Tasks, Threads
 
-from edgeroute import Function, PolicyError, Unreachable
+from edgeroute import Function, Limits, PlainJson, PolicyError, Unreachable
 from edgeroute.errors import Busy
+from edgeroute.testing import CannedServer, http_reply
 
 
 class Quota:
@@ -88,6 +89,34 @@ def test_no_time_is_left_to_a_cloud_that_may_not_be_called(make):
         assert all(begun + 30 <= instant <= monotonic() + 30 for instant in model.told)
         assert router.infer(1, deadline=60.0).degraded
         assert model.told[-1] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("limits", "price"),
+    [({"usd_per_day": 1.0}, {"usd_per_call": 0.6}), ({"usd_per_day": 0.5}, {"usd_per_call": 0.6}), ({"calls_per_minute": 1}, {})],
+)
+def test_no_time_is_left_to_a_cloud_whose_limit_is_spent(make, limits, price):
+    """Half of it while a call is left; one of a price above the limit never has any."""
+    model, calls = Waits(), math.floor(limits.get("usd_per_day", 1) / price.get("usd_per_call", 1))
+    with make(model, Function(lambda x: "cloud", **price), threshold=0.5, limits=Limits(**limits)) as router:
+        for left in (1, 0):
+            begun = monotonic()
+            degraded = router.infer(1, deadline=60.0).degraded
+            assert degraded == (left > calls or not left)
+            assert (begun + 30 <= model.told[-1] <= monotonic() + 30) if not degraded else model.told[-1] == math.inf
+
+
+def test_no_time_is_left_to_a_cloud_whose_bytes_are_spent(make):
+    """Bytes count where they are known: a function's are not."""
+    reply = http_reply(b'{"value": "cloud", "confidence": 0.9}')
+    for function, later in ((False, True), (True, False)):
+        model = Waits()
+        with CannedServer(reply) as server:
+            cloud = [PlainJson(server.url), *([Function(lambda x: "function")] if function else [])]
+            with make(model, cloud, threshold=0.5, limits=Limits(mb_per_day=6e-5)) as router:
+                for _ in range(3):
+                    router.infer("x" * 20, deadline=60.0)
+                assert (model.told[0] < math.inf, model.told[-1] == math.inf) == (True, later)
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "1", 100_000])

@@ -13,7 +13,7 @@ from both import makes
 from commands import cli
 from PIL import Image
 
-from edgeroute import BadInput, RuntimeMissing
+from edgeroute import BadInput, Egress, RuntimeMissing
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.cli.input_files import expand_folders, folder_labels, read_inputs
 
@@ -345,7 +345,7 @@ def test_a_data_set_of_pairs(make):
 
 
 def test_pandas(make):
-    """Rows of numbers, and labels as a column's name or a series; others are refused."""
+    """Rows of a table, and labels as a column's name or a series; a name that is none is refused."""
     pd = pytest.importorskip("pandas")
     frame, router = pd.DataFrame(COLUMNS), make(by_first, None)
     full = frame.assign(label=LABELS).sample(frac=1, random_state=0)
@@ -353,16 +353,65 @@ def test_pandas(make):
     assert router.evaluate(full, "label").accuracy["edge"].found == 30
     assert router.evaluate(full["a"], full["label"]).accuracy["edge"].found == 30
     assert make(lambda x: (x, 0.9), None).evaluate(full[["label"]], full["label"]).accuracy["edge"].found == 30
-    for wrong, y, why in (
-        (full, None, r"no numbers \(label\): .* by name X.to_dict\(.records.\)"),
-        (full, "lable", "no column 'lable' of labels: its columns are a, b"),
-    ):
-        with pytest.raises(BadInput, match=why):
-            router.evaluate(wrong, y)
+    with pytest.raises(BadInput, match="no column 'lable' of labels: its columns are a, b"):
+        router.evaluate(full, "lable")
     by_name = make(lambda row: (row["label"], 0.9), None)
-    assert by_name.evaluate(full.to_dict("records"), full["label"]).accuracy["edge"].found == 30
-    with pytest.raises(BadInput, match="not a DataFrame"):
-        router.infer_many(frame)
+    for rows in (full, full.to_dict("records")):
+        assert by_name.evaluate(rows, full["label"]).accuracy["edge"].found == 30
+
+
+def test_a_row_of_pandas_is_the_same_wherever_it_is_given(make):
+    """Both sides get `table.iloc[i]`, by `infer`, `infer_many`, `calibrate` and `evaluate`; of a column, or a table of texts, its value."""
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({**COLUMNS, "city": ["Ulm", "Bonn"] * 15}).sample(frac=1, random_state=0)
+    seen = {"edge": [], "cloud": []}
+
+    def edge(row):
+        seen["edge"].append(row)
+        return LABELS[0], 0.1 + 0.01 * len(seen["edge"])
+
+    router = make(edge, lambda row: seen["cloud"].append(row) or LABELS[0])
+    for X in (table, table[["a", "b"]], table["city"], table[["city"]]):  # noqa: N806 - as in scikit-learn
+        rows = [X.iloc[i] for i in range(30)] if X.ndim == 1 or X.shape[1] > 1 else [*X["city"]]
+        for way in (
+            lambda X=X: router.infer_many(X),  # noqa: N803
+            lambda rows=rows: [router.infer(row) for row in rows],
+            lambda X=X: router.calibrate(X, LABELS, max_loss=0.2, sure=0.9),  # noqa: N803
+            lambda X=X: router.evaluate(X, LABELS),  # noqa: N803
+        ):
+            for side in seen.values():
+                side.clear()
+            way()
+            for side in seen.values():
+                for row, expected in zip(side[-30:], rows, strict=True):
+                    assert row.equals(expected) if hasattr(expected, "equals") else row == expected
+    assert router.infer_many(table[:0]) == []
+
+
+def test_the_data_class_of_a_column_is_that_of_its_own_row(make):
+    """Not that of the row whose index is its number, as after a table was shuffled."""
+    pd = pytest.importorskip("pandas")
+    texts, sent = ["private a", "b", "private c", "d"], []
+    rules = Egress(never_leave=["p"], may_leave=["o"], data_class=lambda x: "p" if "private" in x else "o")
+    router = make(lambda x: (x, 0.1), lambda x: sent.append(x) or "cloud", egress=rules)
+    for index in ([3, 2, 1, 0], [12, 10, 11, 13]):
+        sent.clear()
+        answers = router.infer_many(pd.Series(texts, index))
+        assert ([answer.value for answer in answers], sent) == (["private a", "cloud", "private c", "cloud"], ["b", "d"])
+
+
+def test_a_row_of_several_types_of_numbers(tmp_path, make):
+    """As floats, also where pandas holds them as objects; text is still refused."""
+    pd = pytest.importorskip("pandas")
+    tiny.linear(tmp_path / "edge.onnx")
+    table = pd.DataFrame({"a": [0.5, 1.5], "b": [True, False], "c": [1, 2], "d": [0.0, 1.0]})
+    router = make(tmp_path / "edge.onnx", None)
+    answers = router.infer_many(table)
+    for answer, row in zip(answers, table.to_numpy(float), strict=True):
+        assert answer.confidence == pytest.approx(router.infer(row.astype(np.float32)).confidence)
+    assert [answer.value for answer in router.infer_many(table.to_numpy())] == [answer.value for answer in answers]
+    with pytest.raises(BadInput, match="expected float32, got"):
+        router.infer_many(table.assign(b="x"))
 
 
 def test_hugging_face(make):

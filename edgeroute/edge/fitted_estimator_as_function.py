@@ -160,7 +160,7 @@ def _is_finite(value: Any) -> bool:
 def _form(x: Any) -> str:
     """Return the class of an input, and its shape; for a table the lines that make a row and a batch of it."""
     if hasattr(x, "iloc") and x.ndim > 1:
-        return f'a table of {len(x)} rows: df.iloc[0] is one input, and df.to_dict("records") is a batch'
+        return f"a table of {len(x)} rows: df.iloc[0] is one input, and infer_many(df) takes all"
     return f"a {class_name(x)}{f' {[*shape]}' if (shape := _shape(x)) else ''}"
 
 

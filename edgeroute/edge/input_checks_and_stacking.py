@@ -115,6 +115,8 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         BadInput: wrong shape or dtype, NaN or infinity, masked values.
     """
     x: Array = given if isinstance(given, np.ndarray) else _array(given, spec)
+    if x.dtype.hasobject and spec.dtype != "object":
+        x = _array(x.tolist(), spec)  # a table's row of several types of numbers
     if isinstance(x, np.ma.MaskedArray):
         if np.ma.is_masked(x):
             raise _bad(spec, "a masked array: fill it, as with x.filled(0), since only you know the missing values")

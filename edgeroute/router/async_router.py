@@ -24,7 +24,7 @@ from edgeroute.router.engine import Engine, batch_steps
 from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
-from edgeroute.router.request import Request, Shows, checked_length
+from edgeroute.router.request import Request, Shows, checked_batch
 from edgeroute.router.router import Router
 from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.thread_calls_and_legs_in_caller_tasks import (
@@ -281,7 +281,8 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, in order, like `Router.infer_many`, with its errors; none for an empty batch."""
-        if not checked_length(batch):
+        batch = checked_batch(batch)
+        if not len(batch):
             return []
         results = await self._loop.pump(batch_steps(self.engine, batch, mode, deadline, data_class))
         return [answer_of(result) for result in results]

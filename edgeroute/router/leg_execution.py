@@ -12,8 +12,10 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
+from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes import INPUTS_OWN, failure_text
 from edgeroute.core.routing_policy import INF, Permit
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
 from edgeroute.errors import BadInput, Busy, Held, ModelError, Refused, Unreachable
@@ -21,6 +23,7 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
 from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
@@ -477,12 +480,13 @@ class LegExecutor:
     def _turn_by(self, leg: int) -> float:
         """Return the monotonic instant until which a busy edge is waited for: half of the time left before a cloud, else inf.
 
-        A cloud that may not be called now, as its breaker is open, gets no time.
+        A cloud that may not be called now, as its breaker is open or a limit spent, gets no time.
         """
         legs, now = self.plan.legs, monotonic()
+        if self.until == INF or legs[leg].permit is not None:
+            return INF
         later: Any = [self.backends[other.target] for other in legs[leg + 1 :] if other.permit is not None]
-        clouds = self.until < INF and legs[leg].permit is None and not all(cloud.guard.why() for cloud in later)
-        return now + max(0.0, self.until - now) / 2 if clouds else INF
+        return now + max(0.0, self.until - now) / 2 if any(map(_may_be_asked, later)) else INF
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
         """Submit a leg to its side's pool, with the caller's context variables. Return False if no thread is free.
@@ -555,6 +559,17 @@ class LegExecutor:
 async def _run_beside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
     """Return the result of views, consent or redaction; if they may block, off the event loop, with the caller's context."""
     return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
+
+
+def _may_be_asked(cloud: Any) -> bool:
+    """Return True if neither a cloud's breaker nor a spent limit forbids its smallest call now. Books nothing.
+
+    That is of one byte, where bytes are known, and of a token each way.
+    """
+    guard = cloud.guard
+    cost = guard.rules.cost(1e-6 if hasattr(cloud, "endpoint") else 0.0, 1)
+    cost = cost._replace(usd=cost.usd + price(guard.terms, Tokens(1, 1)))
+    return not guard.why() and guard.spending.reserve(cost, process.now(), book=False) is None
 
 
 def stuck_error(backend: Backend) -> ModelError | None:

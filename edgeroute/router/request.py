@@ -1,4 +1,4 @@
-"""Request: one call as an immutable value; the length of a batch, and refusal of inputs that can be read only once."""
+"""Request: one call as an immutable value; the rows of a batch, and refusal of inputs that can be read only once."""
 
 from __future__ import annotations
 
@@ -58,23 +58,30 @@ def checked_importance(value: Any) -> float:
     return float(value)
 
 
-def checked_length(batch: Sequence[Any]) -> int:
-    """Return the number of rows of a batch.
+def checked_batch(batch: Sequence[Any]) -> Sequence[Any]:
+    """Return the rows of a batch by position: the batch itself, or those of pandas as a list.
 
     Raises:
-        BadInput: the batch is an iterator, a mapping, a table, or no sequence.
+        BadInput: the batch is an iterator, a mapping, or no sequence.
     """
     kind = type(batch)
     if isinstance(batch, Mapping | str | bytes) or getattr(batch, "ndim", 1) == 0:
         raise BadInput(f"a batch is a sequence of inputs, not a {kind.__name__}, which is one input: give [x]")
     if is_read_once(batch):
         raise BadInput(f"a batch is a sequence of inputs, not an iterator ({kind.__name__}): give list(batch)")
-    if not hasattr(kind, "__len__") or not hasattr(kind, "__getitem__") or (hasattr(kind, "iloc") and batch.ndim > 1):  # type: ignore[attr-defined]
-        raise BadInput(
-            f"a batch is a sequence of inputs, not a {kind.__name__}: give a list of them, or an array; of a DataFrame, "
-            'df.to_dict("records") for a model that reads columns by name, df.to_numpy() for any other'
-        )
-    return len(batch)
+    if not hasattr(kind, "__len__") or not hasattr(kind, "__getitem__"):
+        raise BadInput(f"a batch is a sequence of inputs, not a {kind.__name__}: give a list of them, or an array")
+    return rows_of_pandas(batch) if hasattr(kind, "iloc") else batch
+
+
+def rows_of_pandas(table: Any) -> list[Any]:
+    """Return the rows of a DataFrame, each as `table.iloc[i]`, or the values of a Series; both by position, whatever their index.
+
+    The values of a table's only column, if these are no numbers: `table[["text"]]` holds texts.
+    """
+    if table.ndim > 1 and table.shape[1] == 1 and table.dtypes.iloc[0].kind not in "biuf":
+        table = table.iloc[:, 0]
+    return [*table.to_numpy()] if table.ndim == 1 else [row for _, row in table.iterrows()]
 
 
 class Request(NamedTuple):

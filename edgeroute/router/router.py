@@ -20,7 +20,7 @@ from edgeroute.router.engine import Engine, batch_steps, decide_alone
 from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first
-from edgeroute.router.request import Request, Shows, checked_length
+from edgeroute.router.request import Request, Shows, checked_batch
 from edgeroute.system.clock_json_and_fork_safety import ClosedByWith
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.mailbox import Mailbox
@@ -119,7 +119,8 @@ class Router(BaseRouter[V], ClosedByWith):
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, in order; an empty batch gives an empty list. Blocks.
 
-        The edge runs them as one batch, and those below the threshold go to the cloud in one request.
+        The edge runs them as one batch, and those below the threshold go to the cloud in one request. A row of a DataFrame is
+        as `batch.iloc[i]`, a column's its value.
 
         Raises:
             BadInput: the edge model rejects an input, or the batch is no sequence.
@@ -127,7 +128,8 @@ class Router(BaseRouter[V], ClosedByWith):
                 recorded all the same.
             PolicyError: as `infer`.
         """
-        if not checked_length(batch):
+        batch = checked_batch(batch)
+        if not len(batch):
             return []
         engine = self.engine
         return [answer_of(r) for r in blocking.run_to_end(pump(batch_steps(engine, batch, mode, deadline, data_class), engine))]
@@ -394,7 +396,8 @@ class Router(BaseRouter[V], ClosedByWith):
 
         Args:
             X: the inputs: an array [n, ...], a sequence of them, a mapping from name to the rows of one of several inputs, a
-                table of numbers (pandas, Hugging Face), whose rows become arrays, or a data set of pairs.
+                DataFrame, whose rows are as `X.iloc[i]`, a table of numbers of Hugging Face, whose rows become arrays, or a data
+                set of pairs.
             y: right value for each, as the edge answers, or as class indices; or the name of a table's column. Without it
                 `max_loss` guarantees agreement with the cloud, and `max_defer` needs it only to fit a score. With `label`, some
                 may be None, or it is a mapping from index to label.

@@ -27,7 +27,7 @@ from edgeroute.edge.callable_model import feature_names
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.io_steps_and_stages import Block, Steps
-from edgeroute.router.request import is_read_once, read_once_error
+from edgeroute.router.request import is_read_once, read_once_error, rows_of_pandas
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification_and_verdicts import Fit, certify
@@ -88,45 +88,42 @@ def rows(
 def _unpacked(X: Any, y: Any, fitted: Sequence[str] | None = None) -> tuple[Any, Any]:  # noqa: N803
     """Return the inputs and labels of a table (pandas, Hugging Face) or of a data set of pairs (torch); others unchanged.
 
-    A row of numbers becomes an array, and a row of one column its value. With names of fitted columns, an array has these columns
-    in this order, and a row with text becomes a mapping. Reads all rows of a table or data set.
+    A row of pandas is as `infer_many` takes it. A row of numbers of Hugging Face's becomes an array, and a row of one column its
+    value. With names of fitted columns, an array has these columns in this order, and a row with text becomes a mapping. Reads
+    all rows of a table or data set.
 
     Raises:
         BadInput: a table lacks a column, or has text and no fitted columns; or pairs have labels, and there are others in y.
     """
     names = getattr(X, "column_names", None) if hasattr(X, "remove_columns") else None
-    is_frame = hasattr(X, "iloc") and hasattr(X, "to_numpy")
-    if is_frame and X.ndim > 1:
+    if (is_frame := hasattr(X, "iloc")) and X.ndim > 1:
         names = [*X.columns]
     if isinstance(names, Mapping):
         raise BadInput(f"X has the splits {', '.join(names)}: pass one, as X[{next(iter(names))!r}]")
+    if names is not None and isinstance(y, str):
+        if y not in names:
+            raise BadInput(f"X has no column {y!r} of labels: its columns are {', '.join(map(str, names))}")
+        names, y = [name for name in names if name != y], list(X[y])
+    if is_frame:
+        return rows_of_pandas(X if names is None else X[names]), y
     if names is not None and hasattr(type(X), "__len__") and len(X):
-        if isinstance(y, str):
-            if y not in names:
-                raise BadInput(f"X has no column {y!r} of labels: its columns are {', '.join(map(str, names))}")
-            names, y = [name for name in names if name != y], list(X[y])
-        if fitted is not None and (len(names) > 1 or is_frame):
+        if fitted is not None and len(names) > 1:
             if missing := [name for name in fitted if name not in names]:
                 raise BadInput(f"X lacks {', '.join(map(repr, missing))}, of the columns that the edge was fitted on")
             names = [*fitted]
-        columns = {name: X[name].to_numpy() if is_frame else list(X[name]) for name in names}
-        if len(columns) == 1 and not is_frame:
+        columns = {name: list(X[name]) for name in names}
+        if len(columns) == 1:
             return [np.asarray(x) if isinstance(x, list) else x for x in columns[names[0]]], y
         table = [np.asarray(column) for column in columns.values()]
         if any(column.dtype.kind not in "biuf" or column.ndim > 1 for column in table):
             if fitted is not None and names == [*fitted]:
                 return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)], y
-            if len(columns) == 1:
-                return [*columns[names[0]]], y
             texts = ", ".join(str(name) for name, column in zip(names, table, strict=True) if column.dtype.kind not in "biuf")
-            mappings = 'X.to_dict("records")' if is_frame else "[*X]"
             raise BadInput(
                 f"X has columns that are no numbers ({texts}): pass the column of inputs, name that of labels as y, or for a "
-                f"model that reads columns by name {mappings}"
+                "model that reads columns by name [*X]"
             )
         return np.column_stack(table), y
-    if is_frame:
-        return X.to_numpy(), y
     plain = isinstance(X, list | tuple | str | bytes | Mapping) or hasattr(X, "dtype") or is_read_once(X)
     if plain or not hasattr(type(X), "__len__") or not hasattr(type(X), "__getitem__") or not len(X) or not _is_pair(X[0]):
         return X, y
