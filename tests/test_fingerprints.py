@@ -72,6 +72,12 @@ def constant(x):
 # --- callables
 
 
+def test_a_function_with_a_number_of_any_length():
+    """Python writes no int of more than 4,300 decimal digits."""
+    prints = [fingerprint(lambda x, least=least: x > least) for least in (10**5000, 10**5000 + 1, 10**5000)]
+    assert prints[0] == prints[2] != prints[1]
+
+
 def test_a_plain_function_is_known_by_its_code():
     """As it is, in a `CallableModel`, and in each router anew; another one is another."""
     assert edge_of(constant) == edge_of(constant) == edge_of(CallableModel(constant))

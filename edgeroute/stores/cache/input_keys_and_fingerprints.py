@@ -236,4 +236,4 @@ def _constant(c: Any) -> list[Any]:
         return ["tuple", [_constant(item) for item in c]]
     if isinstance(c, frozenset):
         return ["frozenset", sorted((_constant(item) for item in c), key=repr)]
-    return [type(c).__name__, repr(c)]
+    return [type(c).__name__, f"{c:x}" if type(c) is int else repr(c)]  # hexadecimal, as in `_add`
