@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
 from multiprocessing import get_context
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -154,6 +155,13 @@ def test_repr_is_short(value, shown):
     assert shown in text
     assert len(text) < 400
     assert "\n" not in text
+
+
+def test_a_value_with_any_attribute():
+    """A mock has what numpy's values have, too."""
+    answer = answered(Mock())
+    assert "<Mock" in repr(answer)
+    assert answer.as_dict()["value"] == str(answer.value)
 
 
 def test_repr_of_a_value_that_has_none():

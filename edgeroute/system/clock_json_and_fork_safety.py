@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from math import inf, isfinite
@@ -299,7 +299,7 @@ def to_json_types(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json_types(part) for part in value]
     listed = value.tolist() if hasattr(value, "tolist") else value  # numpy values, without importing numpy
-    return str(value) if type(listed) is type(value) else to_json_types(listed)
+    return str(value) if listed is value or hasattr(listed, "tolist") else to_json_types(listed)
 
 
 def list_weakset(things: WeakSet[T]) -> list[T]:
@@ -537,7 +537,7 @@ class _Short(Repr):
     def repr_instance(self, x: Any, level: int) -> str:
         """Return an array or tensor as dtype and shape, long bytes as their beginning and length, others as `reprlib` does."""
         dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
-        if dtype is not None and shape:
+        if dtype is not None and isinstance(shape, Iterable) and shape:
             return f"{dtype} [{', '.join(map(str, shape))}]"
         if isinstance(x, bytes | bytearray) and len(x) > self.maxstring:
             return f"{bytes(x[: self.maxstring // 2])!r}... ({len(x):,} bytes)"
