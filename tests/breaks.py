@@ -6,14 +6,13 @@ from collections.abc import Callable
 from time import sleep
 from typing import Any
 
-from edgeroute.cloud import attempt_accounting_and_turns as request_attempts_and_queue
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import plan
 from edgeroute.core.endpoint_breaker_and_limits import Admission
 from edgeroute.core.routing_policy import Rules, permit
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router import audits_and_hidden_trials as audit_calls
-from edgeroute.router import leg_inputs, offline_queue
+from edgeroute.router import engine_assembly, leg_inputs, offline_queue
 from edgeroute.router import offline_rules_and_late_replies as fallback_answers
 from edgeroute.router.private_conversations_and_digest_store import Digests, PrivateConversations
 from edgeroute.stores import cache
@@ -28,8 +27,8 @@ def _replaced(place: Any, name: str, make: Callable[[Any], Any]) -> Callable[[],
 
 def _no_gate() -> None:
     for place in (plan, offline_queue):
-        place.permit = lambda _, data_class, **more: permit(Rules(unknown_class="allow"), data_class, **more)
-    request_attempts_and_queue.withdrawn = lambda *_: ""
+        place.permit = lambda _, *more: permit(Rules(unknown_class="allow"), *more)
+    engine_assembly.withdrawn = lambda *_: ""
 
 
 def _shared_buffers() -> None:

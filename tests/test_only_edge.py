@@ -335,6 +335,48 @@ def test_a_retry_asks_the_policy_in_force(tmp_path, kind, call, now, options, se
 
 
 @pytest.mark.parametrize("kind", [Threads, Tasks])
+@pytest.mark.parametrize(
+    ("now", "sent"),
+    [('mode = "only_edge"\nrule = [{of = "battery", then = "prefer_cloud", enter = "20%"}]', 2), ('mode = "only_edge"', 1)],
+)
+def test_a_retry_leaves_by_a_rule_as_a_new_call_does(tmp_path, kind, now, sent):
+    """The policy is reloaded to only_edge, which a rule in force overrides for all calls without a mode of their own."""
+    file, replies = tmp_path / "policy.toml", [GOOD, DOWN]
+
+    def reply(_):
+        if len(replies) > 1:
+            file.write_text(f"{now}\n{settings}")
+            router.reload()
+        return replies.pop()
+
+    with CannedServer(reply) as server:
+        settings = f'threshold = 0.8\n[cloud]\nurl = "{server.url}"\nprotocol = "json"\nretries = 1\n'
+        file.write_text('rule = [{of = "battery", then = "only_edge", enter = "5%"}]\n' + settings)  # the sensors are read
+        with kind.from_policy(file, edge=unsure, sensors=lambda: LOW) as router:
+            assert router.infer(1).source == ("cloud" if sent == 2 else "edge")
+        assert len(server.requests) == sent
+
+
+def test_a_retry_of_an_audit_heeds_only_edge_whatever_the_call_asked_for(tmp_path):
+    """The call chose its mode for itself: nobody waits for its audit, which the policy in force by then keeps."""
+    file, replies = tmp_path / "policy.toml", [GOOD, DOWN]
+
+    def reply(_):
+        file.write_text('mode = "only_edge"\n' + settings)
+        router.reload()
+        return replies.pop()
+
+    with CannedServer(reply) as server:
+        settings = f'threshold = 0.8\n[audit]\nshare = "100%"\n[cloud]\nurl = "{server.url}"\nprotocol = "json"\nretries = 1\n'
+        file.write_text(settings)
+        with Threads.from_policy(file, edge=sure) as router:
+            assert router.infer(1, mode="prefer_edge").source == "edge"
+            jobs = router.engine.auditor.jobs
+            until(lambda: server.requests and not (jobs.busy or jobs.waiting))
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("kind", [Threads, Tasks])
 def test_a_first_attempt_asks_it_too(tmp_path, kind):
     """The reload comes while the user is asked for consent."""
     file, asked = tmp_path / "policy.toml", []

@@ -20,7 +20,7 @@ from weakref import ref
 from edgeroute.cloud.load_reports import report_in
 from edgeroute.core.endpoint_breaker_and_limits import Admission, price
 from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Rejection
-from edgeroute.core.routing_policy import INF, Permit, Policy, withdrawn
+from edgeroute.core.routing_policy import INF, Permit
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError, Unreachable
@@ -285,7 +285,7 @@ class Owner(Protocol):
     journal: Journal | None
     turns: Turns
     report: Reported | None
-    in_force: Callable[[], Policy] | None
+    withdrawn: Callable[[Permit], str]
 
     @property
     def watcher(self) -> Any:
@@ -421,7 +421,7 @@ class Exchange:
         if self.left:  # while it waited for a thread
             raise Unreachable(LEFT)
         guard, again, probe, calls = self._guard, self._attempts > 0, self._allowed is None, 0
-        if self._allowed is not None and guard.in_force is not None and (why := withdrawn(guard.in_force(), self._allowed)):
+        if self._allowed is not None and (why := guard.withdrawn(self._allowed)):
             with guard.lock:
                 guard.rules.rejected += not again
                 guard.rules.rate.give_back(float(self._unpaid and self._admitted > 0))

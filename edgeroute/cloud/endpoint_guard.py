@@ -13,7 +13,7 @@ from edgeroute.cloud.attempt_accounting_and_turns import Exchange, Reported, Tur
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection
-from edgeroute.core.routing_policy import INF, Permit, Policy, Terms
+from edgeroute.core.routing_policy import INF, Permit, Terms
 from edgeroute.errors import Held
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 
@@ -59,7 +59,7 @@ class Guard(ForkSafe):
         watcher: receives events.
         journal: the egress ledger; None: none.
         report: receives attempts; None: no receiver.
-        in_force: returns the policy in force, which may withdraw a permit; None: none does.
+        withdrawn: returns why a permit does not hold any more; empty: it does.
 
     Attributes:
         rules: the `Admission`.
@@ -80,11 +80,11 @@ class Guard(ForkSafe):
         watcher: Watcher,
         journal: Journal | None,
         report: Reported | None = None,
-        in_force: Callable[[], Policy] | None = None,
+        withdrawn: Callable[[Permit], str] = lambda _: "",
     ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
-        self.in_force = in_force
+        self.withdrawn = withdrawn
         self.rules = Admission(terms, spending, careful=True)
         self.turns = Turns(self.rules, self.lock)
 

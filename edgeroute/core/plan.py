@@ -337,8 +337,7 @@ def plan(
     edges, variants = pick_variants(edges, targets, facts, ruled.then("small_model"), deadline_s)
     firsts = [targets[side[0]].name for side in (edges, clouds) if side]
     asked_mode, cheapest = _mode_by_energy(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
-    overrides = mode is not None or policy.mode == "only_edge"  # the latter: by a rule
-    mode = "only_cloud" if asked_mode == "shadow" else asked_mode
+    own, mode = mode, "only_cloud" if asked_mode == "shadow" else asked_mode
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {asked_mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     if ruled.mode is not None:
@@ -355,7 +354,7 @@ def plan(
         stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
-        verdict = Denied(data_class, why_home) if why_home else permit(policy.rules, data_class, overrides=overrides)
+        verdict = Denied(data_class, why_home) if why_home else permit(policy.rules, data_class, own)
         if isinstance(verdict, Denied):
             stays = verdict.why
             steps.append(f"nothing leaves the device: {stays}")
@@ -471,15 +470,31 @@ def without_first(plan_before: Plan, confidence: float | None, why: str) -> Plan
     )  # fmt: skip
 
 
-def stays_on_device(policy: Policy, facts: Facts) -> str:
+def by_itself(current: Plan) -> Plan:
+    """Return the plan of a call for which nobody waits: without a mode of its own, its permits hold as `stays_on_device` says."""
+    legs = (leg if leg.permit is None else leg._replace(permit=leg.permit.without_mode()) for leg in current.legs)
+    return current._replace(legs=tuple(legs))
+
+
+def stays_on_device(policy: Policy, facts: Facts, mode: Mode | None = None) -> str:
     """Return why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may.
 
-    The reason is the mode only_edge, of the policy or of a rule in force.
+    The reason is the mode only_edge, of the policy or of a rule in force. `mode`: mode of a call, if that is the question.
     """
-    ruled = _applying(policy, facts, None)
-    if _mode(policy, ruled, None) != "only_edge":
+    ruled = _applying(policy, facts, mode)
+    if _mode(policy, ruled, mode) != "only_edge":
         return ""
     return f"only_edge, {ruled.mode}" if ruled.mode is not None else "only_edge"
+
+
+def withdrawn(policy: Policy, facts: Facts, allowed: Permit) -> str:
+    """Return why a new call like that of the permit may not leave by now; empty: it may. A policy has its own `Rules` object."""
+    if why := stays_on_device(policy, facts, allowed.mode):
+        return f"nothing leaves the device by now: the mode is {why}"
+    if policy.rules is allowed.rules:
+        return ""
+    verdict = permit(policy.rules, allowed.data_class)
+    return verdict.why if isinstance(verdict, Denied) else ""
 
 
 def _applying(policy: Policy, facts: Facts, mode: Mode | None) -> Applying:

@@ -41,19 +41,23 @@ class Rules(NamedTuple):
 class Permit:
     """Permission for a request of this class to leave, with the rule that grants it. Only `permit` creates one.
 
-    `overrides` is True if it also holds while the policy's mode is only_edge, as the call or a device rule chose another one.
+    `mode` is the call's own mode; None: it has none, and so leaves by the policy's mode or a device rule's.
     """
 
-    __slots__ = ("data_class", "overrides", "rule", "rules")
+    __slots__ = ("data_class", "mode", "rule", "rules")
     data_class: Final[str | None]
     rule: Final[str]
     rules: Final[Rules]
-    overrides: Final[bool]
+    mode: Final[Mode | None]
 
-    def __init__(self, key: object, data_class: str | None, rule: str, rules: Rules, overrides: bool) -> None:
+    def __init__(self, key: object, data_class: str | None, rule: str, rules: Rules, mode: Mode | None) -> None:
         if key is not _OURS:
             raise TypeError("only the egress rules create a Permit")
-        self.data_class, self.rule, self.rules, self.overrides = data_class, rule, rules, overrides
+        self.data_class, self.rule, self.rules, self.mode = data_class, rule, rules, mode
+
+    def without_mode(self) -> Permit:
+        """Return the permit of an equal call without a mode of its own."""
+        return Permit(_OURS, self.data_class, self.rule, self.rules, None)
 
     def __repr__(self) -> str:
         return f"<Permit for {self.data_class!r} by {self.rule!r}>"
@@ -66,21 +70,21 @@ class Denied(NamedTuple):
     why: str
 
 
-def permit(rules: Rules, data_class: str | None, *, overrides: bool = False) -> Permit | Denied:
-    """Decide if a request of this class may leave; None means the default class. `overrides` is that of the `Permit`.
+def permit(rules: Rules, data_class: str | None, mode: Mode | None = None) -> Permit | Denied:
+    """Decide if a request of this class may leave; None means the default class. `mode` is that of the `Permit`.
 
     `never_leave` goes first. Unknown classes may not leave, unless the rules allow it; without any rules a request without a
     class may.
     """
     name = rules.default_class if data_class is None else data_class
     if name is None and not rules.any:
-        return Permit(_OURS, None, "no data class is declared", rules, overrides)
+        return Permit(_OURS, None, "no data class is declared", rules, mode)
     if name in rules.never_leave:
         return Denied(name, f"data class {name!r} never leaves")
     if name in rules.may_leave:
-        return Permit(_OURS, name, f"may_leave has {name!r}", rules, overrides)
+        return Permit(_OURS, name, f"may_leave has {name!r}", rules, mode)
     if rules.unknown_class == "allow":
-        return Permit(_OURS, name, "unknown_class is allow", rules, overrides)
+        return Permit(_OURS, name, "unknown_class is allow", rules, mode)
     what = "a call without data_class" if name is None else f"data class {name!r}, which no rule knows,"
     return Denied(name, f"{what} may not leave (unknown_class is deny)")
 
@@ -142,16 +146,6 @@ class Policy(NamedTuple):
     rules: Rules = Rules()  # egress rules
     device_rules: tuple[Rule, ...] = ()  # rules on the device's state; the first one in force that changes the mode counts
     sensors_every_s: float | None = None  # time between two readings of the device's sensors; None: the sensors' default
-
-
-def withdrawn(policy: Policy, allowed: Permit) -> str:
-    """Return why the policy in force by now withdraws a permit; empty: it does not. A policy has its own `Rules` object."""
-    if policy.mode == "only_edge" and not allowed.overrides:
-        return "nothing leaves the device: the mode is only_edge by now"
-    if policy.rules is allowed.rules:
-        return ""
-    verdict = permit(policy.rules, allowed.data_class)
-    return verdict.why if isinstance(verdict, Denied) else ""
 
 
 class Terms(NamedTuple):

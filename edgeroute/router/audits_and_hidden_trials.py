@@ -7,8 +7,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from edgeroute.core.plan import Leg, shadow_leg
-from edgeroute.core.routing_policy import INF, Denied, permit
+from edgeroute.core.plan import Leg, by_itself, shadow_leg
+from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable
 from edgeroute.errors import Held
 from edgeroute.router.engine import Engine
@@ -55,7 +55,8 @@ class AuditCalls:
             edge: edge's answer to the input, if known.
         """
         inputs = call_contained(copy_input, request.inputs)
-        shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
+        plan, identity = by_itself(request.plan), f"{request.id}-audit"
+        shadow = request._replace(id=identity, inputs=inputs, plan=plan, until=INF, batch="", key=None)
         legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
         legs.floor = True
         if legs.edge is not None:
@@ -67,13 +68,8 @@ class AuditCalls:
             async def here(call: Callable[[], Any], **_: Any) -> Any:  # it has its own loop and thread
                 return call()
 
-            return lambda: self._denied(request, leg) or asyncio.run(legs.run_async(start, here)), legs.costs
-        return lambda: self._denied(request, leg) or legs.run(start), legs.costs
-
-    def _denied(self, request: Any, leg: int) -> Failed | None:
-        """Return the failure of a call that the egress rules in force by now forbid; None: they permit it."""
-        now = permit(self._engine.snapshot.policy.rules, request.plan.data_class)
-        return Failed(leg, Held(now.why), monotonic()) if isinstance(now, Denied) else None
+            return lambda: _denied(shadow, leg) or asyncio.run(legs.run_async(start, here)), legs.costs
+        return lambda: _denied(shadow, leg) or legs.run(start), legs.costs
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks.
@@ -91,6 +87,13 @@ class AuditCalls:
         plan = request.plan._replace(legs=legs, sequential=True, deadline_s=INF)
         shadow = request._replace(id=f"{request.id}-shadow", plan=plan, until=INF, batch="", key=None, shows="")
         return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
+
+
+def _denied(request: Any, i: int) -> Failed | None:
+    """Return the failure of a call of a cloud that the policy in force by now forbids; None: it permits it."""
+    leg = request.plan.legs[i]
+    why = request.snapshot.backends[leg.target].guard.withdrawn(leg.permit)
+    return Failed(i, Held(why), monotonic()) if why else None
 
 
 def _rehearse(legs: LegExecutor) -> list[ShadowRun]:

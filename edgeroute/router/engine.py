@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeroute.cloud.egress_consent_and_redaction import WITHIN, Egress
 from edgeroute.core.error_codes import Failure
-from edgeroute.core.plan import Plan, stays_on_device
+from edgeroute.core.plan import Plan, by_itself, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Done, Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
@@ -321,7 +321,7 @@ class Engine(ForkSafe):
             raise Held(f"nothing leaves by itself: {why}")
         like = request.batch or request.id
         renewal = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
-        return renewal._replace(plan=renewal.plan._replace(offline="raise"), key=request.key)
+        return renewal._replace(plan=by_itself(renewal.plan)._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
         """Make a plan, and store it until the facts change. Not stored for a long data class; a full store is cleared first."""

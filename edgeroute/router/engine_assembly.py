@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
+from edgeroute.core.plan import withdrawn
 from edgeroute.core.routing_policy import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
@@ -176,7 +177,8 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
-        report=engine.instruments or None, in_force=lambda: engine.snapshot.policy,
+        report=engine.instruments or None,
+        withdrawn=lambda allowed: withdrawn(engine.snapshot.policy, engine.observer.facts, allowed),
     )  # fmt: skip
 
 

@@ -251,12 +251,11 @@ class OfflineQueue:
             PolicyError, MayNotLeave: it can never be sent.
             CloudError: no answer; or nothing leaves the device by itself now. The entry stays in the outbox.
         """
-        snapshot = self._router.snapshot  # first: a reload from here on may withdraw the permit
+        snapshot = self._router.snapshot
         if why := self._router.stays_on_device(read=True):
             raise Held(f"nothing leaves by itself: {why}")
-        by_rule = snapshot.policy.mode == "only_edge"
         backend = _receiver(snapshot.clouds, entry)
-        allowed = permit(snapshot.policy.rules, entry.data_class, overrides=by_rule)
+        allowed = permit(snapshot.policy.rules, entry.data_class)
         if isinstance(allowed, Denied):
             raise MayNotLeave(allowed.why)
         try:

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 from edgeroute.confidence.binomial_tests import upper_bound
 from edgeroute.confidence.output_forms_labels_and_comparison import same
+from edgeroute.core.plan import by_itself
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.sequential_tests import Drift
 from edgeroute.core.walk import Done, Start
@@ -252,7 +253,7 @@ class Sentinel(Part):
         """
         snapshot, calls = engine.snapshot, AuditCalls(engine)
         named = self._data_class if snapshot.egress.data_class is None else class_of(engine, snapshot.egress, x, self._data_class)
-        plan = checked_plan(snapshot, engine.observer.facts, "only_cloud", None, named)
+        plan = by_itself(checked_plan(snapshot, engine.observer.facts, "only_cloud", None, named))
         clouds = [i for i, leg in enumerate(plan.legs) if leg.permit is not None and self._cloud in {None, leg.name}]
         identity = f"{engine.name}-{next(engine.numbers)}-sentinel"
         request = Request(identity, x, plan, snapshot, monotonic(), INF)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.plan import Facts, Plan, Refusal, plan
-from edgeroute.core.routing_policy import MODES, Denied, Permit, Policy, Rules, Target, permit, withdrawn
+from edgeroute.core.device_rules import Rule
+from edgeroute.core.plan import Facts, Plan, Refusal, by_itself, plan, withdrawn
+from edgeroute.core.routing_policy import MODES, Denied, Permit, Policy, Rules, Target, permit
 
 TARGETS = (Target("small", "edge", 0.7), Target("edge", "edge", 0.85), Target("eu", "cloud"), Target("us", "cloud"))
 RULES = Rules(never_leave=frozenset({"medical"}), may_leave=frozenset({"public"}))
@@ -105,19 +106,37 @@ def test_the_cloud_alone_and_a_class_that_stays():
 
 
 @pytest.mark.parametrize(
-    ("by_now", "overrides", "holds"),
+    ("by_now", "mode", "holds"),
     [
-        (Policy(rules=RULES), False, True),
-        (Policy(rules=Rules(may_leave=frozenset({"public"}))), False, True),
-        (Policy(rules=Rules(never_leave=frozenset({"public"}))), False, False),
-        (Policy(rules=Rules()), False, False),
-        (Policy(mode="only_edge", rules=RULES), False, False),
-        (Policy(mode="only_edge", rules=RULES), True, True),
-        (Policy(mode="only_edge", rules=Rules(never_leave=frozenset({"public"}))), True, False),
+        (Policy(rules=RULES), None, True),
+        (Policy(rules=Rules(may_leave=frozenset({"public"}))), None, True),
+        (Policy(rules=Rules(never_leave=frozenset({"public"}))), None, False),
+        (Policy(rules=Rules()), None, False),
+        (Policy(mode="only_edge", rules=RULES), None, False),
+        (Policy(mode="only_edge", rules=RULES), "prefer_cloud", True),
+        (Policy(mode="only_edge", rules=Rules(never_leave=frozenset({"public"}))), "prefer_cloud", False),
     ],
 )
-def test_a_permit_under_another_policy(by_now, overrides, holds):
+def test_a_permit_under_another_policy(by_now, mode, holds):
     """It holds as long as the policy in force would give it again; a mode of the call's own is not that of the policy."""
-    allowed = permit(RULES, "public", overrides=overrides)
+    allowed = permit(RULES, "public", mode)
     assert isinstance(allowed, Permit)
-    assert (not withdrawn(by_now, allowed)) == holds
+    assert (not withdrawn(by_now, Facts(), allowed)) == holds
+
+
+AWAY = (Rule("battery", "prefer_cloud", 0.2), Rule("heat", "prefer_cloud", 70))
+HOME = (Rule("battery", "only_edge", 0.2), Rule("heat", "only_edge", 70))
+
+
+@pytest.mark.parametrize("by_then", ["prefer_edge", "only_edge"])
+@pytest.mark.parametrize("mode", [None, "prefer_edge", "only_cloud"])
+@pytest.mark.parametrize("there", [*AWAY, *HOME], ids=str)
+@pytest.mark.parametrize("now", [True, False])
+def test_a_permit_holds_as_long_as_a_new_call_would_have_one(by_then, mode, there, now):
+    """Rules on the device's state that are in force by now say it, too; of a call for which nobody waits its mode does not."""
+    made = plan(Policy(rules=RULES), TARGETS, Facts(), mode=mode, data_class="public")
+    policy, facts = Policy(by_then, rules=RULES, device_rules=(there,)), Facts(rules=(there,) if now else ())
+    for before, asked in ((made, mode), (by_itself(made), None)):
+        (allowed, *_) = [leg.permit for leg in before.legs if leg.permit is not None]
+        again = plan(policy, TARGETS, facts, mode=asked, data_class="public")
+        assert bool(withdrawn(policy, facts, allowed)) == all(leg.permit is None for leg in again.legs)

@@ -19,7 +19,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import TINY, Labels
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import error_text
-from edgeroute.core.plan import Plan
+from edgeroute.core.plan import Plan, by_itself
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
@@ -177,7 +177,7 @@ class DirectCalls:
         if why := self._engine.stays_on_device(read=True):
             raise MayNotLeave(f"every example is sent to the cloud, and nothing leaves the device: the mode is {why}")
         try:
-            return checked_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
+            return by_itself(checked_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class))
         except MayNotLeave as e:
             why = str(e).removeprefix("no answer is possible: ").partition(", and mode ")[0]  # no mode of the user's
             raise MayNotLeave(f"every example is sent to the cloud, and {share} may not be: {why}; leave them out") from e
