@@ -435,7 +435,7 @@ class Exchange:
         with guard.lock:
             rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
             rejection = rejection or guard.rules.attempt(cost, monotonic(), process.now(), again=again, probe=probe)
-        if rejection is None and (rejection := guard.spending.secure(cost) or self._note_in_ledger(size)) is not None:
+        if rejection is None and (rejection := guard.spending.secure(cost, until) or self._note_in_ledger(size)) is not None:
             guard.spending.settle(cost, Cost(), process.now())
             with guard.lock:
                 guard.rules.rejected += not (again or probe)
@@ -539,14 +539,14 @@ class Exchange:
         self.usd += cost.usd
         return guard.spending.unwritten
 
-    def secure(self) -> None:
-        """Write the booking of `prepay` to disk, blocking.
+    def secure(self, until: float) -> None:
+        """Write the booking of `prepay` to disk, blocking; a locked file is waited for until the instant `until`.
 
         Raises:
             Held: it could not be written, which counts as a rejection, and is reported.
         """
         guard = self._guard
-        rejection = guard.spending.secure(guard.rules.cost(0, self._paid))
+        rejection = guard.spending.secure(guard.rules.cost(0, self._paid), until)
         if rejection is not None:
             guard.rules.rejected += 1
             self._refuse(rejection)

@@ -33,15 +33,16 @@ PREFIX = "spending:"  # prefix of the names of records, one per process with spe
 # Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong.
 MOST_RECORDS = 256
 MOST_S = 25 * 3600.0  # longest window plus an hour, seconds
-AGAIN_S = 5.0  # seconds after which an unreadable state file is read again
+AGAIN_S = 1.0  # seconds after which an unreadable or locked state file is tried again
+LOCKED_S = 0.1  # wait in vain for the state file from which on it counts as locked, seconds
 Lock: TypeAlias = AbstractContextManager[Any]
 
 
 class EarlierSpending:
     """Spending of other processes, added to this process's account.
 
-    While the file cannot be read, requests with a limit are rejected; after damage, until the lost spending cannot count any
-    more. To begin at zero at once, delete the damaged file that was renamed.
+    While the file cannot be read, or is locked, requests with a limit are rejected; after damage, until the lost spending cannot
+    count any more. To begin at zero at once, delete the damaged file that was renamed.
 
     Args:
         spending: the account.
@@ -70,7 +71,7 @@ class EarlierSpending:
             rows, damaged_at = store.rows(PREFIX), store.damaged()
         except StoreError as e:
             if _set_aside(store.path) == before:
-                self._unreadable(lock, str(e))
+                self.mark_unusable(lock, str(e))
                 return False
             rows, damaged_at = [], None  # it was damaged, and has just been set aside
         old: list[str] = []
@@ -112,8 +113,8 @@ class EarlierSpending:
             self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")
             self._say(why)
 
-    def _unreadable(self, lock: Lock, what: str) -> None:
-        """Count spending as unknown until the file is read, have it read again after `AGAIN_S`, and log the reason."""
+    def mark_unusable(self, lock: Lock, what: str) -> None:
+        """Count spending as unknown until the file is read, have it tried again after `AGAIN_S`, and log the reason."""
         with lock:
             self._read_at = monotonic() + AGAIN_S
             self._spending.unknown = f"what was spent is not known: {what}"
@@ -126,7 +127,7 @@ class EarlierSpending:
             log.error("nothing that has a limit is sent, since what was spent is not known: %s", what)
 
     def look_again(self, lock: Lock, own_name: str) -> None:
-        """Start a thread that reads the file again (`recall`), if it could not be read, and `AGAIN_S` have passed since.
+        """Start a thread that writes and reads the file, if it could not be used, and `AGAIN_S` have passed since.
 
         Returns at once. If no thread can be started, it is tried again after `AGAIN_S`.
         """
@@ -136,8 +137,15 @@ class EarlierSpending:
             if monotonic() < self._read_at:
                 return
             self._read_at = INF
-        if start_thread("edgeroute-state", self.recall, lock, own_name) is None:
+        if start_thread("edgeroute-state", self._use_again, lock, own_name) is None:
             self._read_at = monotonic() + AGAIN_S
+
+    def _use_again(self, lock: Lock, own_name: str) -> None:
+        """Write what is pending, and read the file again (`recall`); while it cannot be written it stays unusable. Blocks."""
+        if self._store.flush():
+            self.recall(lock, own_name)
+        else:
+            self.mark_unusable(lock, f"{self._store.path} cannot be written")
 
 
 def _set_aside(path: Path) -> list[float]:
@@ -208,16 +216,17 @@ class SharedSpending:
         """True if a booking under a limit is not in the file yet, so that `secure` would write it."""
         return self._account.unwritten
 
-    def secure(self, cost: Cost) -> Rejection | None:
+    def secure(self, cost: Cost, until: float = INF) -> Rejection | None:
         """Write bookings that are not in the file yet, with an advance for later ones, blocking for the disk.
 
-        Return None if that is done. Else return a Rejection; the cost, which was booked before, is then to be returned by
-        `settle`. Nothing is written, and None returned, if all is in the file, there is no file, or the cost has no limit.
+        Waits for a locked file until the instant `until`. Return None if all is written. Else return a Rejection; the cost, which
+        was booked before, is then to be returned by `settle`. Nothing is written, and None returned, if all is in the file, there
+        is no file, or the cost has no limit.
         """
         if not self._account.unwritten:
             return None
         kind = next((k for k, part, limit in zip(Limits._fields, cost, self.limits, strict=True) if part and limit < INF), "")
-        if not kind or self._account.write():
+        if not kind or self._account.write(until):
             return None
         return Rejection(cast("HeldCode", kind), f"{kind}: what is spent could not be written ahead, see the log")
 
@@ -299,15 +308,30 @@ class _Account(ForkSafe):
         """True if a booking under a limit is not in the file yet, so that `secure` would write it."""
         return self.stored and (self._written < self._version or self._spending.ahead())
 
-    def write(self) -> bool:
+    def write(self, until: float = INF) -> bool:
         """Write the record to the file, blocking, unless another thread has written these bookings meanwhile, or failed to.
 
-        Return True if the file has all bookings so far. A failure is logged by the store.
+        Return True if the file has all bookings so far. A failure is logged by the store. After a wait in vain for a file that
+        others have locked, it counts as locked: nothing more waits for it, here or under a limit, until it is free.
+
+        until: instant until which to wait for a locked file.
         """
-        store = self.store
-        assert store is not None, "without a file nothing is unwritten"
+        assert self.store is not None, "without a file nothing is unwritten"
         self.put()
+        if self._spending.unknown:
+            return False
+        began = monotonic()
+        with process.limited_waits(until - began):
+            written = self._write_in_turn(self.store)
+        if not written and self._earlier is not None and monotonic() - began >= LOCKED_S:
+            self._earlier.mark_unusable(self.lock, f"{self.store.path} could not be written in time")
+        return written
+
+    def _write_in_turn(self, store: KeyValueStore) -> bool:
+        """Write the record, after another thread that does, within the time for locked files. Return as `write` does."""
         version, failures = self._version, self._failures
+        if not process.is_free(self._writing):
+            return False
         with self._writing:  # whoever waits here mostly finds its booking written, with the advance of the one before
             if self._written >= version:
                 return True

@@ -102,7 +102,7 @@ class Database(ForkSafe):
         """Run the `with` block in a transaction, opening or creating the file if needed, and commit; an exception rolls back.
 
         One transaction runs at a time in the process, and entering blocks up to `busy_s` for a writer of another process, or less
-        while a router closes; with `write=False` a writer delays nothing, but who locks the whole file does, up to `READ_BUSY_S`.
+        in `limited_waits`; with `write=False` a writer delays nothing, but who locks the whole file does, up to `READ_BUSY_S`.
         A nested call joins the outer transaction. SQLite's errors and OSErrors of the block itself come as StoreError, too.
 
         Raises:
@@ -110,6 +110,8 @@ class Database(ForkSafe):
                 renamed; the next call creates a new one.
         """
         closes = self._closes
+        if not process.is_free(self._lock):
+            raise StoreError(f"{self.path}: another thread waits for it")
         with self._lock:
             self._begun_after, self._wait_s = closes, self._busy_s if write else min(self._busy_s, READ_BUSY_S)
             try:

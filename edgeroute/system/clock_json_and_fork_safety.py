@@ -416,6 +416,16 @@ def wait_s(most_s: float) -> float:
     return min(most_s, max(LEAST_S, _WAIT_UNTIL.get() - time.monotonic()))
 
 
+def is_free(lock: Any) -> bool:
+    """Return True if no other thread holds a lock, or not any more within the time of `limited_waits`; True without that time."""
+    if (most_s := wait_s(threading.TIMEOUT_MAX)) == threading.TIMEOUT_MAX:
+        return True
+    free: bool = lock.acquire(timeout=most_s)
+    if free:
+        lock.release()
+    return free
+
+
 def is_task_cancelled(error: BaseException) -> bool:
     """Return True if `error` cancels the running asyncio task; False for a CancelledError that an application's function raised.
 
