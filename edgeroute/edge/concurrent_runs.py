@@ -143,7 +143,8 @@ class Runs(ForkSafe):
             self._count -= 1
             if thread is not None:
                 self._threads[thread] -= 1
-                self._threads += Counter()  # drops those at zero
+                if not self._threads[thread]:
+                    del self._threads[thread]
             last = self._closing and not self._count
             self._closing = self._closing and not last
             if last:

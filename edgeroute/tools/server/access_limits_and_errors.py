@@ -306,7 +306,8 @@ class Calls:
         finally:
             self.running -= 1
             self._peers[peer] -= 1
-            self._peers += Counter()  # drops the peers without a call
+            if not self._peers[peer]:
+                del self._peers[peer]
 
     async def parse(self, body: bytes, read: Callable[[bytes], T]) -> T:
         """Return `read` of a body, called here if it has less than 64 KiB, else in the only parser thread, in turn."""

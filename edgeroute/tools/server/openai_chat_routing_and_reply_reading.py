@@ -561,6 +561,8 @@ def finish_of(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     """Return the finish reason that the choice states; else "length" if the answer's call was cut off or late, else "stop"."""
     if isinstance(reason := choice.get("finish_reason"), str):
         return reason
+    if not answer.degraded:  # a trace takes its time
+        return "stop"
     events = [event for event in answer.trace.get("events", ()) if event["leg"] == answer.leg]
     return "length" if events and events[-1]["what"] in {"failed", "timeout"} else "stop"
 
