@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from math import inf
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -251,6 +252,27 @@ def test_full_files_become_parquet(tmp_path):
     pack(path, 3)
     assert len([*tmp_path.glob("*.parquet")]) == 2
     assert ids(path) == expected[-len(ids(path)) :]
+
+
+def test_files_that_are_full_while_others_become_parquet(tmp_path, monkeypatch):
+    """Writers go on in the middle of a packing, and the answers keep their order."""
+    path = tmp_path / "trace.jsonl"
+    rename = Path.rename
+    with Router(lambda x: ("edge", x), threshold=0.0, trace=Trace(path, max_bytes=4_000, keep=1000)) as router:
+        expected = [router.infer(0.9).id for _ in range(50)]
+
+        def write_first(file, target):
+            expected.extend(router.infer(0.9).id for _ in range(20))
+            return rename(file, target)
+
+        monkeypatch.setattr(Path, "rename", write_first)
+        pack(path, 1000)
+        monkeypatch.undo()
+        expected += [router.infer(0.9).id for _ in range(50)]
+        pack(path, 1000)
+    assert len(expected) > 120
+    assert len([*tmp_path.glob("*.parquet")]) > 5
+    assert ids(path) == expected
 
 
 WRITER = """

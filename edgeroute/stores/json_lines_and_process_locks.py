@@ -122,6 +122,19 @@ else:
             return False
         return True
 
+    def _locked_file(path: Path) -> int | None:
+        """Open and lock the file at a path; return its descriptor, or None if it is not there (any more), or locked elsewhere."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDWR)  # a new one: a forked child would share the lock of a journal's own
+            try:
+                if locked(fd) and _file_identity(path.stat()) == _file_identity(os.fstat(fd)):
+                    held, fd = fd, -1
+                    return held
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+        return None
+
 
 WAIT_S = 5.0  # maximum time that an append waits for another process's, seconds; only on Windows, where appends take turns
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would write CR LF
@@ -242,13 +255,9 @@ class Journal(ForkSafe):
             with contextlib.suppress(PermissionError, FileNotFoundError):
                 self._rename_files()
         else:
-            with contextlib.suppress(FileNotFoundError):
-                full = os.open(self.path, os.O_RDWR)  # a new one: a forked child would share the lock of `_fd`
-                try:
-                    if locked(full) and _file_identity(self.path.stat()) == _file_identity(os.fstat(full)) == self._file:
-                        self._rename_files()
-                finally:
-                    os.close(full)
+            with contextlib.suppress(FileNotFoundError), rotation_held(self.path) as held:
+                if held and _file_identity(self.path.stat()) == self._file:
+                    self._rename_files()
 
     def _rename_files(self) -> None:
         """Rename each file to the next number, over the oldest one, and call the callback `rotated`.
@@ -267,6 +276,29 @@ class Journal(ForkSafe):
         fd, self._fd = self._fd, None
         if fd is not None:
             with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+@contextlib.contextmanager
+def rotation_held(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
+    """Keep all others, threads and processes, from rotating a journal within the block; on Windows also from appending to it.
+
+    Yields False, and keeps nobody, if another holds the rotation, or there is no file, for `wait_s` seconds.
+    """
+    if sys.platform == "win32":
+        turn = ProcessLock(path.with_name(path.name + ".lock"))
+        try:
+            yield turn.take(wait_s)
+        finally:
+            turn.leave()
+    else:
+        until = monotonic() + wait_s
+        while (fd := _locked_file(path)) is None and monotonic() < until:
+            sleep(AGAIN_S)
+        try:
+            yield fd is not None
+        finally:
+            if fd is not None:
                 os.close(fd)
 
 

@@ -92,11 +92,15 @@ def _packs(path: Path) -> dict[int, Path]:
     return {int(match[1]): file for file, match in sorted(matches)}  # where both are there, a kill came between: the Parquet
 
 
+HOLD_S = 1.0  # maximum time that `pack` waits for another process's rotation, seconds
+
+
 def pack(path: Path, keep: int) -> None:
     """Make Parquet of a trace's full files, and delete the oldest so that `keep` stay; nothing while another process does that.
 
     The file that was rotated last stays JSON, as a process may be in the middle of a line of it. Each other file is renamed, so
-    that no rotation touches it; a process that is killed leaves a file that readers know and the next call goes on with.
+    that no rotation touches it, while nobody rotates; a process that is killed leaves a file that readers know and the next
+    call goes on with.
 
     Raises:
         StoreError: a file cannot be written.
@@ -108,14 +112,12 @@ def pack(path: Path, keep: int) -> None:
     try:
         for left in path.parent.glob(f"{escape(path.name)}.{'[0-9]' * 8}.parquet.*.new"):  # by a process that was killed
             left.unlink(missing_ok=True)
-        rotated = [file for file in path.parent.glob(f"{escape(path.name)}.*") if file.suffix[1:].isdecimal()]
-        full = sorted((int(file.suffix[1:]), file, file.stat().st_ino) for file in rotated)
-        number = max(_packs(path), default=0)
-        for n, file, identity in reversed(full):
-            if n == 1 or file.stat().st_ino != identity:  # a rotation has renamed the files meanwhile: the next call goes on
-                break
-            number += 1
-            file.rename(path.with_name(f"{path.name}.{number:08}.packing"))
+        with journal.rotation_held(path, HOLD_S) as held:
+            rotated = [file for file in path.parent.glob(f"{escape(path.name)}.*") if file.suffix[1:].isdecimal()]
+            full = sorted(((int(file.suffix[1:]), file) for file in rotated), reverse=True) if held or not path.exists() else []
+            for number, (n, file) in enumerate(full, max(_packs(path), default=0) + 1):
+                if n > 1:
+                    file.rename(path.with_name(f"{path.name}.{number:08}.packing"))
         for file in path.parent.glob(f"{escape(path.name)}.*.packing"):
             packed = file.with_suffix(".parquet")
             if not packed.exists():
