@@ -11,7 +11,7 @@ import pytest
 from both import Tasks, sure, unsure
 from commands import cli
 
-from edgeroute import BadInput, BadReply, Ensemble, PlainJson, PolicyError, Router
+from edgeroute import BadInput, BadReply, CallableModel, Ensemble, PlainJson, PolicyError, Router
 from edgeroute.testing import CannedServer, http_reply
 
 X = np.random.default_rng(0).random((300, 3)).astype("float32")
@@ -70,11 +70,13 @@ def test_a_router_prints_its_targets_and_thresholds():
         {"sequence": "dog", "labels": ["cat", "dog"], "scores": [0.9, 0.1]},
         {"answer": "cat", "score": 0.9, "start": 3, "end": 6},
         [{"token": 7, "token_str": "cat", "sequence": "a cat", "score": 0.9}],
+        {"label": "cat", "confidence": 0.9},
+        {"value": "cat", "confidence": 0.9},
     ],
 )
 def test_labels_with_scores_are_answers_on_both_sides(kind, result):
     """As pipelines give them: of a list the best one. A URL's reply in that form is read alike, also by the score's own path."""
-    for path in ("confidence", "score"):
+    for path in ("confidence", "score") if not isinstance(result, dict) or "value" not in result else ("confidence",):
         with (
             CannedServer(http_reply(json.dumps(result).encode())) as server,
             kind(unsure, PlainJson(server.url, confidence=path), threshold=0.5) as router,
@@ -105,6 +107,53 @@ def test_other_labels_with_scores_are_the_value_itself(kind, result):
         assert (answer.value, answer.confidence, answer.source) == (result, None, "edge")
     with kind(unsure, lambda _: result, threshold=0.5) as router:
         assert (router.infer("x").value, router.infer("x").source) == (result, "cloud")
+
+
+ENTITIES = [
+    {"entity": "B-PER", "score": 0.99, "word": "Ann", "start": 0, "end": 3},
+    {"entity": "B-LOC", "score": 0.6, "word": "Ulm"},
+]
+MASKS = [{"label": "cat", "score": 0.7, "mask": [[0, 1]]}]
+
+
+@pytest.mark.parametrize(
+    ("result", "sure"),
+    [
+        (ENTITIES, 0.6),
+        ([ENTITIES], 0.6),
+        (MASKS, 0.7),
+        ([{**MASKS[0], "score": None}, *MASKS], None),
+        ([{"text": "a", "score": 7.5}], None),
+        ([], None),
+    ],
+)
+def test_parts_with_scores_are_as_sure_as_the_least(kind, result, sure):
+    """On both sides, and by a URL; without a score each, from 0 to 1, there is no confidence. A score of one's own gets the parts."""
+    accept = {"threshold": 0.5, "no_confidence": "accept"}
+    with kind(lambda _: result, unsure, **accept) as router:
+        answer = router.infer("x")
+        assert (answer.value, answer.source, answer.confidence) == (result, "edge", pytest.approx(sure))
+    seen = []
+    with kind(CallableModel(lambda _: result, score=lambda parts: seen.append(parts) or 0.8), unsure, **accept) as router:
+        assert (router.infer("x").confidence, seen) == (pytest.approx(0.8), [result])
+    with kind(unsure, lambda _: result, threshold=0.5) as router:
+        answer = router.infer("x")
+        assert (answer.value, answer.source, answer.confidence) == (result, "cloud", pytest.approx(sure))
+    if sure is not None or not result:
+        with CannedServer(http_reply(json.dumps(result).encode())) as server:
+            for path, confidence in (("confidence", sure), (None, None)):
+                with kind(unsure, PlainJson(server.url, confidence=path), threshold=0.5) as router:
+                    answer = router.infer("x")
+                    assert (answer.value, answer.source, answer.confidence) == (result, "cloud", pytest.approx(confidence))
+
+
+def test_masks_and_keypoints_beside_their_scores(kind):
+    """As one mapping: the least score."""
+    for name in ("masks", "keypoints"):
+        result = {name: np.zeros((2, 3)), "scores": np.array([0.9, 0.8])}
+        with kind(lambda _, result=result: result, unsure, threshold=0.5) as router:
+            answer = router.infer("x")
+            assert (answer.value is result or [*answer.value] == [*result], answer.confidence) == (True, pytest.approx(0.8))
 
 
 def test_an_awaited_label_with_its_score():

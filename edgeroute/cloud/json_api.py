@@ -11,7 +11,7 @@ import numpy as np
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
 from edgeroute.cloud.function_backend_and_reply_checks import checked_send_edge
 from edgeroute.cloud.json_and_form_body_templates import MAX_BODY, Body, BodyType, to_json
-from edgeroute.confidence.output_forms_labels_and_comparison import best_label, label_names
+from edgeroute.confidence.output_forms_labels_and_comparison import best_label, label_names, least_score
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.setting_units_and_ranges import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
@@ -129,6 +129,8 @@ class PlainJson(OneByOne):
             return [self._numbers(document, self.logits)]
         if self.value == "value" and type(best := best_label(document)) is tuple:
             document, path = {"value": best[0], "confidence": best[1]}, path and "confidence"
+        elif self.value == "value" and isinstance(document, list) and (not document or least_score(document) is not None):
+            return [document if path else (document, None)]
         sure = None if path is None else self._pick(document, path, optional=True)
         if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
             raise BadReply(f"{self.where}: {path!r} is {type(sure).__name__}, not a number")

@@ -28,6 +28,7 @@ UNSCALED: Final = (
     "(model.run([x]) - 128.0) * 0.1, kind=...), with its own zero point and scale"
 )
 LONG: Final = 32  # minimum numbers of an embedding that has no name
+_POINTS: Final = frozenset({"masks", "keypoints"})  # outputs beside which `scores` are those of parts
 _EMBEDDING: Final = pattern("embed|pooler|pooled|hidden|latent|(?<![a-z])(features?|vectors?)(?![a-z])")
 
 
@@ -223,8 +224,9 @@ def is_by_class(value: Any) -> bool:
 def best_label(result: Any) -> Any:
     """Return (label, score) of a result in a form of Hugging Face's pipelines; any other result unchanged.
 
-    The form is `{"label": ..., "score": ...}`, with `answer` or `token_str` and further keys for the label, or a list of these,
-    perhaps in a list, whose best one counts; or `{"labels": [...], "scores": [...]}` without boxes.
+    The form is `{"label": ..., "score": ...}`, with `value`, `answer` or `token_str` and further keys for the label, `confidence`
+    for the score, or a list of these, perhaps in a list, whose best one counts; or `{"labels": [...], "scores": [...]}` without
+    boxes.
     """
     rows = result if isinstance(result, list) else [result]
     rows = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
@@ -236,11 +238,28 @@ def best_label(result: Any) -> Any:
         ):
             named = zip(rows[0]["labels"], rows[0]["scores"], strict=True)
             rows = [{"label": label, "score": score} for label, score in named]
-        for name, keys in (("label", ()), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
-            if rows and all(isinstance(row, dict) and {name, "score"} <= row.keys() <= {name, "score", *keys} for row in rows):
-                best = max(rows, key=lambda row: row["score"])
-                return best[name], best["score"]
+        sure = "score" if rows and "score" in rows[0] else "confidence"
+        for name, keys in (("label", ()), ("value", ()), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
+            if rows and all(isinstance(row, dict) and {name, sure} <= row.keys() <= {name, sure, *keys} for row in rows):
+                best = max(rows, key=lambda row: row[sure])
+                return best[name], best[sure]
     return result
+
+
+def least_score(value: Any) -> float | None:
+    """Return the least score of a value's parts, a list of mappings with a `score` each, or masks or keypoints with `scores`.
+
+    None for other values, for boxes, and for scores that are not all from 0 to 1.
+    """
+    parts = value if isinstance(value, list) else [value] if isinstance(value, Mapping) and not _POINTS.isdisjoint(value) else []
+    parts = parts[0] if len(parts) == 1 and isinstance(parts[0], list) else parts
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # no mappings, none, or no numbers
+        if any("box" in str(key) for part in parts for key in part.keys()):  # noqa: SIM118 - of a mapping
+            return None
+        given = [part["score" if _POINTS.isdisjoint(part) or "score" in part else "scores"] for part in parts]
+        scores = np.concatenate([np.ravel(np.asarray(score, float)) for score in given])
+        return float(scores.min()) if ((scores >= 0) & (scores <= 1)).all() else None
+    return None
 
 
 def several(row: Any) -> bool:

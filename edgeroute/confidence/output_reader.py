@@ -42,6 +42,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     is_by_class,
     is_embedding,
     label_and_probabilities,
+    least_score,
     looks_like_probabilities,
     out_of_range,
     plain,
@@ -289,8 +290,8 @@ class Reader:
         if array.ndim == 0 and array.dtype.kind == "f":
             return self._regression(row, float(array)) if self.kind not in CLASSES else self._classes(row, [float(array)], first)
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
-            # not a classifier's outputs: the value is the raw output, and only a custom score applies
-            return Prediction(row, self._custom_score(row), row)
+            # not a classifier's outputs: the value is the raw output, and only a custom score, or those of its parts, apply
+            return Prediction(row, self._custom_score(row) if self._custom is not None else least_score(row), row)
         if array.dtype.name in {"int8", "uint8"} and self.kind != "probabilities" and self._custom is None:
             value = self._names.at(int(array.argmax()), array.size) if array.size > 1 else None
             return Prediction(value, Unscored(UNSCALED), row)
@@ -360,6 +361,8 @@ class Reader:
         """
         if self.kind is None and have_boxes(row):
             return self._decoded(row)
+        if self.kind is None and self._custom is None and (sure := least_score(row)) is not None:
+            return Prediction(row, sure, row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
             if self.kind is None and not sum_to_one(list(row.values())):
                 return None
