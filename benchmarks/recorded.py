@@ -10,7 +10,7 @@ import gzip
 import json
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,24 +18,14 @@ from zlib import crc32
 
 import numpy as np
 
-from edgeroute.confidence import crossfit
-from edgeroute.confidence.learned_score import expit, with_constant
-from edgeroute.tools.measure.score_fitting import irls
+from edgeroute.confidence import crossfit, fit, prompt_features
 from edgeroute.tools.replay.logs import Read, read_pairs
 
 Array = np.ndarray[Any, np.dtype[Any]]
-HASHED = 32
-"""Features of hashed words."""
-RIDGE = 30.0
 NUMBERS = frozenset({"dtype", "ndarray", "scalar", "_reconstruct", "_frombuffer", "float64", "float32", "bool_"})
 """Names of numpy that a pickle of numbers needs."""
 ROUGE = 20
 """XSum: the sum of a summary's ratings from which it counts as correct, as in that repository's notebooks."""
-PATTERNS = (
-    r"\d", r"[A-Z]", r"[^\w\s]", r"[^\x00-\x7f]", r"\n", r"\?", r"^\(?[A-J][.):]", r"\\|\$", r"[{};]|def |return", r"\bnot\b|\bexcept\b",
-    r"\bwho\b|\bwhen\b|\bwhere\b", r"\bwhy\b|\bhow\b", r"\bstatement\b", r"=|\+",
-)  # fmt: skip
-"""Counted in a text."""
 
 
 class Task(NamedTuple):
@@ -199,32 +189,15 @@ def _hashed(text: str, width: int, *, pairs: bool) -> Array:
     return x / np.sqrt(x @ x)
 
 
-def features(texts: Sequence[str]) -> Array:
-    """Return plain features of texts, [n, k], as log(1 + x): lengths, counts of `PATTERNS`, hashed words."""
-    rows = []
-    for text in texts:
-        words = re.findall(r"\w+", text.lower())
-        hashed = np.bincount([crc32(word.encode()) % HASHED for word in words], minlength=HASHED)
-        plain = [len(text), len(words), len(text) / (1 + len(words)), *(len(re.findall(p, text, re.MULTILINE)) for p in PATTERNS)]
-        rows.append(np.log1p([*plain, *hashed]))
-    return np.array(rows)
-
-
 def _by_text(name: str, texts: Sequence[str], edge: Array, cloud: Array) -> Task:
-    """Return the set with scores by two regressions on plain features of the text, of how often the cloud is better, and the edge.
+    """Return the set with scores of `prompt_features`, fitted to what the cloud gains; a request's score is by a fit to others."""
+    table = [prompt_features(text) for text in texts]
 
-    They are cross-fitted: a request's score is by a fit to others.
-    """
-    x, gain = features(texts), cloud - edge
+    def of(rows: Array) -> list[dict[str, Any]]:
+        return [table[i] for i in rows]
 
-    def fit(rows: Array) -> Callable[[Array], Array]:
-        mean, scale = x[rows].mean(0), np.maximum(x[rows].std(0), 1e-9)
-        inputs = with_constant((x[rows] - mean) / scale)
-        penalty = np.append(1e-6, np.full(x.shape[1], RIDGE))
-        win, harm = (irls(inputs, np.maximum(sign * gain[rows], 0), penalty) for sign in (-1, 1))
-        return lambda others: expit(with_constant((x[others] - mean) / scale) @ np.stack([win, harm], 1)) @ [1, -1]
-
-    return Task(name, "text features, cross-fitted", crossfit(fit, len(gain)), edge, cloud)
+    scores = crossfit(lambda rows: lambda others: fit(of(rows), edge[rows], cloud[rows]).many(of(others)), len(table))
+    return Task(name, "`prompt_features`, cross-fitted", scores, edge, cloud)
 
 
 def _correct(x: object) -> float:

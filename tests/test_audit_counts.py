@@ -268,6 +268,17 @@ def looked(home, prints, **more):
         return None
 
 
+def test_audits_of_one_input_are_doubted(tmp_path):
+    """By counts it is known from the confidence alone, and said in the certificate; the guarantee is about that input."""
+    used(tmp_path, *[0.9] * 300, cloud="a")
+    with Router(edge(), says("a"), threshold=0.5) as router:
+        prints = router.fingerprints()
+    (doubt,) = looked(tmp_path, prints).doubts
+    assert "all 300 audits have the same confidence" in doubt
+    used(tmp_path, 0.8, cloud="a")
+    assert looked(tmp_path, prints).doubts == ()
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_nothing_from_before_an_alarm_is_certified(tmp_path, every):
     """Neither after a restart at once, nor by the log, with the counts or without; and what was certified is forgotten."""

@@ -272,6 +272,23 @@ def test_a_cloud_that_is_worse_than_the_edge_or_than_chance(kind, tmp_path):
     assert "worse than the edge" in calibration_page(made.evaluation, made.why, made.notes, drawn=False).body
 
 
+@pytest.mark.parametrize(("wrong", "doubt"), [(20, "wrong on the same 20 examples"), (19, ""), (0, "")])
+def test_an_edge_and_a_cloud_that_are_one_model(wrong, doubt):
+    """Mistakes on the same examples alone are a sign of it; a few may be chance, and two may make none."""
+    right = np.arange(400) >= wrong
+    made = calibrate(np.random.default_rng(0).random(400), right, right, max_loss=0.02, notes=[])
+    assert doubt in "".join(made.doubts)
+    assert bool(made.doubts) == bool(doubt)
+    differ = calibrate(np.random.default_rng(0).random(400), right, np.roll(right, 1), max_loss=0.02, notes=[])
+    assert differ.doubts == ()
+
+
+def test_a_confidence_is_not_rounded_up_to_certainty():
+    """The label says how sure it is, to the last digit."""
+    made = calibrate(np.random.default_rng(0).random(3000), np.ones(3000, bool), max_loss=0.02, sure=0.9999999)
+    assert "99.99999 % sure" in made.label
+
+
 def test_an_edge_that_is_a_little_better_is_no_doubt():
     """Within noise nothing is said, and the guarantee has its tick."""
     with Router(

@@ -376,6 +376,19 @@ def test_a_cloud_that_is_worse_than_the_edge():
     assert doubt in found.notes
 
 
+def test_labels_of_other_inputs():
+    """Labels that neither edge nor cloud gave, in most cases, are doubted: by them the edge loses nothing."""
+    rng = np.random.default_rng(0)
+    edge, cloud = rng.integers(0, 10, (2, N)).tolist()
+    with closing(Threads(CallableModel(lambda i: (edge[i], i / N), version="1"), lambda i: cloud[i], threshold=0.5)) as router:
+        found = router.calibrate(range(N), label=lambda i: rng.integers(10), max_loss=0.2)
+        right = router.calibrate(range(N), label=lambda i: cloud[i] if i % 3 else edge[i], max_loss=0.2)
+    (doubt,) = found.certificate.doubts
+    assert "are neither's answer" in doubt
+    assert doubt in found.notes
+    assert right.certificate.doubts == ()
+
+
 def test_nothing_differs():
     """Nobody is asked; with one example there is too little, as ever."""
     same = CallableModel(lambda i: ("ant", float(CONFIDENCE[i])), version="1")

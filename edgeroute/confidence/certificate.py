@@ -90,7 +90,7 @@ class Certificate(NamedTuple):
         highest: highest certified threshold, in each class; None: no limit. Beyond it the guarantee may not hold.
         area: normalised area under the score's deferral curve, 0 random and 1 an oracle, and its 95 % interval; None: unknown.
         examples: sketch of the examples, by which overlap with others is found (`edgeroute.confidence.sketch`).
-        doubts: warnings about the cloud as the reference of the guarantee, one line each.
+        doubts: warnings about the cloud as the reference of the guarantee, labels or audits, one line each.
         reach: share of the examples that reach the edge model, 0..1; less for a later one of a ladder.
         ladder: fields of each edge model, as in the file, of a guarantee about several edge models together; empty: it is about
             one.
@@ -357,7 +357,7 @@ def _names(word: str) -> set[str]:
 
 def _percent(share: float) -> str:
     """Return a share as text in per cent."""
-    return f"{share * 100:g} %"
+    return f"{share * 100:.12g} %"  # 99.99999 % are not 100 %
 
 
 def _differing_parts(calibrated: str, used: str) -> tuple[str, str]:

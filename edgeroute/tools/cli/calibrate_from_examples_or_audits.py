@@ -321,7 +321,7 @@ def _calibrate_counts(router: Router, value: float, sure: float, edge: int, poli
     calls, folder = DirectCalls(router.engine, edge), state_folder(policy, None)
     counts, stored, notes = audited_counts(folder, calls.runner.name, calls.fingerprints(), every=every)
     certificate = certify_audits(folder, counts, calls, value, sure, remember=stored)
-    return CertificateAlone(certificate, notes, certificate.score)
+    return CertificateAlone(certificate, [*notes, *certificate.doubts], certificate.score)
 
 
 def audited_counts(

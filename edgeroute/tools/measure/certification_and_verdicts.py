@@ -176,6 +176,7 @@ def certify_counts(
     (kept, harms, _), (_, differ, _), wide = counts.accepted(lowest), counts.accepted(-1), spread(n, risk)
     weights = np.array([[number / rate, number / rate * (i < lowest)] for (rate, i, _), number in counts.numbers.items()])
     rate = float(weights[:, 1].sum() / weights[:, 0].sum())
+    alike = f"all {n:,} audits have the same confidence: if they are of one input, so is the guarantee"
     certificate = Certificate(
         kind="max_loss",
         value=value,
@@ -194,6 +195,7 @@ def certify_counts(
         parameters={},
         fingerprints=dict(fingerprints),
         disagreement=upper_bound(harms, kept, RISK) if kept else None,
+        doubts=(alike,) if len({i for _, i, _ in counts.numbers}) == 1 else (),
     )
     return certificate, certified
 

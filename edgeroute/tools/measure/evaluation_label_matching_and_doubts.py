@@ -106,9 +106,9 @@ COMPARED = 20  # least number of examples for a doubt
 
 
 def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints | None = None) -> list[str]:
-    """Return warnings about a cloud that is never right, or less often than the edge beyond noise (a sign test, 97.5 %).
+    """Return warnings about a cloud that is never right, on the same examples as the edge, or less often beyond noise.
 
-    Empty if there is nothing to warn of.
+    The noise is that of a sign test, 97.5 %. Empty if there is nothing to warn of.
 
     Args:
         edge: [n], correctness of the edge, 0..1.
@@ -121,6 +121,9 @@ def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints |
     better, worse = int(np.count_nonzero(difference > 0)), int(np.count_nonzero(difference < 0))
     if len(cloud) >= COMPARED and not cloud.any():
         return [f"the cloud is right in none of the {len(cloud):,} examples: is the same compared with the same?"]
+    wrong = int(np.count_nonzero(cloud < 1))
+    if wrong >= COMPARED and (edge == cloud).all():
+        return [f"edge and cloud are wrong on the same {wrong:,} examples, and right on all others: are they one model?"]
     if better < worse and upper_bound(better, better + worse, 0.025) < 0.5:  # noqa: PLR2004 - half of those that differ
         rates = f"{cloud.mean() * 100:.1f} % right, the edge {edge.mean() * 100:.1f} %"
         return [f"the cloud is worse than the edge: {rates}. A loss against it guarantees little: check what it answers"]

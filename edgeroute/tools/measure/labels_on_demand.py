@@ -19,7 +19,13 @@ from edgeroute.core.error_codes import class_name
 from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples, is_right, label_matcher, reference_doubts
+from edgeroute.tools.measure.evaluation_label_matching_and_doubts import (
+    COMPARED,
+    Examples,
+    is_right,
+    label_matcher,
+    reference_doubts,
+)
 
 
 class Question(NamedTuple):
@@ -68,8 +74,11 @@ class LabelsOnDemand:
         return np.array(losses)
 
     def doubts(self) -> list[str]:
-        """Return warnings about a cloud that is worse than the edge by the labels that were read."""
+        """Return warnings about a cloud that is worse than the edge by the labels that were read, or labels that fit neither."""
         losses = np.array(self._losses)
+        neither = int(np.count_nonzero(losses == 0))
+        if len(losses) >= COMPARED and neither > len(losses) / 2:
+            return [f"of the {len(losses):,} labels read, {neither:,} are neither's answer: are they the labels of these inputs?"]
         return [f"of the {len(losses):,} labels read, {doubt}" for doubt in reference_doubts(losses < 0, losses > 0)]
 
     def notes(self) -> list[str]:
