@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from commands import cli
 
 from edgeroute import EdgerouteError, ModelMissing, PolicyError, Router, Rule, policy
 
@@ -211,7 +212,7 @@ SECTIONS = [  # name of its schema; empty: the top; the rest of the policy, and 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rest", "section"), SECTIONS)
 def test_any_value_of_any_key(tmp_path, monkeypatch, name, rest, section):
-    """It is refused with the key, or the router works."""
+    """It is refused with the key, or the router works; `check` says so, too, and that the cloud is away."""
     monkeypatch.chdir(tmp_path)
     tiny.linear(Path("edge.onnx"))
     schema = policy.schema()
@@ -219,14 +220,17 @@ def test_any_value_of_any_key(tmp_path, monkeypatch, name, rest, section):
     for key, value in itertools.product(keys, WRONG):
         top = {"threshold": "0.8", "state": '"state"', **({key: value} if not name else {})}
         own = [line for line in section.splitlines() if not line.startswith(f"{key} = ")]
+        rest = rest.replace("//h/", "//127.0.0.1:9/")  # which refuses
         written = [*(f"{k} = {v}" for k, v in top.items()), rest, *own, f"{key} = {value}" if name else ""]
         Path("p.toml").write_text("\n".join(written), encoding="utf-8")
-        told = key
+        told, expected = key, 1
         try:
             Router.from_policy("p.toml").close()
         except EdgerouteError as e:
-            told = str(e)
-        assert key in told, (key, value)
+            told, expected = str(e), 2
+        code, out, err = cli("check", "p.toml")
+        assert (key in told, code) == (True, expected), (key, value, err)
+        assert (key in err) if code == 2 else ("! cloud" in out), (key, value, out, err)
 
 
 @pytest.mark.parametrize(("name", "text", "key", "said"), OTHERS)
