@@ -262,3 +262,17 @@ def test_an_address_that_is_none_is_an_error(tmp_path, url):
     code, _, err = cli("fleet", "collect", url, "--to", tmp_path / "store", "--for", "1s")
     assert code in {1, 2}
     assert err.count("\n") == 1
+
+
+def test_a_session_has_one_name(tmp_path):
+    """It is stored before the broker is asked, through a temporary name that no other collector has."""
+    pytest.importorskip("paho.mqtt")
+    store = tmp_path / "store"
+    (store / ".mqtt-session.new" / "of another").mkdir(parents=True)
+    names = []
+    for _ in range(2):
+        code, _, err = cli("fleet", "collect", f"mqtt://127.0.0.1:{free_port()}/plant", "--to", store, "--for", "1s")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "does not answer" in err
+        names.append((store / ".mqtt-session").read_text())
+    assert names[0] == names[1] > ""

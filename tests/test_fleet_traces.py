@@ -160,6 +160,39 @@ def test_convert_both_ways(tmp_path):
     assert not list(tmp_path.glob("*.new"))
 
 
+WRITES = """
+import sys
+from pathlib import Path
+from edgeroute.tools.replay.parquet_trace_format import replacing
+with replacing(Path(sys.argv[1])) as new:
+    print(new, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_conversion_deletes_what_a_killed_one_left(tmp_path):
+    """What another process is writing to the same file stays, and so does what is no such file."""
+    trace, out = tmp_path / "trace.jsonl", tmp_path / "out.parquet"
+    trace.write_text('{"at": 1.0, "id": "a"}\n')
+    others = [out.with_name("out.parquet.mine.new"), out.with_name("out.parquet.0123456789ab.new.txt")]
+    for other in others:
+        other.touch()
+    with contextlib.ExitStack() as stack:
+        files = []
+        for _ in range(2):
+            argv = [sys.executable, "-c", WRITES, out]
+            process = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            files.append((process, Path(process.stdout.readline().strip())))
+        (killed, left), (lives, written) = files
+        assert left.exists()
+        killed.kill()
+        killed.wait(LONG)
+        assert cli("trace", "convert", trace, out)[0] == 0
+        assert sorted([written, out, trace, *others]) == sorted(tmp_path.iterdir())
+        lives.communicate(timeout=LONG)
+    assert not written.exists()
+
+
 def test_a_folder_is_converted(tmp_path):
     """Each trace below it, and the new ones are replayed as the old ones."""
     for name in ("a", "b"):

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import MOST_BYTES
+from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_text
@@ -158,7 +159,7 @@ def _session(store: Path) -> str:
     path = store / ".mqtt-session"
     store.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        replace_durably(path, f"edgeroute-{token_hex(8)}".encode())
+        replace_file(path, f"edgeroute-{token_hex(8)}")
     return read_text(path, 100).strip()
 
 

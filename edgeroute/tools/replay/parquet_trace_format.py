@@ -9,8 +9,10 @@ import base64
 import binascii
 import contextlib
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from glob import escape
 from itertools import chain, islice
 from math import copysign
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, BinaryIO, Final
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import BadInput, StoreError
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads, name_beside
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import open_file
@@ -244,17 +247,45 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 def replacing(path: Path) -> Iterator[Path]:
     """Provide a new file beside a path, for its owner alone, and rename it to the path after the block; delete it after an error.
 
-    Raises StoreError for errors of the disk, in the block too. Without fsync.
+    Deletes what killed processes have left that wrote to this path. Raises StoreError for errors of the disk, in the block too.
+    Without fsync.
     """
-    new = name_beside(path)
+    new: Path | None = None
+    turn: ProcessLock | None = None
     try:
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        for left in path.parent.glob(f"{escape(path.name)}.{'[0-9a-f]' * 12}.new"):
+            _remove_left(left)
+        new, turn = _begin(path)
         yield new
         new.replace(path)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
     finally:
-        new.unlink(missing_ok=True)
+        if new is not None:
+            new.unlink(missing_ok=True)
+        if turn is not None:
+            turn.leave()
+
+
+def _begin(path: Path) -> tuple[Path, ProcessLock | None]:
+    """Create a file beside a path, and return it, with a lock that says that it is being written; without one on Windows."""
+    if sys.platform == "win32":  # where an open file cannot be deleted, and is not renamed while locked
+        new = name_beside(path)
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        return new, None
+    while not ((turn := ProcessLock(name_beside(path))).take() and turn.path.exists()):
+        turn.leave()  # it was taken for a file that is left
+    return turn.path, turn
+
+
+def _remove_left(file: Path) -> None:
+    """Delete a file unless a process that lives is writing it."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":
+            file.unlink()
+        elif (turn := ProcessLock(file)).take():
+            file.unlink()
+            turn.leave()
 
 
 # Mark between row groups and footer, before the CRC-32 of all other bytes: pyarrow may abort the process for a damaged file.
