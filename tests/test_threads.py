@@ -276,3 +276,24 @@ elif {how != "hangs"}:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["DeadlineExceeded"] + ["ended"] * ended), done.stderr
+
+
+@pytest.mark.parametrize(("before", "call"), [("", "close()"), ("app.router.infer(0)", "infer(1, deadline=60)")])
+def test_a_router_that_is_used_as_the_interpreter_ends(tmp_path, before, call):
+    """An object that is deleted so late closes its router, or asks it: nothing waits for threads that have ended with their locks."""
+    program = f"""
+from edgeroute import Router
+
+class App:
+    def __init__(self):
+        self.router = Router(lambda x: ("edge", 0.1), lambda x: ("cloud", 0.9), threshold=0.5, state={str(tmp_path)!r})
+
+    def __del__(self):
+        answer = self.router.{call}
+        print(answer and answer.value)
+
+app = App()
+{before}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["None" if call == "close()" else "edge"]), done.stderr

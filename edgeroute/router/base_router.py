@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 Late = TypeVar("Late", bound=Callable[..., object])
 W = TypeVar("W")
 
+_ending = sys.is_finalizing  # True once Python's exit has ended all daemon threads
 LOCKED_S = 1.0  # maximum seconds that a start waits for files that others have locked, and a moment for each
 
 
@@ -307,7 +308,12 @@ class BaseRouter(Generic[V]):
         return "" if self._file is None else self._file.path.name
 
     def _close(self) -> None:
-        """Close the iterators over live sources, the policy file and the engine. Blocks; never raises."""
+        """Close the iterators over live sources, the policy file and the engine. Blocks; never raises.
+
+        A no-op while the interpreter ends, in a `__del__`: its threads have ended, perhaps with locks that this would wait for.
+        """
+        if _ending():
+            return
         for updates in [] if self._live is None else list_weakset(self._live):
             updates.router_closed()
         _close(self.engine, self._file)
@@ -318,7 +324,7 @@ class BaseRouter(Generic[V]):
         live.add(updates)
         return updates
 
-    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(self, _ending: Callable[[], bool] = _ending) -> None:
         """Close a router that was garbage collected without `close`, in the background, and warn.
 
         Not while the interpreter ends: its threads and files end with it.

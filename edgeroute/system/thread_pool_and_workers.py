@@ -26,6 +26,7 @@ MOST_WAITING = 10_000  # most jobs of a pool that may wait for a thread
 # A thread that comes back from native code after that aborts the process (up to Python 3.13).
 EXIT_S = 5.0
 _native: WeakSet[ThreadPool] = WeakSet()  # pools whose jobs run native code
+_ending = sys.is_finalizing  # True once Python's exit has ended all daemon threads
 
 
 def _nothing() -> None:
@@ -78,7 +79,7 @@ class ThreadPool(ForkSafe):
         That is so after `close`, or if no thread is idle and no other can be started. Does not wait. Exceptions of the job are
         logged.
         """
-        if self._closed:
+        if self._closed or _ending():  # whose idle threads have ended
             return False
         try:
             box, _ = self._idle.popitem()
@@ -215,6 +216,8 @@ def start_thread(name: str, job: Callable[..., object], *arguments: object) -> t
 
 def _begin(thread: threading.Thread) -> bool:
     """Start the thread. Return False if there is none to be had."""
+    if _ending():  # Python before 3.12 would wait for it
+        return False
     try:
         thread.start()
     except (RuntimeError, MemoryError):  # no more threads, or the interpreter ends
@@ -226,7 +229,8 @@ class Worker(ForkSafe):
     """Daemon thread that calls `turn` again and again until `close`.
 
     Whatever a turn raises, SystemExit and a panic of an extension too, is logged, once per text, and the next turn follows. A
-    forked child has no thread until its next `start` or `nudge`.
+    forked child has no thread until its next `start` or `nudge`. While the interpreter ends nothing is done: the thread has
+    ended, perhaps with the lock.
 
     Args:
         name: of the thread.
@@ -260,6 +264,8 @@ class Worker(ForkSafe):
 
         False after `close`, or if the system has no more threads, which is logged.
         """
+        if _ending():
+            return False
         with self._changed:
             self._begun = self._wanted = True
             if self._thread is None and not self.closed:
@@ -271,6 +277,8 @@ class Worker(ForkSafe):
 
     def nudge(self) -> None:
         """Have the next turn at once; also start the thread if it was started before, as in a forked child."""
+        if _ending():
+            return
         with self._changed:
             self._nudged = True
             self._changed.notify_all()
@@ -282,6 +290,8 @@ class Worker(ForkSafe):
 
         No wait if called from that thread. No thread starts any more. last: True: after one more turn.
         """
+        if _ending():
+            return
         with self._changed:
             self.closed, self._last, thread = True, last, self._thread
             self._changed.notify_all()
