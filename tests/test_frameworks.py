@@ -1,4 +1,4 @@
-"""Frameworks on a router, by their own classes with a client of `InProcess`: LangChain's own suite, OpenAI's agents, LiteLLM.
+"""Frameworks on a router, by their own classes with a client of `InProcess`: LangChain's own suite, OpenAI's agents, pydantic-ai, LiteLLM.
 
 And the other way: LiteLLM and pydantic-ai as the cloud, as examples/library_clouds.py has them.
 """
@@ -25,6 +25,8 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import asks a se
 import agents  # noqa: E402
 import litellm  # noqa: E402
 import openai  # noqa: E402
+import pydantic  # noqa: E402
+import pydantic_ai  # noqa: E402
 from langchain_openai import ChatOpenAI  # noqa: E402
 from langchain_tests.integration_tests import ChatModelIntegrationTests  # noqa: E402
 from pydantic_ai.models.openai import OpenAIChatModel  # noqa: E402
@@ -113,6 +115,32 @@ def test_agents_of_openai(gateway):
 
         assert asyncio.run(main()) == ("Yes, of course.", "Yes, of course.", True)
     assert calls == ["Is it hot?"] * 4
+
+
+def test_pydantic_ai(gateway):
+    """An agent of it calls a function, and answers with its result or fills a model; whole and streamed."""
+
+    class City(pydantic.BaseModel):
+        name: str
+        inhabitants: int
+
+    client = openai.AsyncOpenAI(base_url=gateway.url, api_key="none", http_client=gateway.async_client())
+    model, calls = OpenAIChatModel("edgeroute", provider=OpenAIProvider(openai_client=client)), []
+    agent, typed = pydantic_ai.Agent(model), pydantic_ai.Agent(model, output_type=City)
+
+    @agent.tool_plain
+    def weather(city: str) -> str:
+        """Return the weather of a city."""
+        calls.append(city)
+        return "31 C"
+
+    async def main():
+        whole = await agent.run("Is it hot?")
+        async with agent.run_stream("Is it hot?") as stream:
+            return whole.output, await stream.get_output(), (await typed.run("Paris")).output
+
+    assert asyncio.run(main()) == ("Yes, of course.", "Yes, of course.", City(name="Paris", inhabitants=3))
+    assert calls == ["Is it hot?"] * 2
 
 
 def test_litellm(gateway):

@@ -162,21 +162,3 @@ def test_a_policy_file(tmp_path):
     path.write_text(f'threshold = 0.5\n[edge]\npath = "{models.fashion().edge}"\n')
     with InProcess(path, names=["photos"]) as gateway, gateway.client() as http:
         assert [model["id"] for model in http.get(f"{gateway.url}/models").json()["data"]] == ["edgeroute", "photos"]
-
-
-def test_pydantic_ai(gateway):
-    """Its agent, with tools and streams: its own provider of OpenAI takes the client."""
-    needs("pydantic_ai")
-    from pydantic_ai import Agent
-    from pydantic_ai.models.openai import OpenAIChatModel
-    from pydantic_ai.providers.openai import OpenAIProvider
-
-    client = openai.AsyncOpenAI(base_url=gateway.url, api_key="none", http_client=gateway.async_client())
-    agent = Agent(OpenAIChatModel("edgeroute", provider=OpenAIProvider(openai_client=client)))
-
-    async def main():
-        whole = await agent.run("hello")
-        async with agent.run_stream("hello") as stream:
-            return whole.output, await stream.get_output()
-
-    assert asyncio.run(main()) == ("you said hello",) * 2
