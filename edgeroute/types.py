@@ -30,6 +30,21 @@ __all__ = ["Answer", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent",
 Source = Literal["edge", "cloud", "cache", "stale"]  # origin of an answer; stale: an expired cache entry
 
 
+class Batch(Protocol):
+    """Inputs in order: a list, an array [n, ...] or a DataFrame."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class Classifier(Protocol):
+    """Fitted classifier of scikit-learn's kind, which is a model as it is."""
+
+    def predict_proba(self, X: Any, /) -> Any:  # noqa: N803 - as in scikit-learn
+        """Return the probabilities of the classes of each row."""
+
+
 class TensorSpec(NamedTuple):
     """Name, dtype and shape of one input or output of a model.
 

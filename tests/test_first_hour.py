@@ -66,7 +66,7 @@ REFUSED = [
     ({"threshold": "cert.json"}, "not 'cert.json': a certificate's file is Certificate.load(path)"),
     ({"threshold": Path("cert.json")}, "a certificate's file is Certificate.load(path)"),
     ({"threshold": "85%"}, "85 % is 0.85"),
-    ({"cloud": Forest()}, "write cloud=lambda x: model.predict([x])[0]"),
+    ({"cloud": Regression()}, "write cloud=lambda x: model.predict([x])[0]"),
     ({"cloud": OpenInference}, "as in cloud=OpenInference(...), not the class OpenInference"),
 ]
 

@@ -11,7 +11,7 @@ import pytest
 from both import Tasks, sure, unsure
 from commands import cli
 
-from edgeroute import BadInput, BadReply, CallableModel, Ensemble, PlainJson, PolicyError, Router
+from edgeroute import BadInput, BadReply, CallableModel, Ensemble, Function, PlainJson, PolicyError, Router
 from edgeroute.testing import CannedServer, http_reply
 
 X = np.random.default_rng(0).random((300, 3)).astype("float32")
@@ -176,6 +176,31 @@ def test_a_classifier_is_an_edge_as_it_is(form, labels):
         answers = router.infer_many(list(X[:20]))
     assert [answer.value for answer in answers] == model.predict(X[:20]).tolist()
     assert [answer.confidence for answer in answers] == pytest.approx(model.predict_proba(X[:20]).max(1).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_classifier_is_a_cloud_as_it_is(kind, wrapped):
+    """A row is read by its columns; certain of the second class, too. Its method and one without probabilities are told what to write."""
+    pandas, ensemble, svm = (
+        pytest.importorskip("pandas"),
+        pytest.importorskip("sklearn.ensemble"),
+        pytest.importorskip("sklearn.svm"),
+    )
+    table, y = pandas.DataFrame(X, columns=["temp", "vib", "rpm"]), np.where(X[:, 0] > 0.5, "yes", "no")
+    model = ensemble.RandomForestClassifier(10, random_state=0).fit(table, y)
+    turned, p = table[["rpm", "temp", "vib"]][:20], model.predict_proba(table[:20])
+    with warnings.catch_warnings(), kind(unsure, Function(model, version="1") if wrapped else model, threshold=0.5) as router:
+        warnings.simplefilter("error")
+        for answers in (router.infer_many(turned), [router.infer(row) for row in turned.to_dict("records")]):
+            assert [(answer.source, answer.value) for answer in answers] == [
+                ("cloud", name) for name in model.predict(table[:20])
+            ]
+            assert [answer.confidence for answer in answers] == pytest.approx(p.max(1).tolist())
+        assert (p[:, 0] == 0).any()
+        assert router.infer({"temp": 1}).degraded
+    for wrong, step in ((model.predict, "cloud=model"), (svm.SVC(), r"cloud=lambda x: model\.predict\(\[x\]\)\[0\]")):
+        with pytest.raises(PolicyError, match=f"as it is: write {step}$"):
+            Router(unsure, wrong, threshold=0.5)
 
 
 STEPS = [

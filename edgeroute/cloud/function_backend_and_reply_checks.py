@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
-from edgeroute.confidence.output_forms_labels_and_comparison import Labels, along_one_axis, as_array, best_label, label_names
+from edgeroute.confidence.output_forms_labels_and_comparison import (
+    Labels,
+    along_one_axis,
+    as_array,
+    best_label,
+    is_by_class,
+    label_names,
+)
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
@@ -23,11 +30,12 @@ from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_model_members_and_fingerprints import callable_fingerprint
+from edgeroute.edge.fitted_estimator_as_function import as_estimator
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
 from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, is_task_cancelled
 from edgeroute.system.signature_settings_and_argument_checks import runs_later
-from edgeroute.types import StopToken
+from edgeroute.types import Classifier, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.attempt_accounting_and_turns import Exchange
@@ -83,8 +91,8 @@ class ReplyReader(Reader):
         elif type(row) is np.ndarray:  # the usual case
             self._check_row(row)
         elif not boxes_without_batch(self.kind, row):
-            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
-                self._check_row(part)
+            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [row]:
+                self._check_row(part if self.kind == "probabilities" and is_by_class(part) else _first(part))
         return super().read_answer(row)
 
     def _check_pair(self, value: Any, sure: Any) -> None:
@@ -454,7 +462,8 @@ class Function:
     """Callable as a cloud, with its name, health check and prices.
 
     Args:
-        function: `f(x)` returns a value, `(value, confidence)` or logits; a coroutine function only with `AsyncRouter`.
+        function: `f(x)` returns a value, `(value, confidence)` or logits; a coroutine function only with `AsyncRouter`. Or a
+            fitted classifier.
         name: name in answers.
         health: raises while the service behind it is down; called after faults. None: the next input is the probe.
         labels: possible values, or the classes of logits; None: the edge model's, if it has any.
@@ -470,7 +479,7 @@ class Function:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[[Any], Any] | Callable[[Any, Any], Any] | Classifier,
         *,
         name: str = "cloud",
         health: Callable[[], object] | None = None,
@@ -486,5 +495,7 @@ class Function:
         if runs_later(health):
             raise PolicyError("health is a plain function, which probes call in a thread: a coroutine or generator would not run")
         self.version = version
-        self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
-        self.labels, self.kind = label_names(labels), checked_kind(kind)
+        estimator = None if callable(function) else as_estimator(function)
+        self.function: Any = function if estimator is None else estimator
+        self.name, self.health, self.terms = name, health, checked_terms(terms)
+        self.labels, self.kind = label_names(labels), checked_kind(kind if estimator is None else "probabilities")

@@ -14,10 +14,10 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_model_members_and_fingerprints import is_async
-from edgeroute.edge.fitted_estimator_as_function import Estimator
+from edgeroute.edge.fitted_estimator_as_function import Estimator, as_estimator
 from edgeroute.errors import PolicyError
 from edgeroute.system.signature_settings_and_argument_checks import runs_later
-from edgeroute.types import StopToken, TensorSpec
+from edgeroute.types import Classifier, StopToken, TensorSpec
 
 
 class CallableModel:
@@ -50,7 +50,7 @@ class CallableModel:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[[Any], Any] | Callable[[Any, Any], Any] | Classifier,
         *,
         name: str | None = None,
         labels: Iterable[Any] | None = None,
@@ -64,27 +64,26 @@ class CallableModel:
         outputs: Sequence[TensorSpec] = (),
         takes_edge: bool = False,
     ) -> None:
-        self._given = function
-        owner = getattr(function, "__self__", function)
-        if callable(getattr(owner, "predict_proba", None)) and (owner is function or function.__name__.startswith("predict")):
-            name, function = name or type(owner).__name__, Estimator(owner)
+        self._given: Any = function
+        estimator = as_estimator(function)
+        call: Any = function if estimator is None else estimator
         self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
         if takes_edge:
             self.run_escalated = self._run_escalated
-            if runs_later(function):
-                raise PolicyError(f"takes_edge: make {getattr(function, '__name__', 'it')} a plain def that returns its answer")
-        self.function: Callable[..., Any] = (lambda x: function(x, None)) if takes_edge else function
-        self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))
+            if runs_later(call):
+                raise PolicyError(f"takes_edge: make {getattr(call, '__name__', 'it')} a plain def that returns its answer")
+        self.function: Callable[..., Any] = (lambda x: call(x, None)) if takes_edge else call
+        self.name = name or str(getattr(call, "__name__", type(call).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)
         self.score, self.check, self.none_found = score, check, checked_rule(none_found or "defer")
         self.version, self.parallel, self.inputs, self.outputs = version, parallel, inputs, outputs
         self.settings: Mapping[str, Any] = {"function": self._given}
         self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None
-        call = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a generator function
-        self._yields_async = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
-        if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(call) or self._yields_async:
-            self.stream = lambda x, cancel: function(x)  # noqa: ARG005 - it cannot be stopped
-        if is_async(function):
+        method = getattr(call, "__call__", None)  # noqa: B004 - an object's method may be a generator function
+        self._yields_async = inspect.isasyncgenfunction(call) or inspect.isasyncgenfunction(method)
+        if inspect.isgeneratorfunction(call) or inspect.isgeneratorfunction(method) or self._yields_async:
+            self.stream = lambda x, cancel: call(x)  # noqa: ARG005 - it cannot be stopped
+        if is_async(call):
             self.run = self._run_async  # type: ignore[method-assign]
             self.run_one = None  # type: ignore[method-assign, assignment]
             if self._yields_async:

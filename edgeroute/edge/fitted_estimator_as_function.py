@@ -15,6 +15,13 @@ from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, neare
 from edgeroute.system.late_imports_and_plugins import attribute
 
 
+def as_estimator(function: Any) -> Estimator | None:
+    """Return a function for a fitted classifier, or for its method `predict` or `predict_proba`; None for other callables."""
+    owner = getattr(function, "__self__", function)
+    by_class = callable(getattr(owner, "predict_proba", None))
+    return Estimator(owner) if by_class and (owner is function or function.__name__.startswith("predict")) else None
+
+
 class Estimator:
     """Function of one row that returns class -> probability, by the `predict_proba` of a fitted estimator.
 
@@ -24,7 +31,7 @@ class Estimator:
     def __init__(self, estimator: Any) -> None:
         if not _is_fitted(estimator):
             raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
-        self._estimator = estimator
+        self._estimator, self.__name__ = estimator, type(estimator).__name__
 
     @property
     def columns(self) -> list[str] | None:

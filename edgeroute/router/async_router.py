@@ -37,7 +37,7 @@ from edgeroute.router.thread_calls_and_legs_in_caller_tasks import (
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, models_to_warm, warm_up, warm_up_async
 from edgeroute.system.clock_json_and_fork_safety import ClosedByAsyncWith
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.types import Answer, V
+from edgeroute.types import Answer, Batch, V
 
 if TYPE_CHECKING:
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
@@ -278,13 +278,13 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
             await asyncio.gather(task, return_exceptions=True)
 
     async def infer_many(
-        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self, batch: Batch, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, in order, like `Router.infer_many`, with its errors; none for an empty batch."""
-        batch = checked_batch(batch)
-        if not len(batch):
+        rows = checked_batch(batch)
+        if not len(rows):
             return []
-        results = await self._loop.pump(batch_steps(self.engine, batch, mode, deadline, data_class))
+        results = await self._loop.pump(batch_steps(self.engine, rows, mode, deadline, data_class))
         return [answer_of(result) for result in results]
 
     def stream(

@@ -16,7 +16,7 @@ from edgeroute.core.routing_policy import Options
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model
 from edgeroute.edge.runtime_registry_and_model_groups import Variants, each
 from edgeroute.errors import PolicyError
-from edgeroute.types import StopToken, V
+from edgeroute.types import Classifier, StopToken, V
 
 if TYPE_CHECKING:
     from edgeroute.cloud.function_backend_and_reply_checks import Function
@@ -36,8 +36,9 @@ class Talks(Protocol):
         """Return the calls for a batch."""
 
 
-Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
-Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
+Called: TypeAlias = "Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any] | Classifier"
+Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Called[V]"
+Cloud: TypeAlias = "str | Talks | Function | Called[V]"
 
 
 DEFAULTS = Options()
@@ -195,8 +196,7 @@ def _in_seconds(name: str, value: Any) -> str:
 def _check_not_estimator(side: str, value: Any) -> None:
     """Raise PolicyError, with code to write instead, for an estimator, its method, or a class that is passed as a model.
 
-    An estimator, as scikit-learn's, takes a table and not one input. One with `predict_proba` passes as an edge; other callables
-    pass.
+    An estimator, as scikit-learn's, takes a table and not one input. One with `predict_proba` and other callables pass.
     """
     model = getattr(value, "__self__", value)
     estimator = next((name for name in ("predict_proba", "predict") if hasattr(model, name)), None)
@@ -206,11 +206,14 @@ def _check_not_estimator(side: str, value: Any) -> None:
     if estimator is None or (callable(value) and not foreign) or hasattr(value, "run") or hasattr(value, "talk"):
         return
     several = isinstance(classes := getattr(model, "classes_", None), list) and hasattr(classes[0], "dtype")
-    if side == "edge" and estimator == "predict_proba" and not several:
+    classifier = estimator == "predict_proba" and not several
+    if classifier and (side == "edge" or value is model):
         return
     given = f"{type(model).__name__}.{value.__name__}" if foreign else type(model).__name__
     remedy = "lambda x: (model.predict([x])[0], None)" if side == "edge" else "lambda x: model.predict([x])[0]"  # no confidence
-    if type(model).__name__ == "Booster":
+    if classifier:
+        remedy = "model"
+    elif type(model).__name__ == "Booster":
         remedy = '"model.onnx", which `edgeroute convert` writes of its file'
     raise PolicyError(f"{side}= takes no {given} as it is: write {side}={remedy}")
 
@@ -246,7 +249,7 @@ def checked_cloud(given: Any) -> Any:
         return OpenInference(given)
     from edgeroute.cloud.function_backend_and_reply_checks import Function
 
-    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
+    if hasattr(given, "talk") or callable(given) or isinstance(given, Function) or hasattr(given, "predict_proba"):
         return given
     local = f": {_LOCAL}" if is_model(given) or isinstance(given, os.PathLike) else ""
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}{local}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
@@ -11,6 +11,7 @@ from edgeroute.errors import BadInput, check_number
 
 if TYPE_CHECKING:
     from edgeroute.router.policy_snapshot import Snapshot
+    from edgeroute.types import Batch
 
 Shows = Literal["", "provisional", "pieces", "restarts"]
 
@@ -58,7 +59,7 @@ def checked_importance(value: Any) -> float:
     return float(value)
 
 
-def checked_batch(batch: Sequence[Any]) -> Sequence[Any]:
+def checked_batch(batch: Batch) -> Sequence[Any]:
     """Return the rows of a batch by position: the batch itself, or those of pandas as a list.
 
     Raises:
@@ -71,7 +72,7 @@ def checked_batch(batch: Sequence[Any]) -> Sequence[Any]:
         raise BadInput(f"a batch is a sequence of inputs, not an iterator ({kind.__name__}): give list(batch)")
     if not hasattr(kind, "__len__") or not hasattr(kind, "__getitem__"):
         raise BadInput(f"a batch is a sequence of inputs, not a {kind.__name__}: give a list of them, or an array")
-    return rows_of_pandas(batch) if hasattr(kind, "iloc") else batch
+    return rows_of_pandas(batch) if hasattr(kind, "iloc") else cast("Sequence[Any]", batch)
 
 
 def rows_of_pandas(table: Any) -> list[Any]:

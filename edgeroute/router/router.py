@@ -24,7 +24,7 @@ from edgeroute.router.request import Request, Shows, checked_batch
 from edgeroute.system.clock_json_and_fork_safety import ClosedByWith
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.mailbox import Mailbox
-from edgeroute.types import Answer, V
+from edgeroute.types import Answer, Batch, V
 
 if TYPE_CHECKING:
     from edgeroute.router.decision_and_check_results import Check, Decision
@@ -115,7 +115,7 @@ class Router(BaseRouter[V], ClosedByWith):
         yield answer_of(result)
 
     def infer_many(
-        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self, batch: Batch, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, in order; an empty batch gives an empty list. Blocks.
 
@@ -128,11 +128,11 @@ class Router(BaseRouter[V], ClosedByWith):
                 recorded all the same.
             PolicyError: as `infer`.
         """
-        batch = checked_batch(batch)
-        if not len(batch):
+        rows = checked_batch(batch)
+        if not len(rows):
             return []
         engine = self.engine
-        return [answer_of(r) for r in blocking.run_to_end(pump(batch_steps(engine, batch, mode, deadline, data_class), engine))]
+        return [answer_of(r) for r in blocking.run_to_end(pump(batch_steps(engine, rows, mode, deadline, data_class), engine))]
 
     def stream(
         self,

@@ -6,7 +6,7 @@ Each for threads and for asyncio. A call that fails, or is left early, changes n
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -16,7 +16,7 @@ from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave
 from edgeroute.router.io_steps_and_stages import Result, Shown
 from edgeroute.system.clock_json_and_fork_safety import ClosedByWith, ForkSafe, per_process, set_within
-from edgeroute.types import Answer
+from edgeroute.types import Answer, Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -206,7 +206,7 @@ class Session(States, ClosedByWith):
         with self._turn() as turn, set_within(TURN, turn):
             return self._router.infer(x, **options)  # type: ignore[no-any-return]
 
-    def infer_many(self, batch: Sequence[Any], **options: Unpack[CallOptions]) -> list[Answer]:
+    def infer_many(self, batch: Batch, **options: Unpack[CallOptions]) -> list[Answer]:
         """Return the answers to the next inputs, as `Router.infer_many`; a model with a state runs them one after the other.
 
         Also raises BadInput and Closed as `infer`.
@@ -260,7 +260,7 @@ class AsyncSession(States):
         with self._turn() as turn, set_within(TURN, turn):
             return await self._router.infer(x, **options)  # type: ignore[no-any-return]
 
-    async def infer_many(self, batch: Sequence[Any], **options: Unpack[CallOptions]) -> list[Answer]:
+    async def infer_many(self, batch: Batch, **options: Unpack[CallOptions]) -> list[Answer]:
         """Return the answers to the next inputs; see `Session.infer_many`."""
         with self._turn() as turn, set_within(TURN, turn):
             return await self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
