@@ -136,7 +136,7 @@ def test_parts_with_scores_are_as_sure_as_the_least(kind, result, sure):
     seen = []
     with kind(CallableModel(lambda _: result, score=lambda parts: seen.append(parts) or 0.8), unsure, **accept) as router:
         assert (router.infer("x").confidence, seen) == (pytest.approx(0.8), [result])
-    with kind(unsure, lambda _: result, threshold=0.5) as router:
+    with kind(unsure, Function(lambda _: result, kind=None if result else "answers"), threshold=0.5) as router:
         answer = router.infer("x")
         assert (answer.value, answer.source, answer.confidence) == (result, "cloud", pytest.approx(sure))
     if sure is not None or not result:

@@ -86,7 +86,7 @@ class ReplyReader(Reader):
         elif type(row) is tuple and self.kind != "label+probabilities":
             if len(row) == 2:  # noqa: PLR2004 - a pair
                 self._check_pair(*row)
-        elif self.kind == "boxes" or (self.kind in {None, "answers"} and self.labels is None and type(row) is list and not row):
+        elif self.kind == "boxes" or (self.kind == "answers" and self.labels is None and type(row) is list and not row):
             pass  # none found is an answer; its form is checked as it is read
         elif type(row) is np.ndarray:  # the usual case
             self._check_row(row)
@@ -136,7 +136,7 @@ class ReplyReader(Reader):
         plain = type(row) is np.ndarray and row.dtype.kind != "O"
         array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
-            raise BadReply('the reply has no outputs, which only kind = "boxes" takes for nothing found')
+            raise BadReply('the reply has no outputs, which kinds "boxes" and "answers" alone take for nothing found')
         array = along_one_axis(array)
         numbers = array.ndim == 1 and array.dtype.kind in "fiub"
         labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up

@@ -238,7 +238,7 @@ def best_label(result: Any) -> Any:
         ):
             named = zip(rows[0]["labels"], rows[0]["scores"], strict=True)
             rows = [{"label": label, "score": score} for label, score in named]
-        sure = "score" if rows and "score" in rows[0] else "confidence"
+        sure = "score" if rows and isinstance(rows[0], dict) and "score" in rows[0] else "confidence"
         for name, keys in (("label", ()), ("value", ()), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
             if rows and all(isinstance(row, dict) and {name, sure} <= row.keys() <= {name, sure, *keys} for row in rows):
                 best = max(rows, key=lambda row: row[sure])

@@ -96,7 +96,7 @@ def _unpacked(X: Any, y: Any, fitted: Sequence[str] | None = None) -> tuple[Any,
         BadInput: a table lacks a column, or has text and no fitted columns; or pairs have labels, and there are others in y.
     """
     names = getattr(X, "column_names", None) if hasattr(X, "remove_columns") else None
-    if (is_frame := hasattr(X, "iloc")) and X.ndim > 1:
+    if (is_frame := hasattr(X, "iloc") and hasattr(X, "to_numpy")) and X.ndim > 1:
         names = [*X.columns]
     if isinstance(names, Mapping):
         raise BadInput(f"X has the splits {', '.join(names)}: pass one, as X[{next(iter(names))!r}]")
