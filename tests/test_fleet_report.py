@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from html.parser import HTMLParser
 
 import fleets
@@ -109,6 +109,18 @@ def test_a_policy_has_the_name_under_which_most_report_it(tmp_path):
     ]
     fleets.put(tmp_path, digests)
     assert {part["name"] for part in run(tmp_path)[1]["parts"]["policy"]} == {"shop-1 aaaaaaaaaaaa", "shop-1 bbbbbbbbbbbb"}
+
+
+@pytest.mark.matrix
+def test_a_store_into_which_nothing_comes_is_old(tmp_path, monkeypatch):
+    """A collection that stopped is no quiet fleet: the report says how old its newest digest is; by its own days none is missing."""
+    digests = list(fleets.random_fleet(3, 4))
+    store = fleets.write_store(tmp_path / "store", digests)
+    day = datetime.fromisoformat(f"{digests[-1].day}T12:00:00+00:00")
+    for later, old in ((1, False), (14, True)):
+        monkeypatch.setattr("edgeroute.tools.fleet.fleet_report.now", (day + timedelta(days=later)).timestamp)
+        code, _, err = cli("fleet", "report", store)
+        assert (code, "14 days ago" in err) == (0, old), err
 
 
 class _Tags(HTMLParser):

@@ -278,6 +278,26 @@ def test_damaged_tables_are_written_again(tmp_path):
     assert len([*tables.rglob("*.damaged")]) == 4
 
 
+def test_a_damaged_day_whose_digests_are_gone_is_named(tmp_path):
+    """The bucket was emptied meanwhile: each report says which table lacks the day, until its digests are collected again."""
+    from edgeroute.tools.fleet.digest_tables import open_store
+
+    digests = fleet(tmp_path)
+    collect(tmp_path)
+    path = tmp_path / "store" / "requests" / "day=2026-11-02" / "rows.parquet"
+    path.write_bytes(path.read_bytes()[:-5])
+    (tmp_path / "in" / "digests").rename(tmp_path / "kept")
+    assert collect(tmp_path).added == 0
+    with open_store(tmp_path / "store") as connection:
+        lost = connection.execute("SELECT file FROM refused ORDER BY file").fetchall()
+    assert lost == [(f"{table}/day=2026-11-02/rows.parquet",) for table in ("digests", "requests")]
+    (tmp_path / "kept").rename(tmp_path / "in" / "digests")
+    collect(tmp_path)
+    assert sums(tmp_path) == expected(digests)
+    with open_store(tmp_path / "store") as connection:
+        assert connection.execute("SELECT * FROM refused").fetchall() == []
+
+
 def test_a_killed_run_leaves_a_store_that_reads_and_goes_on(tmp_path):
     """Killed whenever a further table of a day is there: nothing is counted twice, and the next run adds the rest."""
     digests = fleet(tmp_path, devices=60, days=4)

@@ -201,7 +201,7 @@ def open_store(path: str | Path) -> Any:
     """Return a connection to DuckDB with a view for each table of a store: requests, confidences, audits and digests.
 
     Reads the end of each file. Each view has the column `day`, a DATE, and those of `TABLES`. A file that is no such table is in
-    no view; the table `refused` (file, why) names each.
+    no view; the table `refused` (file, why) names each, and those that `collect` has set aside and not read again since.
 
     Args:
         path: folder of the store.
@@ -217,6 +217,9 @@ def open_store(path: str | Path) -> Any:
     for table in TABLES:
         whys = {file: unreadable(file.path, table) for file in partitions(store, table)}
         refused += [(str(file.path.relative_to(store)), why) for file, why in whys.items() if why]
+        aside = [path.with_suffix("") for path in sorted((store / table).glob("day=*/*.damaged"))]
+        lost = "was damaged, and its digests were not there to be read again"
+        refused += [(str(path.relative_to(store)), lost) for path in aside if not path.exists()]
         connection.execute(f"CREATE VIEW {table} AS {selection(table, [file for file, why in whys.items() if not why])}")
     connection.execute("CREATE TABLE refused (file VARCHAR, why VARCHAR)")
     if refused:

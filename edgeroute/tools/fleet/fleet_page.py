@@ -96,14 +96,24 @@ def money_in_words(forecast: Forecast) -> tuple[str, str]:
 
 
 def gaps_in_data(report: FleetReport) -> list[str]:
-    """Return a sentence for each kind of data that the figures lack: late or missing devices, and refused files."""
+    """Return a sentence for each kind of data that the figures lack: the last days, late or missing devices, refused files."""
     lines = []
+    if report.age >= MISSING_DAYS:
+        lines.append(
+            f"The newest digest is of {report.last}, {report.age} days ago: what is later was not collected, or not sent."
+        )
     if report.incomplete:
         lines.append(f"Not all devices have sent {', '.join(report.incomplete)} yet: sums of these days will grow.")
     if report.missing_count:
-        lines.append(f"{words.count_text(report.missing_count, 'device')} sent nothing for {MISSING_DAYS} days or more.")
+        lines.append(_silent(report))
     lines += [f"{file} {why}: its rows are in no sum." for file, why in report.refused]
     return lines
+
+
+def _silent(report: FleetReport) -> str:
+    """Return the sentence of the devices that are silent."""
+    devices = words.count_text(report.missing_count, "device")
+    return f"{devices} sent no digest for {MISSING_DAYS} days or more, or took a new id."
 
 
 def page(report: FleetReport) -> str:
@@ -198,7 +208,7 @@ def _missing(report: FleetReport) -> str:
     if not report.missing:
         return ""
     more = f" These are the latest {len(report.missing)}." if report.missing_count > len(report.missing) else ""
-    text = f"{words.count_text(report.missing_count, 'device')} sent no digest for {MISSING_DAYS} days or more.{more}"
+    text = f"{_silent(report)}{more}"
     shown = ([device, site, str(day)] for device, site, day in report.missing)
     return html.section(
         "Silent devices", html.paragraph(text), html.table(("device", "site", "newest digest"), shown, "Silent devices")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from calendar import monthrange
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta, timezone
 from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
+from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.fleet.digest_tables import BUCKETS
 from edgeroute.tools.measure.deferral_curve import student_quantile
 
@@ -123,6 +124,8 @@ class FleetReport(NamedTuple):
     """Damaged files of the store, and why."""
     versions: Sequence[tuple[str, int]]
     """Versions of edgeroute, and the devices of the newest complete day that have them."""
+    age: int
+    """Days since the newest digest's day."""
 
     def json(self) -> dict[str, Any]:
         """Return the report as JSON data."""
@@ -184,7 +187,7 @@ def report(store: Any, budget: float | None = None, days: int | None = None) -> 
         refused=store.execute("SELECT file, why FROM refused").fetchall(),
         versions=store.execute(
             "SELECT version, count(*) AS n FROM digests WHERE day = ? GROUP BY version ORDER BY n DESC, version", [newest]
-        ).fetchall(),
+        ).fetchall(), age=(datetime.fromtimestamp(now(), timezone.utc).date() - last).days,
     )  # fmt: skip
 
 
