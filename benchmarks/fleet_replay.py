@@ -1,6 +1,6 @@
-"""Replay of many devices' traces in Parquet: lines a second of CPU on one process, two, Ray Data, and bytes a line.
+"""Replay of many devices' traces in Parquet: lines a second of CPU on one process, two, Ray Data, and bytes a line; and their report.
 
-python benchmarks/fleet_replay.py --devices 24 --lines 25000 --engines 1,2,ray
+python benchmarks/fleet_replay.py --devices 24 --lines 25000 --engines 1,2,ray,report
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from typing import Any
 import replay as one_trace
 
 from edgeroute.stores.json_lines_and_process_locks import read
+from edgeroute.tools.fleet.digest_tables import open_store
+from edgeroute.tools.fleet.fleet_report import report
+from edgeroute.tools.fleet.traces_as_digest_tables import write_tables
 from edgeroute.tools.replay.parquet_trace_format import write_parquet
 from edgeroute.tools.replay.sharded_replay import replay_fleet
 
@@ -53,12 +57,24 @@ def lines(base: list[dict[str, Any]], device: int, count: int) -> Iterator[dict[
         yield {**record, "id": f"d{device}-{i}", "at": round(at, 3), "latency_s": record["events"][-1]["at_s"]}
 
 
+def run(folder: Path, engine: str) -> None:
+    """Replay the traces by so many processes or by Ray, or report them."""
+    if engine == "report":
+        write_tables(folder / "fleet", folder / "store")
+        with open_store(folder / "store") as store:
+            report(store)
+        return
+    processes = 0 if engine == "ray" else int(engine)
+    replay_fleet(folder / "fleet", folder / "policy.toml", engine="ray" if engine == "ray" else "local", processes=processes)
+
+
 def main() -> None:
     """Write the traces, replay them on each engine, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=24)
     parser.add_argument("--lines", type=int, default=25_000)
-    parser.add_argument("--engines", default="1,2", help="numbers of processes, and ray")
+    parser.add_argument("--copies", type=int, default=1, help="files of each device's trace")
+    parser.add_argument("--engines", default="1,2", help="numbers of processes, ray, and report")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)
@@ -70,14 +86,13 @@ def main() -> None:
             path = folder / "fleet" / f"{device:03}" / "trace.parquet"
             path.parent.mkdir(parents=True)
             write_parquet(path, lines(base, device, given.lines))
-        total = given.devices * given.lines
+            for copy in range(1, given.copies):
+                shutil.copy(path, path.with_name(f"{copy}.parquet"))
+        total = given.devices * given.lines * given.copies
         print(f"{sum(path.stat().st_size for path in folder.rglob('*.parquet')) / total:.1f} bytes a line")
         for engine in given.engines.split(","):
-            processes = 0 if engine == "ray" else int(engine)
             before, begun = os.times(), time.perf_counter()
-            replay_fleet(
-                folder / "fleet", folder / "policy.toml", engine="ray" if engine == "ray" else "local", processes=processes
-            )
+            run(folder, engine)
             cpu_s = sum(os.times()[:4]) - sum(before[:4])
             took_s = time.perf_counter() - begun
             print(

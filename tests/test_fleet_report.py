@@ -10,8 +10,11 @@ from html.parser import HTMLParser
 import fleets
 import numpy as np
 import pytest
+from both import flat
 from commands import cli
 
+from edgeroute import Cache, Function, Router, Trace
+from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.tools.fleet.fleet_report import forecast, low_end, quantile
 
 FIRST = fleets.FIRST
@@ -121,6 +124,83 @@ def test_a_store_into_which_nothing_comes_is_old(tmp_path, monkeypatch):
         monkeypatch.setattr("edgeroute.tools.fleet.fleet_report.now", (day + timedelta(days=later)).timestamp)
         code, _, err = cli("fleet", "report", store)
         assert (code, "14 days ago" in err) == (0, old), err
+
+
+@pytest.mark.matrix
+def test_traces_and_digests_of_the_same_requests_are_the_same_report(tmp_path):
+    """Whatever a request was: kept, deferred, degraded, of the cache or a batch; by model, policy and site; as JSON or Parquet."""
+    (tmp_path / "sent").mkdir()
+
+    def cloud(x):
+        if x < 0:
+            raise OSError("away")
+        return "large"
+
+    policy = {"threshold": 0.5, "offline": "edge", "cache": Cache(), "state": tmp_path / "state"}
+    told, trace = Fleet(str(tmp_path / "sent"), site="plant-7"), Trace(tmp_path / "traces" / "a.jsonl")
+    priced = Function(cloud, usd_per_call=0.25)
+    with Router(lambda x: ("small", abs(x)), priced, **flat(parts=[told], trace=trace, **policy)) as router:
+        for x in (0.9, 0.8, 0.9, 0.1, 0.2, 0.1, -0.3, 0.7):
+            router.infer(x)
+        router.infer_many([0.95, 0.3, 0.4])
+        router.infer(0.6, data_class="private")
+        assert told.tell()
+    assert cli("trace", "convert", tmp_path / "traces", tmp_path / "parquet")[0] == 0
+    reports = [run(tmp_path / "sent")[1]]
+    for folder in ("traces", "parquet"):
+        code, out, err = cli("fleet", "report", tmp_path / folder, "--json")
+        assert (code, err.count("\n")) == (0, 1), err
+        reports.append(json.loads(out))
+    parts = [
+        {
+            (by, part["name"], *(part[key] for key in ("requests", "deferred", "degraded", "usd")))
+            for by in report["parts"]
+            for part in report["parts"][by]
+        }
+        for report in reports
+    ]
+    assert parts[0] == parts[1] == parts[2]
+    assert reports[0]["total"]["usd"] == pytest.approx(0.25 * 5)  # a call that failed is paid, too
+    assert reports[0]["total"]["latencies"] == reports[1]["total"]["latencies"]
+    assert {("site", "plant-7")} == {part[:2] for part in parts[1] if part[0] == "site"}
+    assert all(":" in part[1] and part[1][-1] != ":" for part in parts[1] if part[0] == "model")
+
+
+@pytest.mark.matrix
+def test_what_is_wrong_in_traces_is_named_and_in_no_sum(tmp_path):
+    """Cut off, of the future, with costs that are none, no records; a folder with nothing else is an error."""
+    records = []
+    with Router(
+        lambda x: ("small", x), Function(lambda x: "large", usd_per_call=0.25), threshold=0.5, trace=records.append
+    ) as router:
+        for x in (0.9, 0.1, 0.8):
+            router.infer(x)
+    good = [json.loads(json.dumps(record)) for record in records]
+
+    def put(name, lines):
+        path = tmp_path / "traces" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(line + "\n" for line in lines))
+        return path
+
+    put("good.jsonl", map(json.dumps, good))
+    cut = tmp_path / "traces" / "cut.parquet"
+    assert cli("trace", "convert", tmp_path / "traces" / "good.jsonl", cut)[0] == 0
+    cut.write_bytes(cut.read_bytes()[:-9])
+    costs = [{**good[1]["events"][-1], "usd": usd} for usd in (-1.0, 1e300)]
+    odd = [{**good[1], "events": [*good[1]["events"][:-1], cost]} for cost in costs]
+    odd += [{**good[0], **change} for change in ({"at": 4e9}, {"at": 3.0}, {"at": None}, {"latency_s": -1.0}, {"plan": 3})]
+    put("odd.jsonl", [*map(json.dumps, [*odd, {"note": "no record"}]), "not JSON"])
+    code, out, err = cli("fleet", "report", tmp_path / "traces", "--json")
+    report = json.loads(out)
+    assert (code, report["total"]["requests"], report["total"]["deferred"]) == (0, 3, 1), err
+    assert report["total"]["usd"] == pytest.approx(0.25)
+    assert [(file, [n for n in ("8 records", "1 lines", "damaged") if n in why]) for file, why in report["refused"]] == [
+        ("cut.parquet", ["damaged"]), ("odd.jsonl", ["1 lines"]), ("odd.jsonl", ["8 records"]),
+    ]  # fmt: skip
+    (tmp_path / "traces" / "good.jsonl").unlink()
+    code, _, err = cli("fleet", "report", tmp_path / "traces")
+    assert (code, "can be counted" in err, "Traceback" in err) == (1, True, False), err
 
 
 class _Tags(HTMLParser):

@@ -218,6 +218,7 @@ def test_fifteen_bytes_a_line(tmp_path, sensors):
 
     With readings of sensors, every ten seconds of as many requests, confidences have 24 bits, as most models give them.
     """
+    names = {"site": "plant-7", "policy": "0123456789ab", "models": {"edge": "edge:0123456789ab"}, "signed": "shop-7"}
     rng, template = Random(1), [plain(record) for record in recorded() if len(record.get("events", ())) in {2, 4}]
     records, time, kinds, seen = [], 1.7e9, [template[0]] * 4 + [template[1]], 11.0
     for i in range(20_000):
@@ -227,7 +228,7 @@ def test_fifteen_bytes_a_line(tmp_path, sensors):
             event["at_s"] = 0.0 if event is record["events"][0] else round(rng.lognormvariate(-5, 0.5), 6)
             if "confidence" in event and event["leg"] == "edge":
                 event["confidence"] = rng.getrandbits(24) / 2**24 if sensors else rng.random()
-        record |= {"id": f"10baaf7ecee8-{i}", "at": round(time, 3), "latency_s": record["events"][-1]["at_s"]}
+        record |= {"id": f"10baaf7ecee8-{i}", "at": round(time, 3), "latency_s": record["events"][-1]["at_s"], "fleet": names}
         record.pop("reading", None)
         if sensors:
             age_s = round(time % 10, 3)

@@ -7,12 +7,13 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from edgeroute.catalog.signed_policy_follower import signed_name
 from edgeroute.confidence.certificate import digest
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
@@ -96,6 +97,7 @@ class Fleet(ForkSafe, Part):
         self._given = to, name_of(site), key, rotate, every
         self._engine: Callable[[], Engine | None] = lambda: None
         self._groups: dict[tuple[int, str, str, str | None], tuple[Snapshot, Group]] = {}
+        self._origins: dict[int, tuple[Snapshot, Mapping[str, Any]]] = {}  # id of a policy -> itself, and its `origin`
         self._awaited: dict[str, Group] = {}  # id of an audited request whose label may be reported -> its group
         self._open = False
         self._counter = Worker("edgeroute-fleet", self.count, "the fleet's counts failed", first_s=1.0)
@@ -115,6 +117,27 @@ class Fleet(ForkSafe, Part):
         self._engine = weakref.ref(engine)
         self._store = KeyValueStore.shared_store(engine.state / "state.db", self)  # open until all is counted
         self.digests = DailyDigests(engine.state / "fleet", self._store, *self._given)
+        if engine.instruments:
+            engine.instruments.origin = self.origin
+
+    def check(self, snapshot: Snapshot) -> None:
+        """Compute the names of a policy before its first request, if there are instruments; reads the models' files."""
+        if (engine := self._engine()) is not None and engine.instruments.origin is not None:
+            self.origin(snapshot)
+
+    def origin(self, snapshot: Snapshot) -> Mapping[str, Any]:
+        """Return site, policy and models of a policy in force, as digests name them, for traces. Kept for the last few policies.
+
+        The models are by target. A policy that is new reads the models' files.
+        """
+        if (known := self._origins.get(id(snapshot))) is None:
+            engine = self._engine()
+            models = {target.name: _model(snapshot, target.name) for target in snapshot.targets}
+            names = {"site": self._given[1], "policy": _policy(self._whole(snapshot)), "models": models}
+            signed = "" if engine is None or engine.state is None else signed_name(engine.state)
+            known = snapshot, {**names, "signed": signed}
+            self._origins = {**dict([*self._origins.items()][-7:]), id(snapshot): known}
+        return known[1]
 
     def check_lines(self) -> list[str]:
         """Return where digests go, and a problem if that is a folder which is missing."""
@@ -222,12 +245,15 @@ class Fleet(ForkSafe, Part):
             rules, name = snapshot.policy.rules, plan.data_class or ""
             named = name in {"", rules.default_class, *rules.may_leave, *rules.never_leave}  # any other may be a user's text
             arm = plan.arm or (target if target == EDGE_TRIAL else "")
-            engine = self._engine()
-            whole = snapshot if engine is None or snapshot is not engine.snapshot.trial else engine.snapshot
-            group = _model(snapshot, target), _policy(whole), name_of(arm), name_of(name) if named else OTHER[0]
+            group = _model(snapshot, target), _policy(self._whole(snapshot)), name_of(arm), name_of(name) if named else OTHER[0]
             known = {group for _, group in self._groups.values()}
             self._groups[key] = snapshot, group if len(known) < MOST_GROUPS or group in known else OTHER
         return self._groups[key][1]
+
+    def _whole(self, snapshot: Snapshot) -> Snapshot:
+        """Return the policy in force for the one of a trial's arm, and any other as it is."""
+        engine = self._engine()
+        return snapshot if engine is None or snapshot is not engine.snapshot.trial else engine.snapshot
 
     def _turn(self) -> float | None:
         """Write the digests that are due, and upload; return the seconds until the next turn; None: the router is gone."""

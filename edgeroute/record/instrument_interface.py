@@ -43,6 +43,7 @@ class RequestEnded(NamedTuple):
         reading_age_s: age of the reading when the request began, seconds; less than 0: it was made since.
         edge_w: power that a run of an edge takes beside the device's idle power, watts; None: not known.
         batch: id of the batch of which it is a row; empty: none.
+        origin: site, policy and models as the fleet's digests name them (`Fleet.origin`); None: without `[fleet]`.
     """
 
     id: str
@@ -53,6 +54,7 @@ class RequestEnded(NamedTuple):
     reading_age_s: float = 0.0
     edge_w: float | None = None
     batch: str = ""
+    origin: Mapping[str, Any] | None = None
 
 
 class AttemptBegan(NamedTuple):
@@ -205,7 +207,10 @@ class Instruments(Instrument):
         follows: True if an instrument handles the beginning of attempts.
         prompt: True if all instruments for attempts, breakers and limits return at once: their classes have `prompt = True`. Each
             in the class itself; an inherited `prompt` does not count.
+        origin: returns `RequestEnded.origin` for a request's policy; None: there is none.
     """
+
+    origin: Callable[[Any], Mapping[str, Any]] | None = None
 
     opened, request_began, request_left = _forward("opened"), _forward("request_began"), _forward("request_left")
     request_ended, attempt_ended = _forward("request_ended"), _forward("attempt_ended")

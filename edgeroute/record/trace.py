@@ -67,8 +67,8 @@ class Trace(Instrument):
     def request_ended(self, ended: RequestEnded) -> None:
         """Write the trace of an answer, if it is drawn at random for the sample; errors are not traced.
 
-        Adds the time, the last reading of the sensors, the energy of edges' runs where known, and, if set, input and value. What
-        the function or the file raises passes.
+        Adds the time, the fleet's names of site, policy and models, the last reading of the sensors, the energy of edges' runs
+        where known, and, if set, input and value. What the function or the file raises passes.
         """
         answer = ended.answer
         if answer is None:
@@ -76,6 +76,8 @@ class Trace(Instrument):
         if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
             return
         line: dict[str, Any] = {"at": round(process.now(), 3), **answer.trace}
+        if ended.origin is not None:
+            line["fleet"] = ended.origin
         if ended.edge_w is not None and "events" in line:
             line["events"] = _with_joules(line, ended.edge_w)
         reading = ended.reading

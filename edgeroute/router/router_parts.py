@@ -295,7 +295,9 @@ class Instrumented(Part):
         read: tuple[Any, ...] = (None, 0.0, None)
         if (read_at := observer.read_at) is not None:
             read = observer.reading, request.begun - read_at, observer.energy.extra_w
-        self._instruments.request_ended(new(RequestEnded, (request.id, request.inputs, answer, error, *read, request.batch)))
+        origin = None if (origin_of := self._instruments.origin) is None else origin_of(request.snapshot)
+        ended = new(RequestEnded, (request.id, request.inputs, answer, error, *read, request.batch, origin))
+        self._instruments.request_ended(ended)
 
 
 class InstrumentedFromStart(Instrumented):

@@ -81,13 +81,13 @@ def report(
     Exit code 4: the budget is spent, or will be.
 
     Args:
-        source: The folder that `fleet collect` writes; or a folder or s3://BUCKET/PREFIX of digests, which are collected first.
+        source: The folder that `fleet collect` writes; or a folder or s3://BUCKET/PREFIX of digests; or a folder of traces.
         budget: US dollars a month, to compare with what the month is expected to cost.
         days: Only the newest days, so many. Default: all.
         html: Also write a page with figures.
         key: Of digests, as for `edgeroute fleet collect`.
 
-    Digests that are no store are collected into a temporary one, which is deleted.
+    Digests and traces that are no store are collected into a temporary one, which is deleted.
 
     Raises:
         BadInput: there is no digest, or the source is a broker.
@@ -99,14 +99,12 @@ def report(
     if html is not None:
         ui.check_output(html, ui.REPORT, "--html")
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(source)
+        store, left_out = Path(source), []
         if not is_store(store):
             store = Path(folder)
-            if source.startswith("mqtt"):
-                raise BadInput("a broker has no past: `edgeroute fleet collect` it first")
-            if not _collect(source, store, key, ()).added:
-                raise BadInput(f"{source} has no digest: `edgeroute replay` reads traces")
+            left_out = _fill(store, source, key)
         with reading(store), open_store(store) as connection:
+            connection.executemany("INSERT INTO refused VALUES (?, ?)", left_out) if left_out else None
             result = fleet_report.report(connection, budget, days)
     if result is None:
         raise BadInput(f"{source} has no digest")
@@ -121,6 +119,38 @@ def report(
         if not as_json:
             print(f"written to {html}")
     return NOT_READY if result.forecast.verdict in {"spent", "over"} else OK
+
+
+def _fill(store: Path, source: str, key: str | None) -> list[tuple[str, str]]:
+    """Fill a new store with the digests of a source, or the traces of a folder without digests.
+
+    Return (file, why) of traces that are left out.
+
+    Raises:
+        BadInput: there is neither, or the source is a broker.
+    """
+    from edgeroute.tools.fleet.traces_as_digest_tables import write_tables
+
+    if source.startswith("mqtt"):
+        raise BadInput("a broker has no past: `edgeroute fleet collect` it first")
+    if _has_traces(source):
+        ui.print_notes(["of traces: without failed requests and audits, and a share alone of what is sampled"])
+        return write_tables(Path(source), store)
+    if not _collect(source, store, key, ()).added:
+        raise BadInput(f"{source} has neither digests nor traces")
+    return []
+
+
+def _has_traces(source: str) -> bool:
+    """Return True for a folder with traces and without digests."""
+    from edgeroute.tools.replay.trace_reading_and_conversion import traces
+
+    if "://" in source or any(Path(source).glob("**/*.digest")):
+        return False
+    try:
+        return bool(traces(Path(source)))
+    except BadInput:
+        return False
 
 
 def _print(result: FleetReport) -> None:

@@ -161,17 +161,18 @@ def writing(folder: Path) -> Iterator[None]:
         raise StoreError(f"{folder} cannot be written: {why}; what was in it is whole: make room, and run this again") from e
 
 
-def connect(folder: Path) -> Any:
-    """Return a connection to DuckDB, in memory, that reads and writes files of one folder alone, and loads no extension.
+def connect(folder: Path, *more: Path) -> Any:
+    """Return a connection to DuckDB, in memory, that reads and writes files of these folders alone, and loads no extension.
 
-    What needs more memory than `MEMORY` is spilled into the folder.
+    What needs more memory than `MEMORY` is spilled into the first one.
 
     Raises:
         RuntimeMissing: duckdb is not installed.
     """
     folder = folder.absolute()
     connection = import_needed("duckdb", NEED).connect(":memory:")
-    allowed = ", ".join(quoted(text + "/") for text in {str(folder), escape(str(folder))})
+    names = {name for path in (folder, *more) for name in (str(path.absolute()), escape(str(path.absolute())))}
+    allowed = ", ".join(quoted(name + "/") for name in sorted(names))
     for setting in (
         f"memory_limit = {quoted(MEMORY)}", f"temp_directory = {quoted(str(folder / '.spill'))}",
         f"allowed_directories = [{allowed}]", "enable_external_access = false", "autoinstall_known_extensions = false",
