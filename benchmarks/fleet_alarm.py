@@ -117,11 +117,11 @@ def delays(devices: int, runs: int) -> tuple[Array, Array]:
         test = PooledDrift(world.level)
         days.append(next((i for i, (t, k, e) in enumerate(world.units(400, 2.0), 1) if test.bet(k, e, period=t)), np.inf))
         test, hour, usual = PooledDrift(world.level), 0, world.usual.reshape(7, 24)[:, world.hours].mean()
-        while not test.alarmed:
+        while not test.alarmed and hour < 400 * 24:
             n = world.rng.poisson(world.traffic / 24)
             test.bet(world.rng.binomial(n, np.minimum(1, 2 * world.rates)), n * usual, period=hour, stake=1 / 365 / 24)
             hour += 1
-        hours.append(hour)
+        hours.append(hour if test.alarmed else np.inf)
     return np.array(days), np.array(hours)
 
 
