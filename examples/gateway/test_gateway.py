@@ -250,6 +250,10 @@ def test_the_chat(page, browser):
     expect(page.get_by_label("Private")).to_be_disabled()  # what follows carries this turn's text
     page.get_by_role("button", name="New chat").click()
     expect(page.get_by_label("Private")).not_to_be_checked()
+    page.get_by_label("Private").check()
+    ask(page, expect, "Who wrote Romeo and Juliet?", "private")
+    page.get_by_role("button", name="New chat").click()
+    ask(page, expect, "Who wrote Romeo and Juliet?", "cloud")  # one private chat is no other
 
 
 def test_what_others_say_is_text(page, browser):
