@@ -33,9 +33,11 @@ class Clock:
         self.gate.set()
 
     def __call__(self):
-        """The next time."""
-        self.asked.set()
-        self.gate.wait(9 * LONG)
+        """The next time. An event's lock, which the handler of a signal would wait for itself, is taken only if need be."""
+        if not self.asked.is_set():
+            self.asked.set()
+        if not self.gate.is_set():
+            self.gate.wait(9 * LONG)
         return next(self.times)
 
 
