@@ -148,7 +148,9 @@ def test_an_outage_is_the_loudest(browser, tmp_path, offline):
               .map(one => [parseFloat(getComputedStyle(one).fontSize), one.closest("#status") !== null])""")
             assert max(size for size, said in sizes if said) > max(size for size, said in sizes if not said)
             loud = page.locator("#tiles .loud").all_inner_texts()
-            assert [text.split("\n")[:2] for text in loud] == ([["✕ degraded", "5"]] if offline == "edge" else []), "none is red for nothing"
+            assert [text.split("\n")[:2] for text in loud] == ([["✕ degraded", "5"]] if offline == "edge" else []), (
+                "none is red for nothing"
+            )
             assert (page.locator("#tiles .later").count() == 1) == (offline == "queue")
             assert page.locator(f"#bars rect[fill='url(#hatch-{state})']").count() >= 1
             assert page.evaluate(f"document.querySelector('#hatch-{state} path').getTotalLength()") > 0
