@@ -594,7 +594,22 @@ def test_a_url_with_a_secret_in_it_is_refused_and_not_echoed(url):
         assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
-@pytest.mark.parametrize("url", ["", "h", "h/v2/models/m", "ftp://h", "http://", "http:///x", "http://h:port", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "h",
+        "h/v2/models/m",
+        "ftp://h",
+        "http://",
+        "http:///x",
+        "http://h:port",
+        "http://[::1",
+        "http://a..b",
+        "http://a b",
+        "http://a\0",
+    ],
+)
 def test_a_url_that_is_none(url):
     """Or of another kind than http and https."""
     with pytest.raises(PolicyError):

@@ -218,7 +218,9 @@ class Address:
         try:
             self.netloc = parts.netloc.encode("idna")
         except UnicodeError:
-            raise PolicyError(f"{bare(url)}: its host name is invalid") from None
+            self.netloc = b""
+        if not re.fullmatch(rb"[!-~]+", self.netloc):  # a space or a control character would go into requests and messages
+            raise PolicyError(f"{bare(url)}: its host name is invalid")
         self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
         self.verify, self.cert, self.pins = verify, cert, checked_pins(pin)
