@@ -474,12 +474,16 @@ def test_data_that_is_divided_between_texts_of_a_request():
         (["DE89 3704", " 0044 05", "32 0130 00."], ["[MASKED_IBAN_1]", "[MASKED_IBAN_2]", "[MASKED_IBAN_3]."]),
         ([*"4111111111111111"], ["[MASKED_CARD_1]", *["[MASKED_CARD_2]"] * 15]),
         (["4111", "1111", "1111", "1112"], ["4111", "1111", "1111", "1112"]),  # no check digit
+        (["call +49", "30 90", "1820, now"], ["call [MASKED_PHONE_1]", "[MASKED_PHONE_2]", "[MASKED_PHONE_3], now"]),
+        (["ann", "@", "mail", ".example", "so"],
+         ["[MASKED_EMAIL_1]", "[MASKED_EMAIL_2]", "[MASKED_EMAIL_3]", "[MASKED_EMAIL_4]", "[MASKED_EMAIL_5]"]),
+        (["write to ann@", "mail", ".example, so"], ["write to [MASKED_EMAIL_1]", "[MASKED_EMAIL_2]", "[MASKED_EMAIL_3], so"]),
         (["4111", "so", "1111 1111", "1111"], ["4111", "so", "1111 1111", "1111"]),
         (["1", "4111111111111111", "1"], ["1", "[MASKED_CARD_1]", "1"]),
     ],
 )  # fmt: skip
-def test_numbers_that_are_spread_over_many_texts(texts, sent):
-    """With check digits: a card, an IBAN; in messages, and in any list."""
+def test_data_that_is_spread_over_many_texts(texts, sent):
+    """A card, an IBAN, a phone number, an address; in messages, and in any list."""
     assert masked(texts) == sent
     assert [m["content"] for m in masked([{"role": "user", "content": text} for text in texts])] == sent
     x, restore = Mask(KINDS).mask(texts)

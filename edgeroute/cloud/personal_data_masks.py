@@ -11,8 +11,8 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from itertools import accumulate, pairwise
+from functools import cache, lru_cache, partial
+from itertools import accumulate
 from typing import Any, Final, TypeAlias
 from unicodedata import category, decimal, normalize
 
@@ -209,13 +209,13 @@ class Mask:
         self._kinds = [*kinds]
         self._named = [_named(kind) for kind in self._kinds if not callable(kind)]
         self._checked = [FINDERS[kind] for kind in CHECKED if kind in self._kinds]
+        self._others = [find for find in self._named if find not in self._checked]
         self._functions = [kind for kind in self._kinds if callable(kind)]
 
     def mask(self, x: Any) -> tuple[Any, MaskedData]:
         """Return a copy of an input with placeholders in place of personal data, and the data that they stand for.
 
-        Data that is divided between two neighbouring texts is found as well; numbers with check digits also over more texts. The
-        input is not changed.
+        Data that is spread over several texts is found as well. The input is not changed.
 
         Raises:
             TypeError: it has parts that are no text.
@@ -233,9 +233,6 @@ class Mask:
         places = [*divided]
         for nth, span in self._spread([texts[i][0] for i in places]):
             divided[places[nth]].append(span)
-        for pair in pairwise(divided):
-            for half, span in self._divided(*(texts[i][0] for i in pair)):
-                divided[pair[half]].append(span)
         numbers = iter(range(len(texts)))
         return _rebuild(x, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())), strict=True), data
 
@@ -258,41 +255,29 @@ class Mask:
         named = self._named if finders is None else finders
         return [(places[start], places[end - 1] + 1, kind) for find in named for start, end, kind in find(view)]
 
-    def _divided(self, before: str, after: str) -> Iterator[tuple[int, Span]]:
-        """Yield (0 or 1, span) of each half of data that the border between two texts divides, as in a message sent in two parts.
-
-        It is searched within `BORDER` characters on each side, if these have an @ or `FEW` digits. Data that overlaps what one of
-        the texts has alone is left out.
-        """
-        a, b = before[-BORDER:], after[:BORDER]
-        if "@" in a + b or sum(map(str.isdigit, a + b)) >= FEW:
-            alone = [(start + first, end + first) for text, first in ((a, 0), (b, len(a))) for start, end, _ in self._seen(text)]
-            for start, end, kind in self._seen(a + b):
-                if start < len(a) < end and not any(start < e and s < end for s, e in alone):
-                    yield 0, (len(before) - len(a) + start, len(before), kind)
-                    yield 1, (0, end - len(a), kind)
-
     def _spread(self, texts: Sequence[str]) -> Iterator[tuple[int, Span]]:
-        """Yield (index of the text, span) of each part of a number with check digits that is spread over more than two texts.
+        """Yield (index of the text, span) of each part of data that is spread over several texts, as in a message sent in parts.
 
-        It is searched within `BORDER` characters on each side of a border. One that overlaps such a number of a single text is
-        left out.
+        It is searched within `BORDER` characters on each side of a border, if these have an @ or `FEW` digits; numbers with check
+        digits first. Data that overlaps what a text has alone, of these numbers or of all kinds, is left out.
         """
-        if not self._checked:
-            return
         together, begins = "".join(texts), [*accumulate(map(len, texts), initial=0)]
-        for border in begins[1:-2]:
+        alone = cache(lambda i, checked: self._seen(texts[i], self._checked if checked else self._named))
+        for border in begins[1:-1]:
             first = max(0, border - BORDER)
             near = together[first : border + BORDER]
-            if sum(map(str.isdigit, near)) < FEW:
+            if "@" not in near and sum(map(str.isdigit, near)) < FEW:
                 continue
-            for start, end, kind in self._seen(near, self._checked):
-                within = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
-                parts = [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in within]
-                if len(parts) > 2 and not any(  # noqa: PLR2004 - those of two texts are `_divided`'s
-                    begin < e and b < stop for i, begin, stop in parts for b, e, _ in self._seen(texts[i], self._checked)
-                ):
-                    yield from ((i, (begin, stop, kind)) for i, begin, stop in parts)
+            for finders in (self._checked, self._others):
+                for start, end, kind in self._seen(near, finders):
+                    if not start < border - first < end:
+                        continue
+                    within = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
+                    parts = [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in within]
+                    if not any(
+                        begin < e and b < stop for i, begin, stop in parts for b, e, _ in alone(i, finders is self._checked)
+                    ):
+                        yield from ((i, (begin, stop, kind)) for i, begin, stop in parts)
 
     def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
         """Return a text with placeholders, and add what they stand for to `data`. `divided`: further spans of it.
