@@ -263,6 +263,8 @@ def test_what_is_there_is_shown():
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(f"http://127.0.0.1:{port}/")
         playwright.expect(page.locator("#demo")).to_contain_text("open the address that the show has printed")
+        page.get_by_role("button", name="Present").click()
+        playwright.expect(page.locator("#says")).to_contain_text("Start all")  # none of them is there
         page.goto(f"http://localhost:{port}/#key={own['Show-Key']}")
         assert page.url.startswith(own["Origin"]), "where its frames may be"
         for name, one in main.PROTOTYPES.items():
