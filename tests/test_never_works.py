@@ -240,6 +240,40 @@ def test_an_edge_without_confidence(make, tmp_path):
     assert make(model, sure, threshold=0.5).infer(np.ones(4, np.float32)).source == "cloud"
 
 
+@pytest.mark.parametrize(("axes", "ctc"), [((5,), True), ((5, 4), False)])
+@pytest.mark.parametrize("operator", ["Identity", "Softmax", "Sigmoid"])
+def test_maps_are_no_classes(make, tmp_path, operator, axes, ctc):
+    """`check` says that they are a value, whatever their last operator; only steps with classes may be a sequence."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, *axes]) for name in "xy")
+    router = make(
+        OnnxModel(save(tmp_path / "map.onnx", [helper.make_node(operator, ["x"], ["y"])], [x], [y])), sure, threshold=0.5
+    )
+    (line,) = never(router)
+    assert ('kind = "ctc"' in line, "write score=" in line) == (ctc, not ctc)
+    assert ("(its outputs are read as a value without confidence" in str(router.check())) == (operator != "Identity")
+
+
+def test_the_first_of_several_outputs_has_no_confidence(make, tmp_path):
+    """Another may have the classes: all are named."""
+    x, *outputs = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", n]) for name, n in (("x", 3), ("age", 1), ("sex", 2))
+    )
+    nodes = [helper.make_node("Slice", ["x", "begin", end, "axis"], [name]) for end, name in (("one", "age"), ("two", "sex"))]
+    slices = [(name, np.array([n])) for name, n in (("begin", 0), ("one", 1), ("two", 2), ("axis", 1))]
+    path = save(tmp_path / "two.onnx", nodes, [x], outputs, slices)
+    (line,) = never(make(OnnxModel(path), sure, threshold=0.5))
+    assert "write output and kind in its card if one of age, sex has a number for each class" in line
+    assert never(make(OnnxModel(path, output="sex", kind="logits"), sure, threshold=0.6)) == []
+
+
+def test_fewer_labels_than_classes(make):
+    """Of a model that gives its label beside the probabilities: the classes without a label would be errors."""
+    row = {"label": np.array(0), "probabilities": np.array([0.5, 0.3, 0.2])}
+    for labels, degraded in ((["a", "b"], True), (["a", "b", "c"], False), (["a", "b", "c", "d"], False)):
+        router = make(CallableModel(lambda x: row, labels=labels, kind="label+probabilities"), lambda x: "b", threshold=0.1)
+        assert (router.infer(1).source == "cloud") == degraded
+
+
 def test_an_edge_without_confidence_at_any_size(make, tmp_path):
     """It is run on zeros of some size; outputs that do not fit that size prove nothing."""
     value = helper.make_tensor_value_info

@@ -232,8 +232,9 @@ def test_a_label_and_probabilities():
             Reader(kind="label+probabilities", name="m").read_answer(row)
         with pytest.raises(BadReply):
             ReplyReader(kind="label+probabilities").read_answer(row)
-    with pytest.raises(BadReply, match="not among its 2"):
-        Reader(kind="label+probabilities", labels=["a", "b"]).read_answer({"label": 7, "p": p})
+    for labels, why in ((["a", "b", "c"], "not among its 3"), (["a", "b"], "3 outputs, but 2 labels")):
+        with pytest.raises(BadReply, match=why):
+            Reader(kind="label+probabilities", labels=labels).read_answer({"label": 7, "p": p})
 
 
 def test_values():

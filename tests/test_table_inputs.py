@@ -176,6 +176,18 @@ def test_a_column_that_is_no_input_is_named(tmp_path, policy):
     assert cli("infer", "-p", policy, data, "--label", "none")[::2] == (0, "")
 
 
+def test_a_column_too_many_may_have_the_labels(tmp_path, policy):
+    """Where the model does not tell the names of its columns."""
+    data = tmp_path / "x.csv"
+    data.write_text("w,x,y2,z,churn\n0.5,2,3,4,1\n0.1,2,3,4,2\n")
+    note = f"{data}: there are 5 columns, and the model takes 4: --label names a column of labels\n"
+    code, _, err = cli("infer", "-p", policy, data)
+    assert (code, note in err, "expected [4] float32, got [5] float32" in err) == (1, True, True)
+    for label in ("churn", "w"):
+        assert cli("infer", "-p", policy, data, "--label", label)[::2] == (0, "")
+    assert note not in cli("infer", "-p", policy, data, "--label", "none")[2]
+
+
 def test_a_data_class_on_the_command_line(tmp_path, policy):
     """What may not leave is not sent by `infer`, and `decide` says so."""
     np.save(tmp_path / "x.npy", np.zeros(4, np.float32))

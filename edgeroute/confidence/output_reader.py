@@ -390,6 +390,8 @@ class Reader:
         if parts is None:
             raise self.wrong(f"{self.name} gives {form_of(row)}, and its kind is label+probabilities: set output or another kind")
         label, p = parts
+        if self.labels is not None and len(self.labels) < len(p):
+            self._names.at(0, len(p))
         read = self._by_class(p, row) if isinstance(p, Mapping) else self._from_probabilities(as_array(p), row)
         return Prediction(self._names.named(plain(label)), read.confidence, row)
 

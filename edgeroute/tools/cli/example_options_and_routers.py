@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from math import prod
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
@@ -162,8 +163,8 @@ def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
 def edge_columns(router: Router) -> Columns:
     """Return the columns of a table that the first edge model was fitted on, by its card's `data`, else by its several inputs.
 
-    An .onnx model is loaded for its inputs; a failure to load is ignored. `numbers` is set of a model with one plain input, and
-    True if that does not take texts. No names: unknown.
+    An .onnx model is loaded for its inputs; a failure to load is ignored. `numbers` is set of a model with one plain input that
+    does not take texts. No names: unknown.
     """
     from edgeroute.tools.cli.labelled_table_reader import Columns
 
@@ -181,7 +182,8 @@ def edge_columns(router: Router) -> Columns:
     plain = all(entry is None or (entry.value is None and entry.preprocess is None) for entry in entries.values())
     if not fitted.names and plain and len(entries) > 1 and not card.state:
         return Columns([*entries], separate=True)
-    return fitted._replace(numbers=plain and [spec.dtype == "object" for spec in model.inputs] == [False])
+    numbers = [prod(spec.shape[1:]) for spec in model.inputs if spec.dtype != "object"]
+    return fitted._replace(numbers=numbers[0] if plain and len(numbers) == len(model.inputs) == 1 else 0)
 
 
 def edge_labels(router: Router) -> Any:

@@ -34,7 +34,7 @@ class Columns(NamedTuple):
 
     names: Sequence[str] = ()  # names of the columns, to take in this order; empty: all
     separate: bool = False  # True if each is an input of the model, so that a row is a mapping
-    numbers: bool = False  # True if the model takes one tensor of numbers
+    numbers: int = 0  # how many numbers a row of the model's one tensor has; negative: any; 0: it takes others
 
 
 class Item(NamedTuple):
@@ -91,6 +91,8 @@ def read_table(
         if label_name is None and label is None and (others := ", ".join(name for name in named if name not in fitted.names)):
             note(f"{path}: not an input of the model, and not used: {others}; --label names a column of labels")
         named = [*fitted.names]
+    elif label is None and label_name is None and 0 < fitted.numbers == len(named) - 1:
+        note(f"{path}: there are {len(named)} columns, and the model takes {fitted.numbers}: --label names a column of labels")
     if not named:
         raise BadInput(f"{path} has no column of inputs")
     for where, row in rows:

@@ -186,8 +186,10 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
             if text := before_anchors(row):
                 yield f"{target.name} {text}"
                 continue
-            if kind and sum(size > 1 for size in np.shape(row)) > 1:
-                kind = 'kind = "ctc" in its card if its output has a number for each step and class, '
+            if kind and isinstance(row, dict) and len(row) > 1:
+                kind = f"output and kind in its card if one of {clean(', '.join(row))} has a number for each class, "
+            elif kind and (axes := sum(size > 1 for size in np.shape(row))) > 1:
+                kind = 'kind = "ctc" in its card if its output has a number for each step and class, ' if axes == 2 else ""  # noqa: PLR2004
                 if backend.reader.kind is None and _may_be_boxes(row):
                     kind = f'kind = "boxes" and labels in its card if its output has boxes and scores, {kind}'
             yield (
