@@ -666,8 +666,11 @@ def test_a_certificate_of_something_else():
     assert several.matches(cloud=f"here.one {'c' * 64} there.two {'b' * 64} key") == (
         f"it was made for cloud model ...{'a' * 12}, and this is ...{'c' * 12}"
     )
-    assert several.matches(cloud=f"here.one {'a' * 64} there.two {'b' * 64}").endswith(
-        f"{'b' * 12} key, and this is ...{'b' * 12}"
+    fewer = f"here.one ...{'a' * 12} there.two ...{'b' * 12}"
+    assert several.matches(cloud=f"here.one {'a' * 64} there.two {'b' * 64}").endswith(f"{fewer} key, and this is {fewer}")
+    plain = certificate._replace(fingerprints={"codec": "as it is"})
+    assert plain.matches(codec="as it is Mask email") == (
+        "it was made for payload codec as it is, and this is as it is Mask email"
     )
     alike = certificate._replace(fingerprints={"cloud": "a" * 64 + "b" * 64})
     assert (

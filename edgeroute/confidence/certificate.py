@@ -363,13 +363,15 @@ def _percent(share: float) -> str:
 def _differing_parts(calibrated: str, used: str) -> tuple[str, str]:
     """Return the parts in which two fingerprints differ: without the words that both begin or end with, each cut to its end.
 
-    The whole fingerprints if these parts look the same.
+    All words if one has only words added, and the whole fingerprints if these parts look the same.
     """
     words = [text.split(" ") for text in (calibrated, used)]
     for end in (0, -1):
         while min(map(len, words)) > 1 and words[0][end] == words[1][end]:
             for part in words:
                 part.pop(end)
+    if any(words[0][end] == words[1][end] for end in (0, -1)):
+        words = [text.split(" ") for text in (calibrated, used)]
     then, here = (" ".join(map(_shorten, part)) for part in words)
     return (then, here) if then != here else (calibrated, used)
 
