@@ -283,6 +283,29 @@ def test_an_edge_and_a_cloud_that_are_one_model(wrong, doubt):
     assert differ.doubts == ()
 
 
+def test_labels_of_one_class():
+    """A set of one class says nothing of the others, however well edge and cloud do."""
+    with Router(
+        CallableModel(lambda i: ("ok", i / 400), version="1"),
+        Function(lambda i: "ok" if i else "bad", version="1"),
+        threshold=0.5,
+    ) as router:
+        made = router.calibrate(range(400), ["ok"] * 400, max_loss=0.02)
+        two = router.calibrate(range(400), ["bad", *["ok"] * 399], max_loss=0.02)
+    assert made.certificate.doubts == ("all 400 labels are the same: nothing is known of inputs with another",)
+    assert two.certificate.doubts == ()
+
+
+def test_truth_values_and_numbers_as_labels():
+    """True is no 1: the error names both kinds."""
+    with Router(
+        CallableModel(lambda i: (i % 2 > 0, i / 400), version="1"), Function(lambda i: i % 2 > 0, version="1"), threshold=0.5
+    ) as router:
+        for labels, kind in (([i % 2 for i in range(400)], "numbers"), (["no", "yes"] * 200, "text")):
+            with pytest.raises(BadInput, match=f"it gives True and False, and the labels are {kind}"):
+                router.calibrate(range(400), labels, max_loss=0.02)
+
+
 def test_a_confidence_is_not_rounded_up_to_certainty():
     """The label says how sure it is, to the last digit."""
     made = calibrate(np.random.default_rng(0).random(3000), np.ones(3000, bool), max_loss=0.02, sure=0.9999999)

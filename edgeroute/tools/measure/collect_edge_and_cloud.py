@@ -510,7 +510,9 @@ def _form_or_kind(value: Any) -> str | tuple[str]:
 
 
 def _kind(value: Any) -> str:
-    """Return the kind of a label: text, numbers, arrays, or another type's name."""
+    """Return the kind of a label: text, numbers, True and False, arrays, or another type's name."""
+    if isinstance(plain(value), bool):
+        return "True and False"
     form = label_form(value)
     if form is None:
         return "arrays" if isinstance(value, np.ndarray | list | tuple) else type(value).__name__

@@ -131,16 +131,18 @@ def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints |
 
 
 def chance_doubts(examples: Examples) -> list[str]:
-    """Return a warning about a cloud that is right no more often than its answers, shuffled, would be (Cohen's kappa <= 0).
+    """Return a warning about labels of one class, or a cloud that is no better than its answers, shuffled (Cohen's kappa <= 0).
 
-    Empty without labels or cloud answers, for few examples, and where one class is the only label.
+    Empty without labels or cloud answers, and for few examples.
     """
     right = examples.cloud_correct
     if right is None or len(right) < COMPARED:
         return []
     labels, answers = (Counter(map(str, values or ())) for values in (examples.labels, examples.cloud))
     chance = sum(count * answers[label] for label, count in labels.items()) / len(right) ** 2
-    if len(labels) < 2 or right.mean() > chance + 1e-9:  # noqa: PLR2004 - of one class all answers may be right
+    if len(labels) == 1:
+        return [f"all {len(right):,} labels are the same: nothing is known of inputs with another"]
+    if right.mean() > chance + 1e-9:
         return []
     rates = f"{right.mean() * 100:.1f} % right, and its answers at random {chance * 100:.1f} %"
     return [f"the cloud is no better than chance: {rates}"]
