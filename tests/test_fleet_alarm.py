@@ -250,6 +250,16 @@ def test_a_new_name_is_the_same_model(usual, tmp_path):
     assert (stream["model"], [alarm["test"] for alarm in stream["alarms"]]) == (store.model, ["differ"])
 
 
+def test_models_that_cannot_be_identified_are_told_apart_by_their_names(tmp_path):
+    """And one of them that changes is no change of the other."""
+    store, names = Store(tmp_path / "store"), ("small:", "large:")
+    for day in range(24):
+        for part, store.model in enumerate(names):
+            store.add(day, who=range(part, DEVICES, 2), times=3.0 if part and day >= 14 else 1.0)
+    streams = {stream["model"]: stream for stream in look(store.folder)["streams"]}
+    assert {name: [alarm["test"] for alarm in streams[name]["alarms"]] for name in names} == {"small:": [], "large:": ["differ"]}
+
+
 @pytest.mark.parametrize(("times", "alarmed"), [(1.0, False), (6.0, True)])
 def test_a_new_policy_on_some_devices_is_compared_with_the_earlier_one(usual, tmp_path, times, alarmed):
     store, ring = copied(usual, tmp_path), set(range(0, DEVICES, 4))

@@ -29,7 +29,7 @@ from edgeroute.catalog.signed_policy_follower import in_ring, overlay, position,
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.catalog_keys_and_publishing import sign_files, signed_file
-from edgeroute.tools.fleet.policy_rollout_by_rings import Decision, promote, publish, target
+from edgeroute.tools.fleet.policy_rollout_by_rings import Decision, promote, publish, published, target
 
 X = np.zeros(4, np.float32)
 SURE = np.array([9, 0, 0, 0], np.float32)
@@ -175,10 +175,21 @@ def test_a_quiet_device_may_start_often(fleet):
 
 def test_a_decision_about_another_version_is_not_carried_out(fleet):
     fleet.publish(0.4)
-    fleet.publish(0.6, rings=(0.1, 1.0))
+    before = fleet.publish(0.6, rings=(0.1, 1.0))["versions"][-1]
     fleet.publish(0.7, rings=(0.1, 1.0))
     with pytest.raises(BadInput, match="shop-3 was published meanwhile"):
-        promote(fleet.catalog, "shop", Decision("go_on", ""), keys=fleet.keys, version=2)
+        promote(fleet.catalog, "shop", Decision("go_on", ""), keys=fleet.keys, about=before)
+
+
+def test_a_decision_is_carried_out_once(fleet):
+    """Two runs at a time decide about the same ring: the second would skip the next one, of which nothing is known."""
+    fleet.publish(0.4)
+    fleet.publish(0.6, rings=(0.1, 0.5, 1.0))
+    about, given = published(fleet.catalog, "shop")["versions"][-1], (fleet.catalog, "shop", Decision("go_on", ""))
+    assert promote(*given, keys=fleet.keys, about=about)["versions"][-1]["share"] == pytest.approx(0.5)
+    with pytest.raises(BadInput, match="shop-2 was promoted meanwhile"):
+        promote(*given, keys=fleet.keys, about=about)
+    assert published(fleet.catalog, "shop")["versions"][-1]["share"] == pytest.approx(0.5)
 
 
 def test_several_publish_at_once(fleet):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute import Router
+from edgeroute import Function, Router
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet.fleet_part import Fleet
 
@@ -35,7 +35,8 @@ class Device:
     """One device: its policy file, its router, and the pictures that it sees."""
 
     def __init__(self, folder: Path, number: int, cloud: Callable[[Array], str]) -> None:
-        self.router: Router[Any] = Router.from_policy(folder / "device.toml", cloud=cloud, watch=True)
+        large = Function(cloud, version="fashion-large-1")  # so that digests identify the models
+        self.router: Router[Any] = Router.from_policy(folder / "device.toml", cloud=large, watch=True)
         self.number = number
         file: Any = self.router._file  # noqa: SLF001 - a simulation of days
         self.follower = file._follower  # noqa: SLF001

@@ -63,6 +63,14 @@ def test_fog_raises_the_alarm(run):
     assert min(alarms) >= result["drift"]
 
 
+def test_the_models_are_identified(run):
+    """By digits after their names, so that another model under the same name would be another one."""
+    result, _ = run
+    models = {stream["model"] for stream in result["days"][-1]["alarm"]["streams"]}
+    assert models
+    assert all(re.fullmatch(r"[\w-]+:[0-9a-f]{12}", model) for model in models), models
+
+
 def test_the_page_shows_each(run):
     """Three drawings, and the events in words."""
     _, page = run

@@ -100,7 +100,7 @@ def promote(
     data = published(catalog, name)
     decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data, since)  # type: ignore[arg-type]  # one of these
     if decision.did != "wait" and not dry_run:
-        data = promote(catalog, name, decision, keys=keys, days=days, version=data["versions"][-1]["version"])
+        data = promote(catalog, name, decision, keys=keys, days=days, about=data["versions"][-1])
     _print(data, as_json, did=decision.did, text=decision.text, dry_run=dry_run)
     return {"wait": TOO_FEW, "halt": NOT_READY, "roll_back": NOT_READY}.get(decision.did, OK)
 

@@ -64,7 +64,8 @@ METRICS = {
     "deferred": Metric("asked", "deferred", "more requests are deferred"),
     "kept": Metric("asked", "n - deferred", "fewer requests are deferred: more are answered by the edge"),
 }
-_KEY = "split_part(model, ':', -1) AS key, model, policy, device, site, day"
+# A model without a digest, as of a function that cannot be identified, is told apart by its name.
+_KEY = "coalesce(nullif(split_part(model, ':', -1), ''), model) AS key, model, policy, device, site, day"
 _CELL = "(24 * (isodow(day) - 1) + hour)::INTEGER AS cell"
 _REQUESTS_POSSIBLE = "hour BETWEEN 0 AND 23 AND requests > 0 AND deferred BETWEEN 0 AND requests"
 _VIEWS = f"""

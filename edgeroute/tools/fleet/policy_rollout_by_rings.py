@@ -517,16 +517,16 @@ def _literal_headers(data: Any) -> Iterator[str]:
 
 
 def promote(
-    catalog: Path, name: str, decision: Decision, *, keys: Path, days: float = LISTS_DAYS, version: int | None = None
+    catalog: Path, name: str, decision: Decision, *, keys: Path, days: float = LISTS_DAYS, about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Carry out a decision about the candidate of a policy, sign it into the catalog, and return the signed file's data.
 
     go_on: the next ring gets it, after a halt too. halt: no further device does. roll_back: all get the contents before, as a new
-    version. A `wait` is not passed here. Takes the publisher's lock. `version` is the one that the decision is about, which must
-    be the last; None: the last, whichever it is.
+    version. A `wait` is not passed here. Takes the publisher's lock. `about` is the version that the decision is about, as
+    `published` gave it, which must still be the last, in the same ring; None: the last, whichever it is.
 
     Raises:
-        BadInput: there is no candidate, no version before, or another version was published meanwhile.
+        BadInput: there is no candidate, no version before, or another version was published, or promoted, meanwhile.
         CatalogError, PolicyError, StoreError: the catalog or a key cannot be read or written.
     """
     with publishing(catalog):
@@ -534,8 +534,9 @@ def promote(
         versions = data["versions"]
         if not versions or (decision.did in {"go_on", "halt"} and versions[-1]["share"] == 1):
             raise BadInput(f"{name} has no version in a ring")
-        if version not in {None, versions[-1]["version"]}:
-            raise BadInput(f"{name}-{versions[-1]['version']} was published meanwhile: decide about that one")
+        if about is not None and about != versions[-1]:
+            did = "published" if about["version"] != versions[-1]["version"] else "promoted"
+            raise BadInput(f"{name}-{versions[-1]['version']} was {did} meanwhile: decide about that one")
         last = {**versions[-1], "halted": decision.did == "halt"}
         if decision.did == "go_on":
             last["share"] = next(share for share in data["rings"] if share > last["share"])
