@@ -131,6 +131,14 @@ def test_what_is_refused(case, parser):
 
 
 @each
+def test_a_switch_of_protocols_is_told(parser):
+    """With the headers that go with it, too, as a server sends them that offers h2c."""
+    for headers in (b"Upgrade: h2c\r\n", b"Upgrade: h2c\r\nConnection: upgrade\r\n"):
+        with using(parser), pytest.raises(Malformed, match="switched protocols"):
+            Reading("http://a", "POST", LIMIT).feed(b"HTTP/1.1 101 -\r\n" + headers + b"\r\n")
+
+
+@each
 @pytest.mark.parametrize("case", GOOD)
 def test_what_is_read(case, parser):
     """With its body, and whether the connection may be used again: whole or byte by byte."""

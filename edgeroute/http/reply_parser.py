@@ -166,11 +166,11 @@ def parse_head(parser: type[Llhttp | H11], data: bytes) -> Head:
             or codings.
     """
     _check_start(data)
+    if data[9:12] == b"101":  # asked here: each parser has an error of its own for it
+        raise Malformed("switched protocols, unasked")
     version, status = parser().head(data)
     if version not in {"1.0", "1.1"}:
         raise Malformed("illegal status line (another version of HTTP)")
-    if status == 101:  # noqa: PLR2004 - Switching Protocols
-        raise Malformed("switched protocols, unasked")
     lines = [line.partition(":") for line in data.decode("latin-1").split("\r\n")[1:-2]]
     values = [(name.lower(), value.strip(" \t")) for name, _, value in lines]  # h11's own list lacks repeated ones
     names = [name for name, _ in values]
