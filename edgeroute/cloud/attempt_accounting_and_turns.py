@@ -435,7 +435,8 @@ class Exchange:
         with guard.lock:
             rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
             rejection = rejection or guard.rules.attempt(cost, monotonic(), process.now(), again=again, probe=probe)
-        if rejection is None and (rejection := guard.spending.secure(cost, until) or self._note_in_ledger(size)) is not None:
+        wait_until = until if self.wanted_by == -INF else min(until, self.wanted_by)
+        if rejection is None and (rejection := guard.spending.secure(cost, wait_until) or self._note_in_ledger(size)) is not None:
             guard.spending.settle(cost, Cost(), process.now())
             with guard.lock:
                 guard.rules.rejected += not (again or probe)

@@ -319,7 +319,7 @@ class LegExecutor:
                 entered = backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
                 with self._exchange(start, entered) as exchange:
                     if exchange.prepay():
-                        exchange.secure(self._runs_until)
+                        exchange.secure(self.until)
                     if to is not None:
                         answers: Any = [forward(start, backend.stream(inputs[0], self._runs_until, stop, exchange), to, stop)]
                     else:
@@ -384,7 +384,7 @@ class LegExecutor:
                     if (pack := getattr(backend, "pack", None)) is not None:
                         inputs = await off_loop(partial(pack, inputs, exchange))
                     if exchange.prepay():
-                        await off_loop(partial(exchange.secure, self._runs_until))
+                        await off_loop(partial(exchange.secure, self.until))
                     if backend.guard.spending.durable or backend.guard.journal is not None:
                         exchange.off_loop = partial(off_loop, later=True)
                     if send is not None:
