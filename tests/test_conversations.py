@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import sqlite3
@@ -45,6 +46,11 @@ def stays(answer):
 
 def assistant(text):
     return {"role": "assistant", "content": text}
+
+
+def item(kind, **fields):
+    """An item of a request of OpenAI's."""
+    return {"type": kind, **fields}
 
 
 def text(said):
@@ -142,10 +148,18 @@ def test_an_example_that_stays_is_not_measured_with(made):
         lambda said, answer: [{"role": "developer", "content": [text("Earlier:"), text(said)]}, user("next")],
         lambda said, answer: [SimpleNamespace(role="user", content=said), SimpleNamespace(role="user", content="next")],
         lambda said, answer: [said, answer, "next"],
+        lambda said, answer: {"previous_response_id": "r", "input": [item("function_call_output", call_id="c", output=said)]},
+        lambda said, answer: {"input": [SimpleNamespace(type="local_shell_call_output", id="s", output=said)]},
+        lambda said, answer: {"input": [item("reasoning", id="r", summary=[item("summary_text", text=said)])]},
+        lambda said, answer: [item("function_call", call_id="c", name="note", arguments=json.dumps({"what": said}))],
+        lambda said, answer: {"inputs": {"past_user_inputs": [said], "generated_responses": [answer], "text": "next"}},
     ],
 )
 def test_however_its_client_sends_it_again(resent):
-    """As a request, with or without a system's message or in one, cut at its beginning, with other white space, or as parts."""
+    """As a request, with or without a system's message or in one, cut at its beginning, with other white space, or as parts.
+
+    Or as items without a role, which are alone where the server has the rest.
+    """
     sent = []
     with Router(lambda _: ("An answer that is long enough to be recognised", 0.1), sent.append, threshold=0.5,
                 egress=Egress(**EGRESS)) as router:  # fmt: skip
@@ -259,7 +273,15 @@ def test_other_inputs_are_no_conversations(made):
     router = made()
     router.infer("a text of a data class that may not leave", data_class="medical")
     router.infer([1.0, 2.0], data_class="medical")
-    for x in ([1.0, 2.0], {"image": [1]}, [], "a text of a data class that may not leave", ["other words in a list"]):
+    for x in (
+        [1.0, 2.0],
+        {"image": [1]},
+        {"inputs": [[1.0]]},
+        [item("point", id=7)],
+        [],
+        "a text of a data class that may not leave",
+        ["other words in a list"],
+    ):
         assert router.infer(x).source == "cloud", x
 
 

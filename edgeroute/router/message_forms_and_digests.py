@@ -42,7 +42,10 @@ DEEPEST: Final = 16
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})  # roles of messages with which many conversations begin
 ANSWER_ROLES: Final = frozenset({"assistant", "ai", "model", "bot", "gpt"})
 # Keys, or attributes, of a request that may have its messages.
-REQUEST_KEYS: Final = ("messages", "prompt", "input", "contents", "history", "conversation")
+REQUEST_KEYS: Final = (
+    "messages", "prompt", "input", "inputs", "contents", "history", "conversation", "past_user_inputs", "generated_responses",
+)  # fmt: skip
+_ITEM: Final = re.compile(r"\w+_call(_output)?|reasoning|mcp_\w+")  # types of items without a role beside OpenAI's messages
 _TEXT_KEYS: Final = frozenset({"", "text", "content", "parts", "value", *REQUEST_KEYS})
 _ARGUMENT_KEYS: Final = frozenset({"arguments", "args", "input", "parameters"})
 _FORM_KEYS: Final = frozenset(
@@ -156,11 +159,16 @@ def read_conversation(x: Any) -> Conversation | None:
 def _is_message(value: Any) -> bool:
     """Return True if a value looks like a message.
 
-    A mapping has `role`, `content` or `parts`, or `from` and `value`; an object has `content`, or `role` and `parts`.
+    A mapping has `role`, `content` or `parts`, or `from` and `value`; an object has `content`, or `role` and `parts`. Either may
+    have the `type` of an item that comes between messages instead, such as a call's output.
     """
     if isinstance(value, Mapping):
-        return any(key in value for key in ("role", "content", "parts")) or ("from" in value and "value" in value)
-    return hasattr(value, "content") or (hasattr(value, "role") and hasattr(value, "parts"))
+        is_named = any(key in value for key in ("role", "content", "parts")) or ("from" in value and "value" in value)
+        kind = value.get("type")
+    else:
+        is_named = hasattr(value, "content") or (hasattr(value, "role") and hasattr(value, "parts"))
+        kind = getattr(value, "type", None)
+    return is_named or (isinstance(kind, str) and _ITEM.fullmatch(kind) is not None)
 
 
 class _Reader:
