@@ -147,6 +147,33 @@ def test_parts_with_scores_are_as_sure_as_the_least(kind, result, sure):
                     assert (answer.value, answer.source, answer.confidence) == (result, "cloud", pytest.approx(confidence))
 
 
+@pytest.mark.parametrize("own", [{}, {"kind": "multilabel"}])
+@pytest.mark.parametrize(
+    ("result", "value", "sure"),
+    [
+        (["a"], ["a"], None), (["c", "A"], ["c", "a"], None), ([], [], None), ((["a", "c"], 0.9), ["a", "c"], 0.9), ("a", ["a"], None),
+        (np.array([0.9, 0.1, 0.8]), ["a", "c"], 0.8),
+        ([{"label": "a", "score": 0.9}, {"label": "b", "score": 0.4}, {"label": "c", "score": 0.8}], ["a", "c"], 0.6),
+        ({"sequence": "x", "labels": ["a", "b"], "scores": [0.9, 0.2]}, ["a"], 0.8),
+        (["z"], None, None), ([["a"]], None, None),
+    ],
+)  # fmt: skip
+def test_several_labels_of_a_cloud(kind, own, result, value, sure):
+    """Behind an edge of that kind, with or without a kind of its own: a list of labels, in the form of the edge's answers."""
+    edge = CallableModel(lambda _: np.array([0.6, 0.4, 0.6]), kind="multilabel", labels=["a", "b", "c"])
+    with kind(edge, Function(lambda _: result, **own), threshold=0.8) as router:
+        answer = router.infer("x")
+        expected = (["a", "c"], "edge", 0.6) if value is None else (value, "cloud", sure)
+        assert (answer.value, answer.source, answer.confidence) == (*expected[:2], pytest.approx(expected[2]))
+    if isinstance(result, list | dict) and result and "score" in str(result):
+        with kind(CallableModel(lambda _: result, kind="multilabel"), mode="only_edge") as router:
+            assert (router.infer("x").value, router.infer("x").confidence) == (value, pytest.approx(sure))
+    if isinstance(result, list) and result == ["c", "A"]:
+        reply = http_reply(json.dumps({"value": result, "confidence": 0.7}).encode())
+        with CannedServer(reply) as server, kind(edge, PlainJson(server.url), threshold=0.8) as router:
+            assert (router.infer("x").value, router.infer("x").confidence) == (value, pytest.approx(0.7))
+
+
 def test_masks_and_keypoints_beside_their_scores(kind):
     """As one mapping: the least score."""
     for name in ("masks", "keypoints"):

@@ -58,6 +58,7 @@ class ReplyReader(Reader):
     wrong = BadReply
     # Returns the server's labels and kind of outputs, once known; used if no others were given.
     served: Callable[[], tuple[tuple[Any, ...] | None, str | None]] | None = None
+    several = False  # True behind an edge of the kind multilabel: an answer is a list of labels, or a probability for each
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions in the outputs of `count` inputs.
@@ -81,6 +82,8 @@ class ReplyReader(Reader):
 
         Takes a `Prediction`, a pair (value, confidence), an array, or outputs by name; the form of boxes is checked later.
         """
+        if (self.several or self.kind == "multilabel") and (listed := self._listed(row)) is not None:
+            return listed
         if type(row) is Prediction:
             self._check_pair(row.value, row.confidence)
         elif type(row) is tuple and self.kind != "label+probabilities":
@@ -94,6 +97,25 @@ class ReplyReader(Reader):
             for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [row]:
                 self._check_row(part if self.kind == "probabilities" and is_by_class(part) else _first(part))
         return super().read_answer(row)
+
+    def _listed(self, row: Any) -> Prediction | None:
+        """Return the prediction for labels as texts, or one, perhaps with a confidence; None for others.
+
+        Without a kind, a number each is then a probability.
+
+        Raises:
+            BadReply: a text is none of the labels, or there is neither a text nor a number.
+        """
+        value, sure = row[:2] if type(row) is Prediction or (type(row) is tuple and len(row) == 2) else (row, None)  # noqa: PLR2004
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            if self.labels is not None and self._custom is None and as_array(_first(value)).dtype.kind not in "fiub":
+                raise BadReply(f"the answer, {_kind(value)}, is no list of labels, and no number for each")
+            if self.kind is None:
+                self.settle("multilabel")
+            return None
+        self._check_confidence(sure)
+        return self._pair(([self._names.named(text) for text in texts], sure), row)
 
     def _check_pair(self, value: Any, sure: Any) -> None:
         """Raise BadReply for a value of None, an invalid confidence, or a value that is none of the labels, if there are labels.
@@ -349,7 +371,7 @@ class FunctionBackend(AbandonedRuns):
         A pipeline's `{"label": ..., "score": ...}`, or the best of a list of them, becomes (label, score). Tuples, lists and
         arrays stay, and with a kind other than "answers" all else does; a bare value becomes (value, None).
         """
-        result = best_label(result)
+        result = best_label(result, several=self.reader.several or self.reader.kind == "multilabel")
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
         as_it_is = as_it_is or boxes_without_batch(self.reader.kind, result)
         return result if as_it_is else (result, None)

@@ -221,12 +221,12 @@ def is_by_class(value: Any) -> bool:
     return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, float | np.floating) for v in value.values())
 
 
-def best_label(result: Any) -> Any:
+def best_label(result: Any, *, several: bool = False) -> Any:
     """Return (label, score) of a result in a form of Hugging Face's pipelines; any other result unchanged.
 
     The form is `{"label": ..., "score": ...}`, with `value`, `answer` or `token_str` and further keys for the label, `confidence`
     for the score, or a list of these, perhaps in a list, whose best one counts; or `{"labels": [...], "scores": [...]}` without
-    boxes.
+    boxes. several: True: the labels are those of a score above .5, and the score is that of the least certain label.
     """
     rows = result if isinstance(result, list) else [result]
     rows = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
@@ -241,6 +241,8 @@ def best_label(result: Any) -> Any:
         sure = "score" if rows and isinstance(rows[0], dict) and "score" in rows[0] else "confidence"
         for name, keys in (("label", ()), ("value", ()), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
             if rows and all(isinstance(row, dict) and {name, sure} <= row.keys() <= {name, sure, *keys} for row in rows):
+                if several:
+                    return [row[name] for row in rows if row[sure] > 0.5], min(max(row[sure], 1 - row[sure]) for row in rows)  # noqa: PLR2004
                 best = max(rows, key=lambda row: row[sure])
                 return best[name], best[sure]
     return result

@@ -119,7 +119,7 @@ class CallableModel:
         if kind is Prediction:
             return result[:2]
         if kind is dict or kind is list:
-            return best_label(result)
+            return best_label(result, several=self.kind == "multilabel")
         if kind in _AWAITED:
             if kind is CoroutineType:
                 result.close()  # or Python would warn that it was never awaited
@@ -134,7 +134,7 @@ class CallableModel:
         if self._yields_async:
             return [await gather(self._stream_async(x)) for x in inputs]
         results = [await self.function(x) for x in inputs]
-        return [result[:2] if type(result) is Prediction else best_label(result) for result in results]
+        return [self._result(result) for result in results]
 
     async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
         """Yield the function's pieces for one input. Closed early, it closes the function's generator."""

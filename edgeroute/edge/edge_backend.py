@@ -342,7 +342,8 @@ class EdgeBackend(AbandonedRuns):
         value, sure = (None, 0.0) if self.on_zeros is None else self.on_zeros[:2]
         if grounds and value is not None and type(value) is not list:
             grounds = grounds.replace("multilabel", "the probability of the second of two classes")
-            grounds = "its outputs are read as a value without confidence" if sure is None else grounds
+            if sure is None and self.reader.kind != "value":
+                grounds = "its outputs are read as a value without confidence"
         notes = [release, downgraded, self.warmth, grounds, self.doubt]
         if (other := getattr(member(self.model, "card"), "foreign", None)) is not None:
             notes.append(f"{other.name} is another program's file, and was not read as a card; there is nothing to do")

@@ -411,7 +411,7 @@ class _Draft:
     def __init__(self, arguments: PolicyArguments, known: Mapping[tuple[Any, ...], Backend], arm: str) -> None:
         self._arguments, self._known, self._arm = arguments, known, arm
         self._labels: tuple[str, ...] | None = None
-        self._spell = False  # True: these labels are the letters of an edge of the kind ctc, whose answers are texts of them
+        self._kind: str | None = None  # kind of the edge with these labels; of ctc they are letters, and answers are texts
         self.targets: list[routing.Target] = []
         self.backends: list[Backend] = []
         self.specs: list[tuple[Any, ...]] = []
@@ -468,7 +468,7 @@ class _Draft:
             read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
             self._add(("edge", name, given, score, read), target, runner)
             labels = member(model, "labels")
-            self._labels, self._spell = (labels, member(model, "kind") == "ctc") if labels else (self._labels, self._spell)
+            self._labels, self._kind = (labels, member(model, "kind")) if labels else (self._labels, self._kind)
         return bool(own_thresholds)
 
     def add_clouds(self, clouds: list[Any], tried: list[Any], guard: Guards) -> None:
@@ -479,7 +479,7 @@ class _Draft:
         score = self._arguments.score
         for i, given in enumerate([*clouds, *tried]):
             endpoint, on_trial = checked_cloud(given), i >= len(clouds)
-            labels = None if self._spell and member(endpoint, "kind") != "ctc" else self._labels
+            labels = None if self._kind == "ctc" and member(endpoint, "kind") != "ctc" else self._labels
             own_name = getattr(endpoint, "name", "cloud")
             if on_trial and own_name == "cloud":
                 own_name = "cloud-trial"
@@ -494,10 +494,11 @@ class _Draft:
 
                 kind = FunctionBackend
             backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
+            backend.reader.several = self._kind == "multilabel"
             if getattr(backend, "alone_async", False) and not self._arguments.awaits:
                 raise PolicyError(f"the cloud is {backend.where}, and async: use AsyncRouter, or make it a plain def")
             backend.guard = guard(backend)
-            self._add(("cloud", name, given, score, labels), routing.Target(name, "cloud", trial=on_trial), backend)
+            self._add(("cloud", name, given, score, labels, self._kind), routing.Target(name, "cloud", trial=on_trial), backend)
 
 
 def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
