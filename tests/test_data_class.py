@@ -136,6 +136,48 @@ def test_queued_and_delivered(make, server, tmp_path):
     wait_for(lambda: box.counts()["delivered"] == 4)
 
 
+@pytest.mark.parametrize("over", ["HTTP", "a function"])
+@pytest.mark.parametrize(
+    ("stricter", "arrives"),
+    [
+        ({"mask": ["email"]}, "tree 2"),
+        ({"redact": lambda x, _: x.upper()}, "TREE 2"),
+        ({"may_leave": ["tree"], "data_class": class_of}, "tree 2"),
+    ],
+    ids=["mask", "redaction", "classes"],
+)
+def test_queued_before_the_policy_was_stricter(server, tmp_path, stricter, arrives, over):
+    """What was stored without a redaction, or without a class, is never sent by a policy that would redact or classify it."""
+    asked, down = [], [True]
+
+    def function(x):
+        if down:
+            raise OSError
+        asked.append(x)
+        return "cloud", 0.9
+
+    def router_of(x, **egress):
+        box = Outbox(tmp_path / "outbox.db", rate_per_s=1e6, spread_s=0.0)
+        cloud = PlainJson(server.url) if over == "HTTP" else Function(function)
+        router = Router(unsure, cloud, threshold=0.5, egress=Egress(**egress), offline="queue", outbox=box)
+        router.infer(x)
+        return router, box
+
+    good, server.reply = server.reply, DOWN
+    router_of("tree 1")[0].close()
+    router, box = router_of("tree 2", **stricter)
+    with router:
+        assert box.size() == 2
+        server.requests.clear()
+        down.clear()
+        server.reply = good
+        router.on_late(lambda late: None)
+        router.link_up()
+        wait_for(lambda: (box.counts()["delivered"], box.size("dead")) == (1, 1))
+        assert [x for x in asked or sent(server) if x] == [arrives]
+        assert not [request for request in server.requests if b"-Data" in request]
+
+
 def test_audits_and_trials(make, server):
     """What is compared in the background."""
     trial = Trial(cloud=PlainJson(server.url, name="tried"), shown=False, share=1.0)

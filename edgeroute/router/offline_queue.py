@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import INF, Denied, permit
+from edgeroute.core.routing_policy import INF, UNCLASSIFIED, Denied, permit
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Call
@@ -38,6 +38,7 @@ WAITING = "waiting"  # note in the reason of a request that is on disk, in the o
 BEING_STORED = "being stored"  # note in the reason of a request that was not on disk by its deadline; a later failure is reported
 NOT_STORED = "not stored"  # note in the reason of a request that cannot be stored; the cause follows after a colon
 TOGETHER = 64  # maximum rows of a batch stored in one transaction
+REDACTED = "Redacted-Data"  # header of an entry, which is not sent: its input was redacted by a function
 MASKED = "Masked-Data"  # header of an entry, which is not sent: the data that its placeholders stand for
 EDGE = "Edge-Answer"  # header of a stored input with the edge's answer to send along
 CLOSE_S = 5.0  # maximum seconds that `close` waits for requests that are being stored
@@ -244,8 +245,9 @@ class OfflineQueue:
     def send(self, entry: Waiting) -> Prediction:
         """Send one entry of the outbox to its cloud, by the current rules, limits and breaker, and return the answer; blocks.
 
-        Consent and redaction were applied as it was stored. If the endpoint is down, the error's `retry_after_s` is set, so that
-        devices do not return at once.
+        Consent and redaction were applied as it was stored. An entry that was stored without redaction, or without a class, is
+        not sent under a policy that redacts, or classifies inputs by a function. If the endpoint is down, the error's
+        `retry_after_s` is set, so that devices do not return at once.
 
         Raises:
             PolicyError, MayNotLeave: it can never be sent.
@@ -255,9 +257,13 @@ class OfflineQueue:
         if why := self._router.stays_on_device(read=True):
             raise Held(f"nothing leaves by itself: {why}")
         backend = _receiver(snapshot.clouds, entry)
-        allowed = permit(snapshot.policy.rules, entry.data_class)
+        egress = snapshot.egress
+        unclassified = entry.data_class is None and egress.data_class is not None
+        allowed = permit(snapshot.policy.rules, UNCLASSIFIED if unclassified else entry.data_class)
         if isinstance(allowed, Denied):
             raise MayNotLeave(allowed.why)
+        if egress.redact is not None and dict(entry.headers).keys().isdisjoint({REDACTED, MASKED}):
+            raise MayNotLeave("it was queued without redaction, and the policy in force redacts what is sent")
         try:
             with backend.guard.enter(allowed, entry.id) as exchange:
                 return _send_entry(backend, entry, exchange)
@@ -335,6 +341,8 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
         form = {"kind": "input", "headers": [("Content-Type", encoded[0]), *along], "body": encoded[1]}
     if masks is not None:
         form["headers"].append((MASKED, json.dumps(masks[0].originals).replace("\x7f", "\\u007f")))
+    elif request.snapshot.egress.redact is not None:
+        form["headers"].append((REDACTED, "yes"))
     if job.error is None and legs is not None and legs.late is not None:  # still in flight; otherwise cancelled at the deadline
         form["ready_at"] = process.now() + backend.patience_s
     else:
@@ -377,6 +385,7 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
         if isinstance(answer, BaseException):
             raise answer
         return cast("Prediction", answer)
+    entry = entry._replace(headers=[pair for pair in entry.headers if pair[0] != REDACTED])
     backend.identify(exchange)
     if entry.kind == "call":
         call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
