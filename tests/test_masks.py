@@ -412,12 +412,17 @@ FOUND = [
     ("+49\u00a030\u2011901820", "phone"),
     ("\u0664\u0661\u0661\u0661 1111 1111 1111", "card"),  # Arabic digits
     ("D\u0415\uff18\uff19 3704 0044 0532 0130 00", "iban"),
+    ("4111_1111_1111_1111", "card"), ("4111/1111/1111/1111", "card"), ("DE89_3704_0044_0532_0130_00", "iban"),
     ("DE89370400440532013000", "iban"), ("gb82west12345698765432", "iban"),
     ("4111-1111-1111-1111", "card"), ("378282246310005", "card"), ("4111 1111\r\n1111 1111", "card"), ("4111\t1111\t1111\t1111", "card"),
     ("DE89 3704 0044\n0532 0130 00", "iban"), ("DE89.3704.0044.0532.0130.00", "iban"),
     ("0151 23456789", "phone"), ("(201) 555-0123", "phone"), ("201-555-0123", "phone"), ("0033 1 70 18 99 00", "phone"),
     ("a.b+c@d-e.co.uk", "email"), ("john%40example.com", "email"),
 ]  # fmt: skip
+
+
+def test_an_iban_beside_its_name():
+    assert Mask(KINDS).mask("IBANDE89370400440532013000")[0] == "IBAN[MASKED_IBAN_1]"
 
 
 @pytest.mark.parametrize(("data", "kind"), FOUND)

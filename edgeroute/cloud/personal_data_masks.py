@@ -51,7 +51,7 @@ PHONE: Final = re.compile(
 )
 NUMBERS: Final = re.compile(r"(?<![0-9])[+(]?[0-9](?:[ ().\-/]{0,3}[0-9]){4,20}")
 # Groups of a card's number or an IBAN may be on lines of their own, or in columns.
-CARD: Final = re.compile(r"[2-6](?<![0-9][2-6])(?=([0-9]{2,18}(?:[\s.\-]{0,2}[0-9]{2,16}){0,5}))")
+CARD: Final = re.compile(r"[2-6](?<![0-9][2-6])(?=([0-9]{2,18}(?:[\s._/\-]{0,2}[0-9]{2,16}){0,5}))")
 WORD: Final = re.compile("[A-Za-z0-9]+")
 # Up to five words of a number, of which the first or second has a digit.
 WORDS: Final = re.compile(r"(?<![^\W_])(?=((?:[A-Za-z]{1,3}[ .\-/])?[A-Za-z]*[0-9][A-Za-z0-9]*(?:[ .\-/][A-Za-z0-9]+){0,4}))")
@@ -64,7 +64,9 @@ _LENGTHS: Final = (
     "OM23PK24PL28PS29PT25QA29RO24RS22RU33SA24SC31SD18SE24SI19SK24SM27SO23ST25SV28TL23TN24TR26UA29VA22VG24XK20YE30"
 )
 LENGTHS: Final = {country: int(length) for country, length in re.findall("(..)(..)", _LENGTHS)}
-IBAN: Final = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(LENGTHS)})[0-9]{{2}}(?=[\s.\-]{{0,2}}[A-Za-z0-9])", re.IGNORECASE)
+IBAN: Final = re.compile(
+    rf"(?:(?<![A-Za-z0-9])|(?<=IBAN))({'|'.join(LENGTHS)})[0-9]{{2}}(?=[\s._/\-]{{0,2}}[A-Za-z0-9])", re.IGNORECASE
+)
 _DOUBLED: Final = str.maketrans("0123456789", "0246813579")
 _ALIKE: Final = dict(zip("АВЕКМНОРСТХаеорсхіΑΒΕΗΙΚΜΝΟΡΤΧο。", "ABEKMHOPCTXaeopcxiABEHIKMNOPTXo.", strict=True))  # noqa: RUF001 - Cyrillic, Greek
 
@@ -93,9 +95,9 @@ def _iban(text: str) -> Iterator[Span]:
     """Yield the spans of IBANs, with or without groups: of the length of their country, and with valid check digits."""
     for head in IBAN.finditer(text):
         length = LENGTHS[head[1].upper()]
-        rest = re.compile(rf"(?:[\s.\-]{{0,2}}[A-Za-z0-9]){{{length - 4}}}").match(text, head.end())
+        rest = re.compile(rf"(?:[\s._/\-]{{0,2}}[A-Za-z0-9]){{{length - 4}}}").match(text, head.end())
         # ISO 7064, MOD 97-10
-        if rest and int("".join(str(int(c, 36)) for c in re.sub(r"[\s.\-]", "", rest[0]) + head[0])) % 97 == 1:
+        if rest and int("".join(str(int(c, 36)) for c in re.sub(r"[\s._/\-]", "", rest[0]) + head[0])) % 97 == 1:
             yield head.start(), rest.end(), "IBAN"
 
 
