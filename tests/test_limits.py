@@ -633,6 +633,7 @@ def test_a_damaged_record(tmp_path, caplog):
     store = KeyValueStore(tmp_path / "state.db")
     store.put("spending:1", {"usd_per_day": 7})
     store.put("spending:2", ["nonsense"])
+    store.put("spending:3", {"usd_per_day": [], "clock": [process.boot_clock()[0], 10**400]})
     store.put("latency", {})
     store.flush()
     spending = SharedSpending(Spending(Limits(usd_per_day=1, calls_per_minute=9)), store)

@@ -100,7 +100,7 @@ class EarlierSpending:
             here, now_began = process.boot_clock()
             shift_s = now_began - began if boot and boot == here else dumped.get("set_forward_s", 0.0)
             return self._spending.load(dumped, process.now(), shift_s)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             self._mark_unknown(updated, f"the record {name} is damaged")
             return True
 
