@@ -16,7 +16,7 @@ import flet as ft
 from things import PHOTOS, Card, Things, photograph, prepare
 
 from edgeroute import EdgerouteError
-from edgeroute.tools.palette import STATES, StateName
+from edgeroute.tools.state_colours_and_marks import STATES, StateName
 
 STORAGE = Path(os.environ.get("FLET_APP_STORAGE_DATA") or Path(__file__).parent / ".flet" / "storage" / "data")
 MODES = {"By policy": None, "Phone only": "only_edge", "Cloud first": "prefer_cloud", "Cloud only": "only_cloud"}

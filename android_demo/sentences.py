@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from edgeroute.tools.palette import StateName
+from edgeroute.tools.state_colours_and_marks import StateName
 
 # Reason code (edgeroute.core.reason_text_and_trace_record.CODES) -> why the one that was to answer did not, or what was found
 # out before.

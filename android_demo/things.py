@@ -23,7 +23,7 @@ from sentences import sentence
 from edgeroute import Answer, BadInput, EdgerouteError, MayNotLeave, OpenInference, Outbox, PolicyError, Router
 from edgeroute.core.reason_text_and_trace_record import error_code
 from edgeroute.core.routing_policy import Mode
-from edgeroute.tools.palette import STATES, StateName, answer_state
+from edgeroute.tools.state_colours_and_marks import STATES, StateName, answer_state
 
 HERE = Path(__file__).parent
 SIDE = 260

@@ -14,7 +14,7 @@ import numpy as np
 from figures import size
 
 from edgeroute.core.sequential_tests import Drift
-from edgeroute.tools.fleet.fleet_audit_counts import MOST_AUDITS
+from edgeroute.tools.fleet.fleet_audit_loss_bounds import MOST_AUDITS
 from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     PooledDrift,
     device_evidence,

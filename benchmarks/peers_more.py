@@ -156,7 +156,7 @@ def gateway(cloud: Any = None, **more: Any) -> Iterator[Callable[[str, dict[str,
     import uvicorn
 
     from edgeroute.tools.server.gateway import app
-    from edgeroute.tools.server.uvicorn_host import Connection
+    from edgeroute.tools.server.uvicorn_with_client_limits import Connection
 
     router = AsyncRouter(lambda _: ("a local answer", 0.9), cloud, threshold=0.5, **more)
     vectors = AsyncRouter(lambda x: ([[1.0] for _ in x["input"]], None))

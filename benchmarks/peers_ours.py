@@ -30,7 +30,7 @@ from edgeroute import (
 )
 from edgeroute.confidence import calibrate, fit, msp, prompt_features
 from edgeroute.core.routing_policy import CloudOrder
-from edgeroute.edge.runtime_registry_and_model_groups import suffixes
+from edgeroute.edge.runtimes_variants_ensemble import suffixes
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 LONG_S = 30.0

@@ -24,10 +24,11 @@ _HOMES = {
     "Egress": "cloud.egress_consent_and_redaction", "Limits": "core.spending_limits", "Cache": "stores.cache",
     "Outbox": "stores.outbox", "Audit": "trials.audit_setting_and_drift_monitor", "Trace": "record.trace",
     "EdgerouteError": "errors", "BadInput": "errors",
-    "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams_and_sessions",
+    "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams_and_stateful_calls",
     "BadReply": "errors", "BargeIn": "router.live.speech_segments", "CatalogError": "errors", "Closed": "errors",
-    "CoreMLModel": "edge.coreml", "DeadlineExceeded": "errors", "DeviceSensors": "observe.device_sensors", "EdgeModel": "types",
-    "Ensemble": "edge.runtime_registry_and_model_groups", "FrameUpdate": "router.live.frames", "Held": "errors",
+    "CoreMLModel": "edge.coreml", "DeadlineExceeded": "errors", "DeviceSensors": "observe.device_sensors_and_sampler",
+    "EdgeModel": "types",
+    "Ensemble": "edge.runtimes_variants_ensemble", "FrameUpdate": "router.live.frames", "Held": "errors",
     "InputScore": "confidence.score_before_run", "Instrument": "record.instrument_interface",
     "LocalServer": "edge.local_server_client", "MayNotLeave": "errors", "ModelError": "errors", "ModelMissing": "errors",
     "OpenInferenceGrpc": "cloud.grpc",
@@ -35,9 +36,9 @@ _HOMES = {
     "Prefix": "confidence.first_tokens", "Prometheus": "record.prometheus", "Reading": "core.device_rules", "Refused": "errors",
     "RequestLog": "record.structured_logging", "Restart": "core.stream_walk", "RuntimeMissing": "errors",
     "Semantic": "stores.cache", "Stats": "observe.stats_and_status", "Status": "observe.stats_and_status", "StopToken": "types",
-    "StoreError": "errors", "Stream": "router.streams_and_sessions", "TimedOut": "errors", "Trial": "trials.trial_setting",
-    "Unreachable": "errors", "Utterance": "router.live.speech_segments", "Variants": "edge.runtime_registry_and_model_groups",
-    "metrics": "record.prometheus", "register": "edge.runtime_registry_and_model_groups",
+    "StoreError": "errors", "Stream": "router.streams_and_stateful_calls", "TimedOut": "errors", "Trial": "trials.trial_setting",
+    "Unreachable": "errors", "Utterance": "router.live.speech_segments", "Variants": "edge.runtimes_variants_ensemble",
+    "metrics": "record.prometheus", "register": "edge.runtimes_variants_ensemble",
 }  # fmt: skip
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - of texts

@@ -14,12 +14,12 @@ from edgeroute.core.spending_limits import Limits as Limits
 from edgeroute.core.stream_walk import Piece as Piece, Restart as Restart
 from edgeroute.edge.callable_model import CallableModel as CallableModel
 from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
-from edgeroute.edge.runtime_registry_and_model_groups import Ensemble as Ensemble
+from edgeroute.edge.runtimes_variants_ensemble import Ensemble as Ensemble
 from edgeroute.edge.litert import LiteRTModel as LiteRTModel
 from edgeroute.edge.llama import LlamaModel as LlamaModel
 from edgeroute.edge.local_server_client import LocalServer as LocalServer
 from edgeroute.edge.onnx import OnnxModel as OnnxModel
-from edgeroute.edge.runtime_registry_and_model_groups import Variants as Variants, register as register
+from edgeroute.edge.runtimes_variants_ensemble import Variants as Variants, register as register
 from edgeroute.errors import (
     BadInput as BadInput,
     BadReply as BadReply,
@@ -41,7 +41,7 @@ from edgeroute.errors import (
     Unreachable as Unreachable,
 )
 from edgeroute.http.messages_addresses_and_secrets import Secret as Secret
-from edgeroute.observe.device_sensors import DeviceSensors as DeviceSensors
+from edgeroute.observe.device_sensors_and_sampler import DeviceSensors as DeviceSensors
 from edgeroute.observe.stats_and_status import Stats as Stats, Status as Status
 from edgeroute.record.instrument_interface import Instrument as Instrument
 from edgeroute.record.opentelemetry import OpenTelemetry as OpenTelemetry
@@ -53,7 +53,7 @@ from edgeroute.core.routing_policy import Options as Options
 from edgeroute.router.live.speech_segments import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
-from edgeroute.router.streams_and_sessions import AsyncStream as AsyncStream, Stream as Stream
+from edgeroute.router.streams_and_stateful_calls import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit as Audit

@@ -31,7 +31,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
-from edgeroute.core.error_codes import Coded, ErrorCode, HeldCode, clean, may_succeed_again
+from edgeroute.core.error_codes_and_texts import Coded, ErrorCode, HeldCode, clean, may_succeed_again
 
 if TYPE_CHECKING:
     from edgeroute.core.walk import Prediction

@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 from edgeroute.core import reason_text_and_trace_record as explain
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.plan import Plan
 from edgeroute.core.reason_text_and_trace_record import Took, reason_code, took
 from edgeroute.core.routing_policy import Side

@@ -51,7 +51,7 @@ from edgeroute import (
 from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.learned_score import Learned
+from edgeroute.confidence.learned_scores_and_blends import Learned
 from edgeroute.edge.model_card import Card
 from edgeroute.http import reply_parser as reading
 from edgeroute.http.connections import Connections
@@ -62,7 +62,7 @@ from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import recorded_requests_and_statistics as records
-from edgeroute.tools.server import oip_messages as protocol
+from edgeroute.tools.server import oip_messages_files_routes as protocol
 from edgeroute.types import TensorSpec
 
 reading.h11 = h11  # where there is httptools it is not imported

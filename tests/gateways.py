@@ -10,7 +10,7 @@ import threading
 import uvicorn
 
 from edgeroute.tools.server.gateway import app
-from edgeroute.tools.server.uvicorn_host import Connection
+from edgeroute.tools.server.uvicorn_with_client_limits import Connection
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "edgeroute", "messages": HELLO}

@@ -184,7 +184,7 @@ def test_what_the_container_copies_is_a_whole_package(container, tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("edgeroute-*.whl")
     with zipfile.ZipFile(wheel) as files:
-        assert {"edgeroute/__init__.py", "edgeroute/tools/palette.py"} <= set(files.namelist())
+        assert {"edgeroute/__init__.py", "edgeroute/tools/state_colours_and_marks.py"} <= set(files.namelist())
 
 
 def stub(folder, name, version, requires, tag):

@@ -16,7 +16,7 @@ import phones
 import pytest
 
 from edgeroute import BadInput, PolicyError, Unreachable
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.state_colours_and_marks import STATES
 
 SURE, UNSURE = "cup", "plant"
 """Photographs: of a cup and of a plant in its pot."""

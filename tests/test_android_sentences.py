@@ -8,7 +8,7 @@ import phones
 import pytest
 
 from edgeroute.core.reason_text_and_trace_record import CODES
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.state_colours_and_marks import STATES
 
 pytestmark = pytest.mark.skipif(not phones.APP.is_dir(), reason="the app is not in the wheel")
 

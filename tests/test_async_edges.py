@@ -456,7 +456,7 @@ def test_a_reload_refuses_one_too(tmp_path, monkeypatch):
         "\n        return [('slow', 0.9) for _ in inputs]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    from edgeroute.edge import runtime_registry_and_model_groups as runtimes
+    from edgeroute.edge import runtimes_variants_ensemble as runtimes
 
     monkeypatch.setitem(runtimes.BUILT_IN, ".slow", "slow:Slow")
     (tmp_path / "m.slow").touch()

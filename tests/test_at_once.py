@@ -379,7 +379,7 @@ def test_spending_is_read_again_where_there_was_no_thread(tmp_path, monkeypatch)
 # --------------------------------------------------------------------------------------------------------------- device, catalog
 AT_ONCE = """
 import threading
-from edgeroute.observe import device_sensors as sensors
+from edgeroute.observe import device_sensors_and_sampler as sensors
 
 together, found = threading.Barrier(2), []
 

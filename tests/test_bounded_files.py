@@ -17,13 +17,13 @@ from edgeroute.catalog.catalog_entry import entries
 from edgeroute.catalog.catalog_source_and_verification import Folder
 from edgeroute.catalog.model_folder_and_downloads import Store, pointer
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.learned_score import Learned
+from edgeroute.confidence.learned_scores_and_blends import Learned
 from edgeroute.edge import gguf_format
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.errors import CatalogAway
 from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes, read_json, read_text
-from edgeroute.tools.cli.input_files import read_inputs, recorded_outputs
+from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs, recorded_outputs
 from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import lines
 from edgeroute.types import TensorSpec

@@ -11,7 +11,7 @@ import pytest
 from both import GOOD, LONG, GatedServer, header, sure, unsure
 
 from edgeroute import Cache, CallableModel, Egress, Function, OpenInference, Options, PlainJson, Secret, Semantic
-from edgeroute.router.cache_keys import MOST
+from edgeroute.router.cache_key_prefixes import MOST
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]

@@ -31,7 +31,7 @@ from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.answer_structure_checks import LONGEST, AnswerCheck, LinearPattern
 from edgeroute.edge.edge_backend import edge_backend
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.server.openai_chat_routing_and_reply_reading import KEYS
+from edgeroute.tools.server.openai_chat_completions import KEYS
 
 pytest.importorskip("jsonschema")
 

@@ -24,7 +24,7 @@ import edgeroute
 from edgeroute import BadInput, DeadlineExceeded, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.command_runner import code_of, line
-from edgeroute.tools.cli.input_files import expand_folders, read_inputs, recorded_outputs
+from edgeroute.tools.cli.inputs_labels_and_outputs import expand_folders, read_inputs, recorded_outputs
 from edgeroute.tools.cli.tables_and_options import seconds, share
 from edgeroute.tools.server.serve import app as served
 

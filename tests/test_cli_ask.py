@@ -23,8 +23,8 @@ from lazily import needs
 from edgeroute.confidence import Certificate
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.label_questions_and_answers import Asked, AskedLabels, answers_file, parts_of
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples
 from edgeroute.tools.measure.labels_on_demand import Question
+from edgeroute.tools.measure.threshold_evaluation import Examples
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]

@@ -38,7 +38,7 @@ from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples, fit_score
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples
+from edgeroute.tools.measure.threshold_evaluation import Examples
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]

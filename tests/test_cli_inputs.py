@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgeroute import BadInput
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.input_files import read_inputs, recorded_outputs
+from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs, recorded_outputs
 
 ROWS = np.eye(3, 4, dtype=np.float32)
 JPEGS = np.array([b"\xff\xd8one", b"\xff\xd8two", b"\xff\xd8three"])

@@ -10,7 +10,7 @@ import pytest
 from edgeroute import EdgerouteError, Egress, Limits, NoAnswer, Outbox, PlainJson, Router
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core import reason_text_and_trace_record as explain
-from edgeroute.core.error_codes import HELD, ErrorCode, Rejection
+from edgeroute.core.error_codes_and_texts import HELD, ErrorCode, Rejection
 from edgeroute.stores.outbox.delivery_and_callbacks import Delivery
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import read, replay

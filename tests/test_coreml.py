@@ -20,7 +20,7 @@ from edgeroute import policy as settings
 from edgeroute.edge import coreml
 from edgeroute.edge.edge_model_members_and_fingerprints import stamps
 from edgeroute.edge.model_card import sha256_of
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.testing import edge_contract
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)

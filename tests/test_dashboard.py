@@ -53,14 +53,14 @@ from edgeroute.errors import Unfit
 from edgeroute.record.instrument_interface import RequestEnded
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.tools.cli.servers_and_dashboards import file_monitor
-from edgeroute.tools.dashboard import monitor_and_file_tail as monitors
-from edgeroute.tools.dashboard import monitor_and_file_tail as tails
+from edgeroute.tools.dashboard import dashboard_data_and_tail as monitors
+from edgeroute.tools.dashboard import dashboard_data_and_tail as tails
+from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor, Tail
 from edgeroute.tools.dashboard.in_process import Dashboard, sources_of
-from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Tail
 from edgeroute.tools.dashboard.request_window_and_replays import RECENT, ThresholdReplays, reason, row_of
-from edgeroute.tools.palette import STATES, answer_state
 from edgeroute.tools.replay import Setup, collect
-from edgeroute.tools.server.uvicorn_host import InChild
+from edgeroute.tools.server.uvicorn_with_client_limits import InChild
+from edgeroute.tools.state_colours_and_marks import STATES, answer_state
 
 ROOT = Path(__file__).parents[1]
 

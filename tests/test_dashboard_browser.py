@@ -15,8 +15,8 @@ from watched import EVIL, LONG, Records, page_of
 
 from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, PlainJson, Router, Unreachable
 from edgeroute.testing import CannedServer
+from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor
 from edgeroute.tools.dashboard.in_process import Dashboard
-from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
 
 needs("playwright", "uvicorn")
 playwright = Later("playwright.sync_api")

@@ -17,7 +17,7 @@ from watched import LONG, Records, monitor_of, page_of
 from edgeroute import Cache, Function, Limits, Options, Reading, Router, Rule, Unreachable
 from edgeroute.core.reason_text_and_trace_record import CODES
 from edgeroute.errors import Unfit
-from edgeroute.tools.dashboard.monitor_and_file_tail import OLD_S, Monitor
+from edgeroute.tools.dashboard.dashboard_data_and_tail import OLD_S, Monitor
 
 pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families as parsed

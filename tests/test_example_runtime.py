@@ -8,7 +8,7 @@ import pytest
 
 from edgeroute import RuntimeMissing
 from edgeroute import policy as settings
-from edgeroute.edge import runtime_registry_and_model_groups as runtimes
+from edgeroute.edge import runtimes_variants_ensemble as runtimes
 from edgeroute.testing import fresh_runtimes
 
 if sys.version_info >= (3, 11):

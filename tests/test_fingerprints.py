@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import Cache, CallableModel, Ensemble, Function, OnnxModel, Options, PolicyError, Router
 from edgeroute.confidence import calibrate
-from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.edge.edge_model_members_and_fingerprints import fingerprint as of_model
 from edgeroute.edge.onnx import external_data
 from edgeroute.stores.cache import fingerprint

@@ -13,7 +13,7 @@ from edgeroute import BadInput, Function, Router
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.tools.replay import Battery, Setup, read, replay
 from edgeroute.tools.replay.sharded_replay import replay_fleet
-from edgeroute.tools.replay.trace_reading_and_conversion import traces
+from edgeroute.tools.replay.trace_files_jsonl_parquet import traces
 
 POLICY = """
 threshold = 0.7

@@ -12,7 +12,7 @@ from tiny import linear
 
 from edgeroute import ModelError, OnnxModel, Router
 from edgeroute.edge.model_card import Card, card_path
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 
 make = makes()
 OTHERS = {

@@ -15,7 +15,7 @@ from test_serve import octets, save, tensor
 
 from edgeroute import AsyncRouter, CallableModel, Egress, Options, Router
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.tools.server.serve import app
 from edgeroute.types import TensorSpec
 

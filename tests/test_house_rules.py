@@ -112,7 +112,7 @@ OWN = {
     "tools/cli/status_and_trial_arms.py": (1, "values of the state file, which have checksums"),
     "tools/compress/quantize_models.py": (1, "a file that it has just written"),
     "tools/compress/onnx_graphs_and_result_files.py": (1, "a regular file, by its path, since weights may be beside it"),
-    "tools/dashboard/monitor_and_file_tail.py": (1, "a second descriptor of an open file"),
+    "tools/dashboard/dashboard_data_and_tail.py": (1, "a second descriptor of an open file"),
     "tools/dashboard/web_app_and_metrics.py": (1, "the page of the package"),
     "tools/distil_text_classifier.py": (1, "a file that it has just written"),
     "tools/export/models_folders_and_templates.py": (1, "templates of the package"),

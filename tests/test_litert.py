@@ -33,7 +33,7 @@ from edgeroute import policy as policies
 from edgeroute.edge import litert
 from edgeroute.edge import runtime_base as model_file
 from edgeroute.edge.model_card import sha256_of
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.edge.tflite_format import read_contents
 from edgeroute.testing import edge_contract
 from edgeroute.types import TensorSpec

@@ -14,7 +14,7 @@ import routes
 from both import LONG
 
 from edgeroute import BadInput, EdgerouteError, LocalServer, ModelError, PolicyError, Router, StopToken
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.http import loopback_client as loopback
 from edgeroute.testing import CannedServer, edge_contract, http_reply
 

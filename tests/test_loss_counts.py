@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.tools.measure.audit_counts_and_evidence import FIRST, NONE, LossCounts, log_evidence
 from edgeroute.tools.measure.certification_and_verdicts import Audited, counts_of
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples
+from edgeroute.tools.measure.threshold_evaluation import Examples
 
 LIMIT, RISK = 0.02, 0.05
 examples = st.lists(st.tuples(st.one_of(st.none(), st.just(nan), st.floats(-1e6, 1e6)), st.booleans()), max_size=60)

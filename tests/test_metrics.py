@@ -161,7 +161,7 @@ def test_the_devices_own_sensors(monkeypatch):
         read.set()
         return Reading(battery=0.7)
 
-    monkeypatch.setattr("edgeroute.observe.planning_facts.read", sensors)
+    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.read", sensors)
     with Router(sure, None, options=Options(instruments=[Prometheus()])) as router:
         assert read.wait(LONG)
         assert router.engine.observer.wanted

@@ -30,7 +30,7 @@ from edgeroute import (
     StopToken,
 )
 from edgeroute.edge import runtime_base as model_file
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 
 X = np.array([0.0, 2.0, 1.0, 5.0], np.float32)
 

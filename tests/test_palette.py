@@ -13,7 +13,7 @@ import pytest
 from both import sure, unsure
 
 from edgeroute import Egress, Function, Router
-from edgeroute.tools.palette import STATES, answer_state, css, legend, marked, svg_hatches
+from edgeroute.tools.state_colours_and_marks import STATES, answer_state, css, legend, marked, svg_hatches
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGHT = {

@@ -14,7 +14,7 @@ import routes
 from both import LONG, Link, Tasks, Threads, flat, header, running, unsure
 
 from edgeroute import AsyncRouter, Audit, BadInput, Cache, OpenInference, Outbox, PolicyError, Router
-from edgeroute.cloud.adaptive_input_encoding import Ladder, payload_of
+from edgeroute.cloud.encoding_and_edge_answers import Ladder, payload_of
 from edgeroute.cloud.input_codecs import Coded, codec_of
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.testing import CannedServer, http_reply

@@ -20,7 +20,7 @@ from commands import cli
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, StoreError, models
-from edgeroute.edge import runtime_registry_and_model_groups as runtimes
+from edgeroute.edge import runtimes_variants_ensemble as runtimes
 from edgeroute.edge.model_card import Card
 from edgeroute.tools import compress
 from edgeroute.tools.compress import measurement as measure

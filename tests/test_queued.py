@@ -20,7 +20,7 @@ import routes
 from both import GOOD, LONG, GatedServer, unsure
 
 from edgeroute import Instrument, Outbox, PolicyError, StoreError, Unreachable
-from edgeroute.core.error_codes import failure_text
+from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.stores.outbox.sqlite_queue import GroupCommit
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.testing import FakeCloud

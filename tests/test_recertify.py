@@ -27,7 +27,7 @@ from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.tools.cli.policy_switch_and_rollback import rewrite_policy
 from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
 from edgeroute.tools.measure.certification_and_verdicts import Audited, certify_counts, compare_edges, counts_of
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples
+from edgeroute.tools.measure.threshold_evaluation import Examples
 
 LABELS = ["a", "b", "c"]
 OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]

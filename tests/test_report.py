@@ -22,7 +22,10 @@ from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.certification_and_verdicts import Verdict, verdicts
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import (
+from edgeroute.tools.measure.report.figures import INK
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import duration, level, methods, size, verdict
+from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult, page, style
+from edgeroute.tools.measure.threshold_evaluation import (
     Cost,
     Evaluation,
     Examples,
@@ -31,10 +34,7 @@ from edgeroute.tools.measure.evaluation_label_matching_and_doubts import (
     calibration_error,
     share,
 )
-from edgeroute.tools.measure.report.figures import INK
-from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import duration, level, methods, size, verdict
-from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult, page, style
-from edgeroute.tools.palette import STATES, css
+from edgeroute.tools.state_colours_and_marks import STATES, css
 
 stats = Later("scipy.stats")
 CLASSES = ["a", "b", "c"]

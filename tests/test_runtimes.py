@@ -16,10 +16,10 @@ import edgeroute
 from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute import policy as settings
 from edgeroute.edge import edge_model_members_and_fingerprints as members
-from edgeroute.edge import runtime_registry_and_model_groups as runtimes
+from edgeroute.edge import runtimes_variants_ensemble as runtimes
 from edgeroute.edge.concurrent_runs import runs_of
 from edgeroute.edge.edge_model_members_and_fingerprints import DEFAULTS, EdgeMembers
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.testing import fresh_runtimes
 from edgeroute.tools.server.serve import app, named_model
 from edgeroute.types import TensorSpec

@@ -9,9 +9,9 @@ import pytest
 from both import LONG, flat, unsure
 
 from edgeroute import DeviceSensors, Reading, Router, Rule
-from edgeroute.observe import device_sensors as system
+from edgeroute.observe import device_sensors_and_sampler as system
 from edgeroute.observe.device.power_draw_and_batteries import Battery
-from edgeroute.observe.device_sensors import SAMPLER, Sampler, period_s
+from edgeroute.observe.device_sensors_and_sampler import SAMPLER, Sampler, period_s
 from edgeroute.router import engine_assembly as assemble
 from edgeroute.router.policy_reload import replace
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing")
 @pytest.fixture
 def quick(monkeypatch):
     """Sensors are due at once again."""
-    monkeypatch.setattr("edgeroute.observe.planning_facts.READS_S", 0.005)
+    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.READS_S", 0.005)
 
 
 def cloud(_):
@@ -109,7 +109,7 @@ def test_many_routers_share_a_few_threads_and_the_devices_sensors(monkeypatch, t
     reads, sensors, read = [], DeviceSensors(tmp_path, fresh_s=3600.0), Battery.read
     monkeypatch.setattr(Battery, "read", lambda part: reads.append(1) or read(part))
     monkeypatch.setattr(system, "system_sensors", lambda: sensors)
-    monkeypatch.setattr("edgeroute.observe.planning_facts.READS_S", 3600.0)
+    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.READS_S", 3600.0)
     routers = [make(None) for _ in range(1000)]
     try:
         assert len(SAMPLER) == 1000
@@ -195,7 +195,7 @@ def test_a_router_that_is_closed_or_dropped_is_not_read_any_more():
 
 def test_without_a_thread_it_is_tried_again(monkeypatch):
     """Once there are threads again."""
-    monkeypatch.setattr("edgeroute.observe.device_sensors.AGAIN_S", 0.005)
+    monkeypatch.setattr("edgeroute.observe.device_sensors_and_sampler.AGAIN_S", 0.005)
     device = Device(FULL)
     with make(device) as router:
         observer = router.engine.observer

@@ -24,7 +24,7 @@ from edgeroute.observe.device.android_macos_windows import (
 from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, Files
 from edgeroute.observe.device.linux_load_memory_gpu import Load
 from edgeroute.observe.device.power_draw_and_batteries import Battery
-from edgeroute.observe.device_sensors import read
+from edgeroute.observe.device_sensors_and_sampler import read
 
 TREES = Path(__file__).parent / "device_trees"
 DEVICES = ("pi4", "pi5", "orin", "laptop")
@@ -187,7 +187,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 def test_a_battery_that_comes_later_is_found(tmp_path, monkeypatch):
     """Sensors are looked for again once a minute."""
-    monkeypatch.setattr("edgeroute.observe.device_sensors.FIND_S", 0.0)
+    monkeypatch.setattr("edgeroute.observe.device_sensors_and_sampler.FIND_S", 0.0)
     sensors = device(tmp_path)
     assert sensors().battery is None
     plant(tmp_path, battery())
@@ -222,7 +222,7 @@ def test_load_is_a_difference(tmp_path):
 def test_energy_of_the_processor_is_a_difference(tmp_path, monkeypatch):
     """The counter wraps around; a core's domain, the platform's and the same package by another interface are not added."""
     clock = [1000.0]
-    monkeypatch.setattr("edgeroute.observe.device_sensors.monotonic", lambda: clock[0])
+    monkeypatch.setattr("edgeroute.observe.device_sensors_and_sampler.monotonic", lambda: clock[0])
     given, _ = tree("laptop")
     rapl = "sys/class/powercap/intel-rapl:0/energy_uj"
     plant(tmp_path, {name: text for name, text in given.items() if "powercap" in name})
@@ -419,7 +419,7 @@ def test_a_program_that_hangs_holds_up_no_reading(tmp_path):
 
 def test_a_driver_that_hangs_holds_up_no_other_thread(tmp_path, monkeypatch):
     """The last reading is what the others get."""
-    monkeypatch.setattr("edgeroute.observe.device_sensors.PATIENCE_S", 0.01)
+    monkeypatch.setattr("edgeroute.observe.device_sensors_and_sampler.PATIENCE_S", 0.01)
     plant(tmp_path, battery())
     sensors = device(tmp_path)
     last = sensors()

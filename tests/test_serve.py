@@ -30,10 +30,10 @@ from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.model_card import Card
 from edgeroute.errors import Unfit
 from edgeroute.system import clock_json_and_fork_safety as system
-from edgeroute.tools.server import oip_messages as protocol
+from edgeroute.tools.server import oip_messages_files_routes as protocol
 from edgeroute.tools.server.batching_and_tensor_models import Batcher
 from edgeroute.tools.server.serve import app, serve
-from edgeroute.tools.server.uvicorn_host import run
+from edgeroute.tools.server.uvicorn_with_client_limits import run
 from edgeroute.types import TensorSpec
 
 WEIGHTS = np.arange(1, 4, dtype=np.float32)

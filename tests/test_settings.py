@@ -38,13 +38,13 @@ from edgeroute import policy as settings
 from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.setting_units_and_ranges import Bytes, Delay, Patience, Share
-from edgeroute.edge.runtime_registry_and_model_groups import suffixes
+from edgeroute.edge.runtimes_variants_ensemble import suffixes
 from edgeroute.policy import file_and_environment as sources
 from edgeroute.policy import policy_settings as keys
 from edgeroute.policy import units_as_text as units
 from edgeroute.policy.policy_keys_from_signatures import Section as Base
 from edgeroute.policy.policy_keys_from_signatures import configures
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_types_and_units import check_units
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "policy.md"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgeroute import BadInput, Egress, RuntimeMissing
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.input_files import expand_folders, folder_labels, read_inputs
+from edgeroute.tools.cli.inputs_labels_and_outputs import expand_folders, folder_labels, read_inputs
 
 make = makes(threshold=0.5)
 F, I = "float32", "int64"  # noqa: E741 - types

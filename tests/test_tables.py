@@ -15,7 +15,7 @@ import pytest
 
 from edgeroute import BadReply, ModelError, PolicyError, Router
 from edgeroute.confidence import Learned, auto, calibrate, crossfit, deferral_curve, fit, prompt_features
-from edgeroute.confidence.learned_score import Ranks
+from edgeroute.confidence.learned_scores_and_blends import Ranks
 
 
 def examples(n, seed=0):

@@ -11,10 +11,10 @@ from lazily import needs
 from watched import EVIL, LONG, Records
 
 from edgeroute import Audit, Cache, Egress, Function, Limits, PlainJson, Router, Unreachable
+from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor
 from edgeroute.tools.dashboard.in_process import sources_of
-from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
 from edgeroute.tools.dashboard.request_window_and_replays import row_of
-from edgeroute.tools.palette import STATES, answer_state
+from edgeroute.tools.state_colours_and_marks import STATES, answer_state
 
 needs("textual")
 

@@ -18,7 +18,7 @@ from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.outbox import decode_input
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
-from edgeroute.tools.replay.trace_reading_and_conversion import pack
+from edgeroute.tools.replay.trace_files_jsonl_parquet import pack
 
 KEY = "sk-a-very-secret-key-2718281828"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources, TraceFile
+from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor, Sources, TraceFile
 
 LONG = 120.0
 EVIL = "<script>globalThis.evil = 1</script><img src=x onerror='globalThis.evil = 1'>"

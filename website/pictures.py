@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sheet import GRID, INK, PAPER, PLAIN, ROOT, SOFT, Sheet
 
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.state_colours_and_marks import STATES
 
 
 def states() -> Sheet:

@@ -24,7 +24,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from edgeroute.core.routing_policy import INF
 from edgeroute.edge import model_card as card
-from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, SCHEMES
+from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.policy import schema
 from edgeroute.policy.edge_sections_from_runtime_classes import registered_section
 from edgeroute.policy.policy_keys_from_signatures import parameters_of

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from edgeroute.tools.palette import STATES, StateName, svg_hatches
+from edgeroute.tools.state_colours_and_marks import STATES, StateName, svg_hatches
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "figures"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, checked_version, entries, fits, own_version
 from edgeroute.catalog.model_folder_and_downloads import Pointer, Store, pointer
-from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, load
+from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, load
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import set_within
 from edgeroute.system.untrusted_files import read_bytes

@@ -24,7 +24,7 @@ from typing import IO, NamedTuple
 from edgeroute.catalog.catalog_entry import Entry, FileEntry, checked_name, checked_version, is_name, read_entry, version_order
 from edgeroute.catalog.catalog_source_and_verification import Source
 from edgeroute.edge.model_card import sha256_of
-from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE
+from edgeroute.edge.runtimes_variants_ensemble import ACTIVE
 from edgeroute.errors import CatalogAway, CatalogError, ModelError, ModelMissing, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, file_sha256, json_dumps, per_process

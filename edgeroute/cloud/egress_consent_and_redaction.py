@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any, Final
 
-from edgeroute.core.error_codes import class_name
+from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.clock_json_and_fork_safety import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
-from edgeroute.system.signature_settings_and_argument_checks import runs_later
+from edgeroute.system.signature_types_and_units import runs_later
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeroute.cloud.attempt_accounting_and_turns import Exchange, Reported, Turns
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
-from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection
+from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.routing_policy import INF, Permit, Terms
 from edgeroute.errors import Held
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process

@@ -25,7 +25,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
 )
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
-from edgeroute.core.error_codes import Failure
+from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
@@ -34,7 +34,7 @@ from edgeroute.edge.fitted_estimator_as_function import as_estimator
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
 from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, is_task_cancelled
-from edgeroute.system.signature_settings_and_argument_checks import runs_later
+from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Classifier, StopToken
 
 if TYPE_CHECKING:

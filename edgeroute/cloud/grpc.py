@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
-from edgeroute.cloud.adaptive_input_encoding import PARAMETER, Feed, answers_json
+from edgeroute.cloud.encoding_and_edge_answers import PARAMETER, Feed, answers_json
 from edgeroute.cloud.endpoint import Talk
 from edgeroute.cloud.oip_endpoint_base import HEAD, MOST_ROWS, SentTensor, ServedModel, Start, identity, is_prompt
 from edgeroute.cloud.oip_tensors import Invalid, Tensor

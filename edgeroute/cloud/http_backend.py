@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud import function_backend_and_reply_checks as functions
 from edgeroute.cloud import stream_protocol_and_attempts as speeches
-from edgeroute.cloud.adaptive_input_encoding import Ladder, split_answers
+from edgeroute.cloud.encoding_and_edge_answers import Ladder, split_answers
 from edgeroute.cloud.function_backend_and_reply_checks import SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.performance_estimates_and_encoding_choice import pick

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from edgeroute.core.error_codes import class_name, clean
+from edgeroute.core.error_codes_and_texts import class_name, clean
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from edgeroute.cloud import oip_tensors as oip
-from edgeroute.cloud.adaptive_input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
+from edgeroute.cloud.encoding_and_edge_answers import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.function_backend_and_reply_checks import checked_send_edge
 from edgeroute.cloud.input_codecs import Codec

@@ -14,7 +14,7 @@ from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_
 from edgeroute.cloud.stream_protocol_and_attempts import AnswerPiece, AnswerStream, Head
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.reason_text_and_trace_record import truncated
 from edgeroute.core.setting_units_and_ranges import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
@@ -22,7 +22,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
-from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number
+from edgeroute.system.signature_types_and_units import check_units, plain_number
 from edgeroute.text import read_openai_replies as replies
 from edgeroute.text.build_openai_requests import Chat, embedding_request
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeroute.cloud import oip_endpoint_base as base
 from edgeroute.cloud import oip_tensors as oip
-from edgeroute.cloud.adaptive_input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
+from edgeroute.cloud.encoding_and_edge_answers import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.endpoint import Talk, check_status, loads
 from edgeroute.cloud.load_reports import ASK
 from edgeroute.cloud.oip_endpoint_base import Given, SentTensor, ServedModel, Start, identity, is_prompt

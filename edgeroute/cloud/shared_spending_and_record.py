@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakSet
 
-from edgeroute.core.error_codes import HeldCode, Rejection
+from edgeroute.core.error_codes_and_texts import HeldCode, Rejection
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError

@@ -12,8 +12,8 @@ from edgeroute.system.late_imports_and_plugins import import_tool
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
     from edgeroute.confidence.first_tokens import Prefix
-    from edgeroute.confidence.learned_score import Learned
     from edgeroute.confidence.learned_score_features import text_features
+    from edgeroute.confidence.learned_scores_and_blends import Learned
     from edgeroute.confidence.prompt_features_and_word_weights import prompt_features
     from edgeroute.confidence.score_before_run import InputScore
     from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
@@ -29,7 +29,7 @@ _TOOLS_OF = {
 }  # fmt: skip
 # Module of this package -> its public names that are imported at their first use.
 _NAMES_OF = {
-    "certificate": ("Certificate", "NotEnough"), "score_before_run": ("InputScore",), "learned_score": ("Learned",),
+    "certificate": ("Certificate", "NotEnough"), "score_before_run": ("InputScore",), "learned_scores_and_blends": ("Learned",),
     "learned_score_features": ("text_features",), "prompt_features_and_word_weights": ("prompt_features",),
     "first_tokens": ("Prefix",),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError

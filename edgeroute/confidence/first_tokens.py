@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from edgeroute.confidence.output_forms_labels_and_comparison import SUM_SLACK
 from edgeroute.confidence.scores import quantile
-from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.errors import BadReply, PolicyError, check_number
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 

@@ -54,7 +54,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     tokens_and_logprobs,
 )
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
-from edgeroute.core.error_codes import failure_text
+from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
 from edgeroute.system.clock_json_and_fork_safety import call_contained

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeroute.confidence.scores import Unscored
-from edgeroute.core.error_codes import UNIDENTIFIED, failure_text
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, failure_text
 from edgeroute.errors import PolicyError
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import exp, inf, isfinite, log, sqrt
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from edgeroute.core.error_codes import DumpOf
+from edgeroute.core.error_codes_and_texts import DumpOf
 from edgeroute.core.routing_policy import INF
 
 # Latency sketch: decaying quantiles in constant memory.

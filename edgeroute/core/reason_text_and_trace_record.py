@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from edgeroute.core.error_codes import UNFIT, Coded, ErrorCode, Failure, HeldCode, class_name, error_message, failure_text
+from edgeroute.core.error_codes_and_texts import (
+    UNFIT,
+    Coded,
+    ErrorCode,
+    Failure,
+    HeldCode,
+    class_name,
+    error_message,
+    failure_text,
+)
 from edgeroute.core.plan import Leg, Plan, judged_leg, two_digits
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import exp, inf
 from typing import Any, Final
 
-from edgeroute.core.error_codes import DumpOf
+from edgeroute.core.error_codes_and_texts import DumpOf
 
 # Sequential test of one mean: detects that it exceeds its level, with few false alarms.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
-from edgeroute.core.error_codes import DumpOf, HeldCode, Lasting, Rejection
+from edgeroute.core.error_codes_and_texts import DumpOf, HeldCode, Lasting, Rejection
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.setting_units_and_ranges import Limit
 

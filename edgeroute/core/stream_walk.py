@@ -59,7 +59,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeAlias, final
 
-from edgeroute.core.error_codes import Coded
+from edgeroute.core.error_codes_and_texts import Coded
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import (

@@ -16,7 +16,7 @@ from functools import cache, lru_cache, partial
 from operator import methodcaller
 from typing import Any, Final, TypeAlias
 
-from edgeroute.core.error_codes import failure_text
+from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest

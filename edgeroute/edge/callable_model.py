@@ -16,7 +16,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.edge.fitted_estimator_as_function import Estimator, as_estimator
 from edgeroute.errors import PolicyError
-from edgeroute.system.signature_settings_and_argument_checks import runs_later
+from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Classifier, StopToken, TensorSpec
 
 

@@ -39,7 +39,7 @@ from edgeroute.edge.edge_model_members_and_fingerprints import (
     has_async_runs,
     member,
 )
-from edgeroute.edge.runtime_registry_and_model_groups import Ensemble
+from edgeroute.edge.runtimes_variants_ensemble import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, log
 from edgeroute.system.late_imports_and_plugins import import_late

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
-from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.clock_json_and_fork_safety import file_stamp, sha256
 from edgeroute.types import EdgeModel, StopToken, TensorSpec

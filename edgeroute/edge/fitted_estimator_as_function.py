@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.core.error_codes import class_name
+from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
 from edgeroute.system.late_imports_and_plugins import attribute
 

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import ModelError, ModelMissing
 from edgeroute.system.untrusted_files import open_file
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeroute.core.error_codes import class_name
+from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
 

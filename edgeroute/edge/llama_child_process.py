@@ -27,7 +27,7 @@ from time import monotonic
 from typing import IO, Any, Final
 from weakref import finalize
 
-from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.edge.llama_in_process_engines import LoadOptions, OnPiece, Pieces, open_engine
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing

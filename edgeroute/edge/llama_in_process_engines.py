@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, SafeCondition, initially, list_weakset, per_process
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed, no_fork

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeroute.confidence.first_tokens import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.answer_structure_checks import AnswerCheck, Given

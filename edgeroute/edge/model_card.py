@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from edgeroute.confidence.detector_boxes import RULES
 from edgeroute.confidence.output_reader import KINDS
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.input_checks_and_stacking import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
 from edgeroute.system.clock_json_and_fork_safety import file_sha256, files_in, sha256

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edgeroute.catalog.signed_policy_follower import signed_name
 from edgeroute.confidence.certificate import digest
-from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests

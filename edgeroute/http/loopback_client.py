@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.dns_resolver import SocketAddress

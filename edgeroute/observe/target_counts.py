@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from edgeroute.core.error_codes import UNFIT, Failure
+from edgeroute.core.error_codes_and_texts import UNFIT, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.routing_policy import INF

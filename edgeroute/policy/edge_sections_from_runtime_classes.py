@@ -20,7 +20,7 @@ from pydantic_core import InitErrorDetails
 
 from edgeroute.catalog.installed_versions_and_active_loading import model_file
 from edgeroute.edge.answer_structure_checks import Given
-from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
+from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.model_and_endpoint_sections import Edge, Model, Target
 from edgeroute.policy.policy_keys_from_signatures import parameters_of

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.policy.policy_problems_and_contradictions import Key, Problem
 from edgeroute.policy.policy_settings import LISTS, SECTIONS

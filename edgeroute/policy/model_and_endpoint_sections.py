@@ -18,7 +18,7 @@ from edgeroute.confidence.output_reader import Kind
 from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.onnx_provider_options import parse_providers
-from edgeroute.edge.runtime_registry_and_model_groups import Variants, is_address, load
+from edgeroute.edge.runtimes_variants_ensemble import Variants, is_address, load
 from edgeroute.errors import PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Address
 from edgeroute.policy.policy_keys_from_signatures import Section, configures
@@ -35,7 +35,7 @@ def loaded_score(score: str, folder: Path) -> Any:
     """Return a score's name itself, or the `Learned` score read from the file at a path. Raises as `Learned.load`."""
     if score in SCORES:
         return score
-    from edgeroute.confidence.learned_score import Learned
+    from edgeroute.confidence.learned_scores_and_blends import Learned
 
     return Learned.load(at(folder, score))
 

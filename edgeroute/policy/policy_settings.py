@@ -19,7 +19,7 @@ from edgeroute.catalog.installed_versions_and_active_loading import version_of
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model, stamps
-from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, BUILT_IN, is_address, suffix_of
+from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
 from edgeroute.policy.edge_sections_from_runtime_classes import ByRuntime, for_file
 from edgeroute.policy.model_and_endpoint_sections import (

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE, SCHEMES
+from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, SCHEMES
 from edgeroute.errors import EdgerouteError
 from edgeroute.policy.edge_sections_from_runtime_classes import Registered, all_registered, registered_section
 from edgeroute.policy.model_and_endpoint_sections import Cloud

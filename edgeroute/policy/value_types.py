@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from edgeroute.cloud.adaptive_input_encoding import payload_of
+from edgeroute.cloud.encoding_and_edge_answers import payload_of
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.device_rules import NO_ONLY_CLOUD
 from edgeroute.core.routing_policy import HEDGE
 from edgeroute.edge import onnx_provider_options as providers
 from edgeroute.edge.answer_structure_checks import AnswerCheck
-from edgeroute.edge.runtime_registry_and_model_groups import step_of, suffixes
+from edgeroute.edge.runtimes_variants_ensemble import step_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.http.messages_addresses_and_secrets import Secret, bare, checked_pins
 from edgeroute.policy.policy_problems_and_contradictions import quote_value

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from edgeroute.core.error_codes import Failure
+from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.reason_text_and_trace_record import error_code
 from edgeroute.errors import NoAnswer, PolicyError, Refused, RuntimeMissing
 from edgeroute.record.instrument_interface import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded

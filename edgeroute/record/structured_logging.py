@@ -7,7 +7,7 @@ import logging
 from datetime import datetime, timezone
 from typing import Any
 
-from edgeroute.core.error_codes import clean, printable
+from edgeroute.core.error_codes_and_texts import clean, printable
 from edgeroute.core.reason_text_and_trace_record import error_code
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-from edgeroute.core.error_codes import Failure
+from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.reason_text_and_trace_record import CODES, Took, error_code
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import new

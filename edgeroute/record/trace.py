@@ -14,7 +14,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_types_and_units import check_units
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Trace(Instrument):
 
 def _make_parquet(path: Path, keep: int) -> None:
     """Make Parquet of a trace's full files."""
-    import_tool("replay.trace_reading_and_conversion").pack(path, keep)
+    import_tool("replay.trace_files_jsonl_parquet").pack(path, keep)
 
 
 def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.edge_backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.router.cache_keys import is_accepted
+from edgeroute.router.cache_key_prefixes import is_accepted
 from edgeroute.router.io_steps_and_stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.routing_policy import Options
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model
-from edgeroute.edge.runtime_registry_and_model_groups import Variants, each
+from edgeroute.edge.runtimes_variants_ensemble import Variants, each
 from edgeroute.errors import PolicyError
 from edgeroute.types import Classifier, StopToken, V
 
@@ -130,7 +130,7 @@ def check_types(given: Mapping[str, Any]) -> None:
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     for name in ("limits", "audit"):  # plain data, which cannot refuse a number itself
         if given.get(name) is not None:
-            from edgeroute.system.signature_settings_and_argument_checks import check_units
+            from edgeroute.system.signature_types_and_units import check_units
 
             check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
     for side in ("edge", "cloud"):

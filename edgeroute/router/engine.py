@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgeroute.cloud.egress_consent_and_redaction import WITHIN, Egress
-from edgeroute.core.error_codes import Failure
+from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.plan import Plan, by_itself, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Done, Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held
-from edgeroute.observe.device_sensors import SAMPLER
+from edgeroute.observe.device_sensors_and_sampler import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
-from edgeroute.observe.planning_facts import EASES_S, Observer
+from edgeroute.observe.facts_energy_and_rules import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
-from edgeroute.router.cache_keys import LONGEST
+from edgeroute.router.cache_key_prefixes import LONGEST
 from edgeroute.router.drivers import blocking
 from edgeroute.router.io_steps_and_stages import Block, Result, Steps, compose, walk_stage
 from edgeroute.router.leg_execution import LegExecutor, Walked

@@ -16,8 +16,8 @@ from edgeroute.core.plan import withdrawn
 from edgeroute.core.routing_policy import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
-from edgeroute.observe.device_sensors import SAMPLER
-from edgeroute.observe.planning_facts import Observer
+from edgeroute.observe.device_sensors_and_sampler import SAMPLER
+from edgeroute.observe.facts_energy_and_rules import Observer
 from edgeroute.record.instrument_interface import Instruments
 from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, read_sensors_once, status_of
@@ -77,7 +77,7 @@ def assemble(
         "sensors": sensors, "state": state, "trace": trace, **policy,
     })  # fmt: skip
     if limits is not None or audit is not None:
-        from edgeroute.system.signature_settings_and_argument_checks import plain_numbers
+        from edgeroute.system.signature_types_and_units import plain_numbers
 
         limits, audit = plain_numbers(limits), plain_numbers(audit)
     folder = None if state is None else Path(state).absolute()  # the program may change its working directory

@@ -6,15 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeroute.core.error_codes import class_name, clean, failure_text
+from edgeroute.core.error_codes_and_texts import class_name, clean, failure_text
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
-from edgeroute.router.cache_keys import fingerprint
+from edgeroute.router.cache_key_prefixes import fingerprint
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.signature_settings_and_argument_checks import runs_later
+from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Backend, Escalated
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class EdgeAnswers:
         """Store the edge's answers to these rows, None: to all, as a cloud is sent them; failures are skipped."""
         for row, answer in zip(range(len(self._rows)) if rows is None else rows, answers, strict=True):
             if type(answer) is Prediction:
-                self._answers[row] = import_late("edgeroute.cloud.adaptive_input_encoding").answer_fields(answer)
+                self._answers[row] = import_late("edgeroute.cloud.encoding_and_edge_answers").answer_fields(answer)
 
     def attach(self, leg: int, rows: Sequence[int] | None, inputs: Sequence[Any]) -> list[Escalated]:
         """Return the inputs joined with the edge's answers known now, for a cloud's leg, and record what that leg was sent.

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from edgeroute.core.endpoint_breaker_and_limits import price
-from edgeroute.core.error_codes import INPUTS_OWN, failure_text
+from edgeroute.core.error_codes_and_texts import INPUTS_OWN, failure_text
 from edgeroute.core.routing_policy import INF, Permit
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.stream_walk import Pieces

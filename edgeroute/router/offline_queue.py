@@ -12,7 +12,7 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from edgeroute.core.error_codes import failure_text
+from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF, UNCLASSIFIED, Denied, permit
 from edgeroute.core.walk import Outcome, Prediction

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from edgeroute.core import reason_text_and_trace_record as explain
-from edgeroute.core.error_codes import failure_text
+from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Offline
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
@@ -22,7 +22,7 @@ from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, log, per_process
-from edgeroute.system.signature_settings_and_argument_checks import runs_later
+from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.core.spending_limits import Limits
 from edgeroute.edge.edge_model_members_and_fingerprints import member
-from edgeroute.edge.runtime_registry_and_model_groups import each
+from edgeroute.edge.runtimes_variants_ensemble import each
 from edgeroute.errors import Closed, EdgerouteError, PolicyError
-from edgeroute.observe.device_sensors import SAMPLER
+from edgeroute.observe.device_sensors_and_sampler import SAMPLER
 from edgeroute.router.audits_and_hidden_trials import put_audits, put_trials
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.engine_assembly import guard

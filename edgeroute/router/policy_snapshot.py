@@ -20,14 +20,14 @@ from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score
 from edgeroute.core.device_rules import Rule, problem
-from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
 from edgeroute.edge.edge_model_members_and_fingerprints import LoadedFiles, member, stamps
-from edgeroute.edge.runtime_registry_and_model_groups import Variants, load
+from edgeroute.edge.runtimes_variants_ensemble import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
-from edgeroute.observe.device_sensors import LEAST_S, MOST_S
-from edgeroute.router.cache_keys import KeyPrefixes, fingerprint, score_print
+from edgeroute.observe.device_sensors_and_sampler import LEAST_S, MOST_S
+from edgeroute.router.cache_key_prefixes import KeyPrefixes, fingerprint, score_print
 from edgeroute.router.constructor_checks import checked_cloud, is_float, threshold_advice
 from edgeroute.router.inputs_and_forwarded_answers import TargetViews, View, check_send_edge
 from edgeroute.system.clock_json_and_fork_safety import sha256

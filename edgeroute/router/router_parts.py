@@ -21,7 +21,7 @@ from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
-    from edgeroute.observe.planning_facts import Observer
+    from edgeroute.observe.facts_energy_and_rules import Observer
     from edgeroute.observe.stats_and_status import Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.router.policy_snapshot import Snapshot

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.binomial_tests import RISK, share_and_interval
 from edgeroute.confidence.output_forms_labels_and_comparison import same
-from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
+from edgeroute.core.error_codes_and_texts import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF
@@ -24,7 +24,7 @@ from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
-from edgeroute.router.cache_keys import fingerprint
+from edgeroute.router.cache_key_prefixes import fingerprint
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, initially, log, per_process
 from edgeroute.system.input_copies import copy_value
 from edgeroute.trials.edge_audits import BackgroundCalls, Compared

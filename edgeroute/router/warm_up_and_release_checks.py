@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.core.error_codes import error_text, failure_text
+from edgeroute.core.error_codes_and_texts import error_text, failure_text
 from edgeroute.edge.edge_backend import EdgeBackend, OffLoop, in_new_session
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import EdgerouteError, ModelError

@@ -18,7 +18,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar, cast
 from weakref import WeakSet, WeakValueDictionary
 
-from edgeroute.core.error_codes import class_name, error_message
+from edgeroute.core.error_codes_and_texts import class_name, error_message
 from edgeroute.errors import StoreError
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.system.untrusted_files import open_file

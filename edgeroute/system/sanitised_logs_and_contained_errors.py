@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edgeroute.core.error_codes import FOREIGN, OWN, Coded, error_message, error_text, failure_text, printable
+from edgeroute.core.error_codes_and_texts import FOREIGN, OWN, Coded, error_message, error_text, failure_text, printable
 from edgeroute.errors import StoreError
 
 log = logging.getLogger("edgeroute")

@@ -14,7 +14,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from weakref import WeakSet
 
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.errors import EdgerouteError
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, SafeCondition, initially, list_weakset, log, per_process, pooled
 from edgeroute.system.sanitised_logs_and_contained_errors import call_logged

@@ -5,7 +5,7 @@ Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.edge.runtime_registry_and_model_groups import fresh_runtimes
+from edgeroute.edge.runtimes_variants_ensemble import fresh_runtimes
 from edgeroute.system.late_imports_and_plugins import import_tool
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.first_tokens import RULES, Prefix, Rule
-from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.errors import BadInput, PolicyError, Unfit, check_number
 
 # Keys of a request that edgeroute sets; the caller's are ignored.

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgeroute.confidence.first_tokens import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.scores import Unscored, quantile_of
-from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit

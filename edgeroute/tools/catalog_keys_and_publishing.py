@@ -20,7 +20,7 @@ from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
 from edgeroute.catalog.catalog_source_and_verification import INDEX, METADATA, TARGETS
 from edgeroute.catalog.model_folder_and_downloads import FILES, replace_durably
 from edgeroute.edge.model_card import card_path, sha256_of
-from edgeroute.edge.runtime_registry_and_model_groups import suffix_of, suffixes
+from edgeroute.edge.runtimes_variants_ensemble import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import files_in

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import BadInput, EdgerouteError, ModelError
 from edgeroute.system.late_imports_and_plugins import import_needed
@@ -43,7 +43,7 @@ def read_sample(path: Path) -> Any:
         BadInput: it cannot be read.
         RuntimeMissing: pandas is not installed.
     """
-    from edgeroute.tools.cli.input_files import read_inputs
+    from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs
 
     if path.suffix.lower() not in {".csv", ".parquet"}:
         return [item.x for item in read_inputs(path)]

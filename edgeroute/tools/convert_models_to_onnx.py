@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.output_reader import checked_kind
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtime_base import first_line
-from edgeroute.edge.runtime_registry_and_model_groups import step_of
+from edgeroute.edge.runtimes_variants_ensemble import step_of
 from edgeroute.errors import ModelError, ModelMissing, PolicyError
 from edgeroute.router.router import Router
 from edgeroute.system.late_imports_and_plugins import import_needed

@@ -17,7 +17,7 @@ from edgeroute.core.setting_units_and_ranges import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.stats_and_status import AuditStats
 from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_types_and_units import check_units
 
 SHOWN = 50  # number of audits that an alarm reports
 # Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Typ
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.confidence.output_forms_labels_and_comparison import same
-from edgeroute.core.error_codes import Failure, class_name
+from edgeroute.core.error_codes_and_texts import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.core.sequential_tests import grid_index

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from words import said
 
 from edgeroute import FrameUpdate
-from edgeroute.tools import palette
+from edgeroute.tools import state_colours_and_marks as palette
 
 ALIKE = 0.5  # likeness from which two readings are of one word
 FINE = 2  # words are drawn so many times larger, and scaled down with the perspective

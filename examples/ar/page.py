@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from edgeroute.tools import palette
+from edgeroute.tools import state_colours_and_marks as palette
 
 OWN = ["127.0.0.1", "localhost"]  # names under which a browser may ask: another would be a foreign page whose name leads here
 LAST_S = 2.0  # so long a browser may take to get what it lacks as the page ends

@@ -30,7 +30,7 @@ from words import CLOUD, DEVICE, Table, key, letters, said, words_of
 
 from edgeroute import BadInput, BadReply
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.state_colours_and_marks import STATES
 
 LONG = 120.0
 SURE, UNSURE, WALL, TURNED = 1.0, EACH_S + 1.0, 2 * EACH_S + 1.0, 4 * EACH_S + 1.0

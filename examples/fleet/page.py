@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from edgeroute.tools.palette import STATES, marked, svg_hatches
+from edgeroute.tools.state_colours_and_marks import STATES, marked, svg_hatches
 
 COLOURS = {"shop-1": "#98a1b0", "shop-2": "#5c6370", "shop-3": "#1b1b1f", "shop-4": "#7d8697"}
 """Of policies, which are no states of answers: greys."""

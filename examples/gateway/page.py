@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
-from edgeroute.tools.palette import STATES, answer_state, css
+from edgeroute.tools.state_colours_and_marks import STATES, answer_state, css
 from edgeroute.types import Answer
 
 FILE = Path(__file__).with_name("page.html")

@@ -7,7 +7,7 @@ from html import escape
 
 from simulate import Report
 
-from edgeroute.tools.palette import STATES, marked
+from edgeroute.tools.state_colours_and_marks import STATES, marked
 
 WIDTH, HEIGHT = 960, 330
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 64, 44

@@ -28,7 +28,7 @@ from simulate import Link, opened, served, variable
 
 from edgeroute import Answer, OnnxModel
 from edgeroute.testing import Relay
-from edgeroute.tools.palette import STATES, StateName, answer_state, css, svg_hatches
+from edgeroute.tools.state_colours_and_marks import STATES, StateName, answer_state, css, svg_hatches
 
 HERE = Path(__file__).parent
 SPEED = 200

@@ -32,7 +32,7 @@ else:
 
 from framed import LONG_S, Window
 
-from edgeroute.tools.palette import STATES, css
+from edgeroute.tools.state_colours_and_marks import STATES, css
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path(__file__).with_name("page.html")

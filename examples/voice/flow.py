@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeroute.tools.palette import STATES, marked
+from edgeroute.tools.state_colours_and_marks import STATES, marked
 
 FILE = Path(__file__).with_name("flow.svg")
 TITLE = "The way of an utterance: detector, commands, words, intents, skills, language models; each on the device first"

@@ -16,7 +16,7 @@ from dialogue import Dialogue, Reply, Step
 from matrix import NOISES, VOICES, Case, noisy
 from sound import NoSound, Samples, chunks, spoken
 
-from edgeroute.tools.palette import STATES, css
+from edgeroute.tools.state_colours_and_marks import STATES, css
 
 OWN = {"127.0.0.1", "localhost"}
 """Names under which a browser may ask: another would be a foreign page whose name leads here."""

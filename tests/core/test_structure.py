@@ -43,7 +43,7 @@ LOCKS = {
     "system/clock_json_and_fork_safety.py": "of a condition, which each process makes for itself",
     "tools/contracts/canned_server.py": "for tests",
     "tools/contracts/scripted_models_and_clouds.py": "for tests",
-    "tools/dashboard/monitor_and_file_tail.py": "a page belongs to the process that serves it",
+    "tools/dashboard/dashboard_data_and_tail.py": "a page belongs to the process that serves it",
     "types.py": "of one call",
 }
 """Files that make a lock which a forked child takes over, each with the reason."""

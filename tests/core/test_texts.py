@@ -3,7 +3,7 @@
 import pytest
 
 from edgeroute import BadReply
-from edgeroute.core.error_codes import FOREIGN, LOST, OWN, class_name, clean, error_message, error_text, printable
+from edgeroute.core.error_codes_and_texts import FOREIGN, LOST, OWN, class_name, clean, error_message, error_text, printable
 
 
 class Unspeakable(Exception):

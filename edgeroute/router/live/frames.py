@@ -23,7 +23,7 @@ from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, M
 from edgeroute.router.offline_rules_and_late_replies import AGREES, CORRECTS
 from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
-from edgeroute.system.signature_settings_and_argument_checks import check_units
+from edgeroute.system.signature_types_and_units import check_units
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

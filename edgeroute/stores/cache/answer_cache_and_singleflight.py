@@ -22,7 +22,7 @@ from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, per_process_of
-from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number
+from edgeroute.system.signature_types_and_units import check_units, plain_number
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 # Disk tier of the answer cache: entries in a SQLite file shared by processes, written by a thread (write-behind).

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.core.error_codes import class_name
+from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent

@@ -17,14 +17,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
 
-from edgeroute.core.error_codes import INPUTS_OWN, class_name, failure_text
+from edgeroute.core.error_codes_and_texts import INPUTS_OWN, class_name, failure_text
 from edgeroute.errors import Closed, CloudError, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.stores.outbox.outbox_entries import Answering, Late, Listed, Waiting
 from edgeroute.stores.outbox.schema_queries_and_eviction import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, per_process
-from edgeroute.system.signature_settings_and_argument_checks import runs_later
+from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 # Delivery of late answers to the app's callback, by a thread of one process.

@@ -27,7 +27,7 @@ from edgeroute.stores.outbox.outbox_entries import Late, Listed, Put, State, Wai
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, to_json_types
-from edgeroute.system.signature_settings_and_argument_checks import check_units, plain_number
+from edgeroute.system.signature_types_and_units import check_units, plain_number
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 

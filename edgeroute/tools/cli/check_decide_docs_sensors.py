@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import nearest
 from edgeroute.system.late_imports_and_plugins import docs_folder
 from edgeroute.tools.cli.command_runner import FAILED, OK
@@ -34,7 +34,7 @@ def check(
     Raises:
         typer.BadParameter: not exactly one file is given.
     """
-    from edgeroute.edge.runtime_registry_and_model_groups import step_of
+    from edgeroute.edge.runtimes_variants_ensemble import step_of
     from edgeroute.router.router import Router
 
     if (given := file or policy) is None or (file and policy):
@@ -67,7 +67,7 @@ def decide(
         typer.BadParameter: the file has no input `index`.
         BadInput: it cannot be read.
     """
-    from edgeroute.tools.cli.input_files import read_inputs
+    from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs
 
     def print_note(note: str) -> None:
         """Print a note on stderr, as JSON with --json."""
@@ -137,7 +137,7 @@ def sensors(*, root: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("/")
     Reads the sensors twice, with a pause between, as loads are differences; waits for the programs that some readings run.
     """
     from edgeroute.observe.device.kernel_files_and_cached_commands import TIMEOUT_S
-    from edgeroute.observe.device_sensors import DeviceSensors
+    from edgeroute.observe.device_sensors_and_sampler import DeviceSensors
 
     if not root.is_dir():
         raise typer.BadParameter(f"{str(root)!r} is no folder", param_hint="--root")

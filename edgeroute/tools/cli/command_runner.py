@@ -18,9 +18,9 @@ from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer, StoreError
-from edgeroute.system.signature_settings_and_argument_checks import argument_texts
+from edgeroute.system.signature_types_and_units import argument_texts
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141

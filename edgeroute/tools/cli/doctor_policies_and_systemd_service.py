@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import edgeroute
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput, nearest
 from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.late_imports_and_plugins import package_folder

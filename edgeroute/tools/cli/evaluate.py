@@ -14,8 +14,8 @@ from edgeroute.tools.cli import tables_and_options as ui
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
-    from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Evaluation
     from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult
+    from edgeroute.tools.measure.threshold_evaluation import Evaluation
 
 
 def evaluate(

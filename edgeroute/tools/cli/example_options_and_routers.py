@@ -103,7 +103,13 @@ def read_examples(
     """
     import numpy as np
 
-    from edgeroute.tools.cli.input_files import Recorded, expand_folders, folder_labels, read_inputs, recorded_outputs
+    from edgeroute.tools.cli.inputs_labels_and_outputs import (
+        Recorded,
+        expand_folders,
+        folder_labels,
+        read_inputs,
+        recorded_outputs,
+    )
     from edgeroute.tools.cli.labelled_table_reader import Item
 
     recorded, items, notes = list[Recorded](), list[Item](), list[str]()

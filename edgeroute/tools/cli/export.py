@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, seconds, share
 

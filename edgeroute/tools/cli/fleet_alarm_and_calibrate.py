@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadInput
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import certify_audits, proper_share
@@ -162,7 +162,7 @@ def calibrate(
         typer.BadParameter: only some of the options of the catalog are given.
     """
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
-    from edgeroute.tools.fleet.fleet_audit_counts import threshold_index
+    from edgeroute.tools.fleet.fleet_audit_loss_bounds import threshold_index
     from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 
     given = (catalog, name, version, keys)

@@ -143,7 +143,7 @@ def _fill(store: Path, source: str, key: str | None) -> list[tuple[str, str]]:
 
 def _has_traces(source: str) -> bool:
     """Return True for a folder with traces and without digests."""
-    from edgeroute.tools.replay.trace_reading_and_conversion import traces
+    from edgeroute.tools.replay.trace_files_jsonl_parquet import traces
 
     if "://" in source or any(Path(source).glob("**/*.digest")):
         return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput
 from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW, command

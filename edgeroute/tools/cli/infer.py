@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.system.clock_json_and_fork_safety import to_json_types
 from edgeroute.tools.cli.command_runner import FAILED, NO_ANSWER, OK, code_of, line
@@ -129,7 +129,7 @@ def infer(
         PolicyError, ModelMissing, RuntimeMissing: no input could be answered.
     """
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.input_files import expand_folders, folder_labels, read_inputs
+    from edgeroute.tools.cli.inputs_labels_and_outputs import expand_folders, folder_labels, read_inputs
     from edgeroute.tools.measure.report.progress_bar import bar
 
     tally, failures = Tally(), list[EdgerouteError]()

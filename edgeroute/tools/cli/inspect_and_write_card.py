@@ -91,7 +91,7 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
         typer.BadParameter: a card exists, and `force` is not set.
     """
     from edgeroute.edge.model_card import card_path
-    from edgeroute.edge.runtime_registry_and_model_groups import load
+    from edgeroute.edge.runtimes_variants_ensemble import load
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.inspect_report import card_text
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeroute.confidence.detector_boxes import are_boxes
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.edge_backend import in_new_session
 from edgeroute.edge.edge_model_members_and_fingerprints import feed_of, member
@@ -24,11 +24,11 @@ from edgeroute.edge.input_checks_and_stacking import shape_text
 from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card, card_path, sha256_of
 from edgeroute.edge.runtime_base import ModelFile
-from edgeroute.edge.runtime_registry_and_model_groups import load, suffix_of
+from edgeroute.edge.runtimes_variants_ensemble import load, suffix_of
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.system.untrusted_files import open_file, read_bytes
 from edgeroute.tools.cli.command_runner import LEFT
-from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, input_at
+from edgeroute.tools.cli.inputs_labels_and_outputs import IMAGES, STDIN, by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
 from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card_of, doubted, guess_outputs, named_classes
 from edgeroute.tools.inspect.input_guesses_and_trial_tensors import (

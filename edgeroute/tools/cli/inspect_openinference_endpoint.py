@@ -10,7 +10,7 @@ from typing import Any
 from edgeroute.cloud.oip_tensors import DTYPES
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.core.routing_policy import Options
 from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card
@@ -18,7 +18,7 @@ from edgeroute.errors import CloudError, EdgerouteError
 from edgeroute.http.messages_addresses_and_secrets import Reply, Secret
 from edgeroute.router.router import Router
 from edgeroute.system.quotable_codes_and_secrets import quoted_names
-from edgeroute.tools.cli.input_files import by_name, input_at
+from edgeroute.tools.cli.inputs_labels_and_outputs import by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
 from edgeroute.tools.inspect.guess_outputs import KIND, NAME, guess_outputs
 from edgeroute.tools.inspect.input_guesses_and_trial_tensors import Finding, describe

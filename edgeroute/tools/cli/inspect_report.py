@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.output_forms_labels_and_comparison import form_of
-from edgeroute.core.error_codes import LOST, clean, printable
+from edgeroute.core.error_codes_and_texts import LOST, clean, printable
 from edgeroute.edge.input_checks_and_stacking import shape_text
 from edgeroute.tools.inspect.input_guesses_and_trial_tensors import Finding, quoted
 from edgeroute.types import TensorSpec

@@ -21,14 +21,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.stores.cache.input_keys_and_fingerprints import digest
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.clock_json_and_fork_safety import to_json_types
 from edgeroute.system.untrusted_files import parse_json, read_bytes
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question
+from edgeroute.tools.measure.threshold_evaluation import Examples
 
 # What is shown of an input: texts, pictures and sounds.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command

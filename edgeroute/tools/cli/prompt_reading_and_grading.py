@@ -18,7 +18,7 @@ from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply
 from edgeroute.system.untrusted_files import parse_json
-from edgeroute.tools.cli.input_files import expand_folders, numbered_lines, prompt_of
+from edgeroute.tools.cli.inputs_labels_and_outputs import expand_folders, numbered_lines, prompt_of
 from edgeroute.tools.cli.read_and_certify_graded_answers import Graded
 
 if TYPE_CHECKING:

@@ -45,8 +45,8 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
         ModelError: the model cannot be loaded.
     """
     from edgeroute.edge.edge_model_members_and_fingerprints import member
-    from edgeroute.edge.runtime_registry_and_model_groups import load
-    from edgeroute.tools.cli.input_files import expand_folders, read_inputs
+    from edgeroute.edge.runtimes_variants_ensemble import load
+    from edgeroute.tools.cli.inputs_labels_and_outputs import expand_folders, read_inputs
 
     loaded = load(model)
     if (load_it := member(loaded, "load")) is not None:

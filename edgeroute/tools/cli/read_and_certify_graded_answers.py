@@ -11,7 +11,7 @@ import numpy as np
 from edgeroute.confidence.certificate import Certificate, Kind
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.cli.example_options_and_routers import TRUST
-from edgeroute.tools.cli.input_files import by_name, expand_folders
+from edgeroute.tools.cli.inputs_labels_and_outputs import by_name, expand_folders
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 

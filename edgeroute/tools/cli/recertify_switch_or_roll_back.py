@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.clock_json_and_fork_safety import replace_file

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy

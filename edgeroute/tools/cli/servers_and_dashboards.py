@@ -22,7 +22,7 @@ from edgeroute.tools.cli.status_and_trial_arms import Opened, open_policy, read_
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
-    from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
+    from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor
     from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 
@@ -124,7 +124,7 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
         BadInput: there is nothing to follow, or the record is missing, is no regular file, or is Parquet.
         typer.BadParameter: none of the three is given.
     """
-    from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources, TraceFile
+    from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor, Sources, TraceFile
 
     if policy is None and record is None and state is None:
         raise typer.BadParameter("one of the three is needed", param_hint="--policy, --record or --state")
@@ -257,7 +257,7 @@ def dashboard(
     Blocks until Ctrl-C (exit code 130) or SIGTERM (0).
     """
     from edgeroute.tools.dashboard import web_app_and_metrics as web
-    from edgeroute.tools.server.access_limits_and_errors import token_of
+    from edgeroute.tools.server.access_limits_and_options import token_of
 
     token = None if token_env is None else token_of(token_env)
     monitor = file_monitor(policy, record, state)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, Link, break_even
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target

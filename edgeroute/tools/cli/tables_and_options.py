@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.core.error_codes import printable
+from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.system.untrusted_files import read_text
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.state_colours_and_marks import STATES
 
 if TYPE_CHECKING:
     from rich.console import Console

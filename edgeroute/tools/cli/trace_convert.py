@@ -37,7 +37,7 @@ def convert(
     Raises:
         BadInput: of a single trace: it cannot be read, the new file exists, or has the suffix of the other form.
     """
-    from edgeroute.tools.replay import trace_reading_and_conversion as conversion
+    from edgeroute.tools.replay import trace_files_jsonl_parquet as conversion
     from edgeroute.tools.replay.parquet_trace_format import is_parquet
 
     pairs = [(source, out)]

@@ -19,7 +19,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import Labels, plai
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.edge.edge_model_members_and_fingerprints import files, member
 from edgeroute.edge.onnx import OnnxModel
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.clock_json_and_fork_safety import files_in
 from edgeroute.system.untrusted_files import open_file

@@ -19,7 +19,7 @@ import edgeroute.tools.compress.onnx_graphs_and_result_files as graphs
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.onnx import OnnxModel, external_data, runtime
 from edgeroute.edge.runtime_base import first_line
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, check_number
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.tools.compress.onnx_graphs_and_result_files import put, target, workplace, write_card

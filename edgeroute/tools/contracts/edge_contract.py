@@ -27,7 +27,7 @@ from edgeroute.core.stream_walk import join_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.edge_model_members_and_fingerprints import files, fingerprint, member
-from edgeroute.edge.runtime_registry_and_model_groups import Ensemble, load
+from edgeroute.edge.runtimes_variants_ensemble import Ensemble, load
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.input_copies import copy_input
 from edgeroute.tools.contracts.model_runs_that_may_hang import Ask, Hangs, Running, Token

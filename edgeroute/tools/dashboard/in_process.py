@@ -18,7 +18,7 @@ from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process
-from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources
+from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor, Sources
 from edgeroute.tools.dashboard.request_window_and_replays import certificates_of, policy_summary
 from edgeroute.tools.replay.replay_setup_and_result import Setup
 

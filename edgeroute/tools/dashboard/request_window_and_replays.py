@@ -12,7 +12,7 @@ import numpy as np
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, USUAL
-from edgeroute.core.error_codes import HELD, UNFIT, clean
+from edgeroute.core.error_codes_and_texts import HELD, UNFIT, clean
 from edgeroute.core.plan import Facts, Leg, Plan
 from edgeroute.core.reason_text_and_trace_record import CODES, Took, answer_part, finite
 from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
@@ -21,11 +21,11 @@ from edgeroute.errors import BadInput
 from edgeroute.record.tally_instrument_and_histograms import Kind, Tally
 from edgeroute.router.offline_queue import BEING_STORED, WAITING
 from edgeroute.router.policy_snapshot import Snapshot
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import share
-from edgeroute.tools.palette import STATES, StateName, answer_state
+from edgeroute.tools.measure.threshold_evaluation import share
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
 from edgeroute.tools.replay.recorded_requests_and_statistics import at_quantile, checked_number, confidence, failure_of
 from edgeroute.tools.replay.replay_setup_and_result import Port
+from edgeroute.tools.state_colours_and_marks import STATES, StateName, answer_state
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.
 

@@ -11,7 +11,7 @@ from edgeroute.errors import RuntimeMissing
 from edgeroute.tools.cli.status_and_trial_arms import edge_lines, outbox_words
 from edgeroute.tools.cli.tables_and_options import local_time
 from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import duration as seconds
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.state_colours_and_marks import STATES
 
 try:
     from rich.text import Text
@@ -25,7 +25,7 @@ except ImportError as e:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
+    from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor
 
 EVERY_S = 1.0  # time between two updates, seconds
 WIDE = 90  # terminal columns from which the tables are side by side

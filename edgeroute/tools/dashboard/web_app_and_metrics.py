@@ -22,9 +22,9 @@ from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Stat
 from edgeroute.record.prometheus import Page, check_installed, of_status, of_tally, shown
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.system.thread_pool_and_workers import start_thread
-from edgeroute.tools.dashboard.monitor_and_file_tail import OLD_S, Monitor
-from edgeroute.tools.palette import STATES, css, svg_hatches
+from edgeroute.tools.dashboard.dashboard_data_and_tail import OLD_S, Monitor
 from edgeroute.tools.replay.recorded_requests_and_statistics import MOST
+from edgeroute.tools.state_colours_and_marks import STATES, css, svg_hatches
 
 try:
     from starlette.applications import Starlette
@@ -34,8 +34,8 @@ try:
     from starlette.responses import Response
     from starlette.routing import BaseRoute, Route
 
-    from edgeroute.tools.server.access_limits_and_errors import HANDLERS, Guard, checked_token
-    from edgeroute.tools.server.uvicorn_host import notify_alive, run
+    from edgeroute.tools.server.access_limits_and_options import HANDLERS, Guard, checked_token
+    from edgeroute.tools.server.uvicorn_with_client_limits import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeroute import __version__
 from edgeroute.cloud.oip_tensors import NAMES
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.inputs_constants_and_states import Inputs, batch_axis_problem
 from edgeroute.edge.model_card import sha256_of

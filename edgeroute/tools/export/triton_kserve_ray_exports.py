@@ -13,7 +13,7 @@ from textwrap import indent
 from typing import Any, Literal, NamedTuple
 
 from edgeroute import __version__
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import PolicyError
 from edgeroute.tools.export import models_folders_and_templates as common
 from edgeroute.tools.export.programs.weighted_split import checked_shares

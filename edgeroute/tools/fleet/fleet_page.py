@@ -16,7 +16,7 @@ from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as wo
 from edgeroute.tools.measure.report.figures import CLOUD, DEGRADED, INK, SIZE, element, frame
 from edgeroute.tools.measure.report.page_sections import undrawn
 from edgeroute.tools.measure.report.report_pages_and_results import Page, document
-from edgeroute.tools.palette import marked
+from edgeroute.tools.state_colours_and_marks import marked
 
 FIRST = date(1970, 1, 1).toordinal()
 ROWS = 20  # most rows of a table

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
-from edgeroute.core.error_codes import DumpOf
+from edgeroute.core.error_codes_and_texts import DumpOf
 from edgeroute.tools.measure.deferral_curve import student_quantile
 
 CAP: Final = 4.0  # highest score of a device-period; a liar adds at most this

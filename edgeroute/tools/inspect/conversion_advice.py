@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from edgeroute.edge.runtime_registry_and_model_groups import suffix_of, suffixes
+from edgeroute.edge.runtimes_variants_ensemble import suffix_of, suffixes
 
 _EXPORT = "torch.onnx.export(model, example, 'model.onnx')"
 # Suffixes of files that no runtime runs -> the step that makes one that does, with a place for the path.

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeroute.confidence.certificate import UNVERSIONED
 from edgeroute.core import reason_text_and_trace_record as explain
-from edgeroute.core.error_codes import UNIDENTIFIED, error_text, failure_text
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, error_text, failure_text
 from edgeroute.core.plan import Plan, judged_leg
 from edgeroute.core.routing_policy import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold

@@ -13,7 +13,7 @@ from edgeroute.confidence.detector_boxes import RAW, before_anchors
 from edgeroute.confidence.output_forms_labels_and_comparison import SLACK, label_and_probabilities
 from edgeroute.confidence.output_reader import CLASSES, bounded
 from edgeroute.core.endpoint_breaker_and_limits import price
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits, up_against
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend

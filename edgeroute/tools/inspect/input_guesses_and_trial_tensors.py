@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.input_checks_and_stacking import Array, shape_text
 from edgeroute.types import TensorSpec
 

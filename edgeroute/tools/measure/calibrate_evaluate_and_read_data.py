@@ -21,7 +21,7 @@ import numpy as np
 
 from edgeroute.confidence.certificate import UNVERSIONED, BoundCertificate, Certificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
-from edgeroute.core.error_codes import UNIDENTIFIED, class_name
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
 from edgeroute.edge.callable_model import feature_names
 from edgeroute.edge.edge_model_members_and_fingerprints import member
@@ -32,11 +32,11 @@ from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification_and_verdicts import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect, score_name
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Evaluation, Examples, Names, answer_names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.report_pages_and_results import UNHASHED, CalibrationResult, EvaluationResult
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import checked_target
+from edgeroute.tools.measure.threshold_evaluation import Evaluation, Examples, Names, answer_names
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine

@@ -14,7 +14,6 @@ from edgeroute.errors import PolicyError
 from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.measure.certification_and_verdicts import correctness
 from edgeroute.tools.measure.critical_counts import least_n
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Bools, Examples, chance_doubts, reference_doubts, share
 from edgeroute.tools.measure.fixed_sequence import one_of_each
 from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import (
@@ -24,6 +23,7 @@ from edgeroute.tools.measure.threshold_calibration_and_crossfit import (
     not_enough,
     weighted_mean,
 )
+from edgeroute.tools.measure.threshold_evaluation import Bools, Examples, chance_doubts, reference_doubts, share
 from edgeroute.tools.measure.thresholds_of_several_edges import MOST, PART, accepting, lowest_thresholds, test_size
 
 

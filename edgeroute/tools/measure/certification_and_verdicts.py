@@ -18,18 +18,18 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate, Kind, NotEnough, digest
-from edgeroute.confidence.learned_score import Learned
+from edgeroute.confidence.learned_scores_and_blends import Learned
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts, log_evidence
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Bools, Evaluation, Examples, chance_doubts, share
 from edgeroute.tools.measure.independence_and_overlap import sketch
 from edgeroute.tools.measure.labels_on_demand import LabelsOnDemand
 from edgeroute.tools.measure.score_fitting import fit
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate, crossfit, spread
+from edgeroute.tools.measure.threshold_evaluation import Bools, Evaluation, Examples, chance_doubts, share
 
 # The audit log as unlabelled calibration examples: edge confidence, and agreement with the cloud.
 

@@ -18,7 +18,7 @@ from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.confidence.output_forms_labels_and_comparison import TINY, Labels, equal, form_of, label_form, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.core.plan import Plan, by_itself
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Prediction, acceptable
@@ -32,8 +32,8 @@ from edgeroute.router.offline_rules_and_late_replies import no_answer
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Examples, answer_names, label_matcher
 from edgeroute.tools.measure.score_fitting import probabilities_by_class
+from edgeroute.tools.measure.threshold_evaluation import Examples, answer_names, label_matcher
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:

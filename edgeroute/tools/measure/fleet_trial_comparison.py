@@ -11,7 +11,7 @@ import numpy as np
 from edgeroute.confidence.binomial_tests import RISK, Floats, share_and_interval
 from edgeroute.errors import BadInput
 from edgeroute.observe.stats_and_status import ArmStats, Interval
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Bools
+from edgeroute.tools.measure.threshold_evaluation import Bools
 
 DRAWS = 4_999  # random assignments of devices to arms for the re-randomisation test
 RESAMPLES = 2_000

@@ -15,11 +15,11 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.confidence.output_forms_labels_and_comparison import equal, label_form, plain
-from edgeroute.core.error_codes import class_name
+from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import (
+from edgeroute.tools.measure.threshold_evaluation import (
     COMPARED,
     Examples,
     is_right,

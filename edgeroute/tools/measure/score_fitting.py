@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeroute.confidence.learned_score import VERSION, Learned, expit, fallback, with_constant
 from edgeroute.confidence.learned_score_features import (
     PER_CLASS,
     TEXT,
@@ -31,6 +30,7 @@ from edgeroute.confidence.learned_score_features import (
     logit_features,
     text_features,
 )
+from edgeroute.confidence.learned_scores_and_blends import VERSION, Learned, expit, fallback, with_constant
 from edgeroute.confidence.output_forms_labels_and_comparison import (
     as_array,
     is_by_class,
@@ -78,8 +78,8 @@ def fit(
     """Fit a learned score; fall back to msp, or the base score, where there is too little to learn from, with the reason in it.
 
     Args:
-        features: logits of the edge model, [n, classes]; or any features (`edgeroute.confidence.learned_score`): a mapping
-            from name to [n] or [n, d], or a list of mappings. Rows with NaN or inf are excluded.
+        features: logits of the edge model, [n, classes]; or any features (`edgeroute.confidence.learned_scores_and_blends`): a
+            mapping from name to [n] or [n, d], or a list of mappings. Rows with NaN or inf are excluded.
         edge_correct: [n], 0 to 1.
         cloud_correct: [n], 0 to 1.
         base: column of a table that is a confidence already; None: there is none.

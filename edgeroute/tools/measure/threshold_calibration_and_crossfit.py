@@ -20,15 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeroute.confidence.binomial_tests import Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
 from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.deferral_curve import Area, grades, measured_area
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import reference_doubts
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each
 from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
+from edgeroute.tools.measure.threshold_evaluation import reference_doubts
 
 # Validation of the arguments of `calibrate`: target, scores, correctness, classes and groups.
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
-from edgeroute.confidence.learned_score import expit, with_constant
+from edgeroute.confidence.learned_scores_and_blends import expit, with_constant
 from edgeroute.core.routing_policy import INF
 from edgeroute.tools.measure.fixed_sequence import accept_losses, between
 from edgeroute.tools.measure.score_fitting import FREE, irls

@@ -20,13 +20,13 @@ from statistics import StatisticsError, linear_regression, median
 from typing import Any, Final, NamedTuple, get_args
 
 from edgeroute.core.device_rules import Reading
-from edgeroute.core.error_codes import Failure
+from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.reason_text_and_trace_record import VERSION
 from edgeroute.core.routing_policy import INF, MODES, Mode
 from edgeroute.core.walk import Kind, Malformed, new
 from edgeroute.errors import BadInput
 from edgeroute.router.offline_queue import BEING_STORED, WAITING
-from edgeroute.tools.replay.trace_reading_and_conversion import TraceRecords
+from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords
 
 # Validated numbers of a record, and counters shared by the recorded and the replayed run.
 

@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import BadInput
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.untrusted_files import open_file, parse_json

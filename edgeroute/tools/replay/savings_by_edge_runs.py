@@ -20,7 +20,7 @@ import numpy as np
 from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_forms_labels_and_comparison import number_of, plain
-from edgeroute.core.error_codes import UNIDENTIFIED, clean
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, clean
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit

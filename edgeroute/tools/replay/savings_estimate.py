@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.confidence.certificate import Certificate, NotEnough
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import BadInput
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share

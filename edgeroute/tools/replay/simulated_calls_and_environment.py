@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Final, Literal, NamedTuple
 
 from edgeroute.core.endpoint_breaker_and_limits import Admission
-from edgeroute.core.error_codes import Failure, Rejection
+from edgeroute.core.error_codes_and_texts import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Spending

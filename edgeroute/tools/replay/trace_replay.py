@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 
 from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.device_rules import Reading, State, in_force, step
-from edgeroute.core.error_codes import Failure
+from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
-from edgeroute.observe.planning_facts import READS_S, unsure_share
+from edgeroute.observe.facts_energy_and_rules import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
 from edgeroute.tools import walk_driver_in_virtual_time as virtual
 from edgeroute.tools.replay.recorded_requests_and_statistics import ANSWERED, Past, Recording, Request, Tally, read, without_gc

@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.system.untrusted_files import parse_json
-from edgeroute.tools.server import openai_chat_routing_and_reply_reading as openai
-from edgeroute.tools.server.access_limits_and_errors import Fault
+from edgeroute.tools.server import openai_chat_completions as openai
+from edgeroute.tools.server.access_limits_and_options import Fault
 from edgeroute.types import Answer
 
 # Keys that usual clients send and that are not passed on. `thinking`: how a model thinks is the policy's.

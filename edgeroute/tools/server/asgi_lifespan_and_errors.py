@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from edgeroute.core.error_codes import Failure, failure_text
+from edgeroute.core.error_codes_and_texts import Failure, failure_text
 from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.router import Router

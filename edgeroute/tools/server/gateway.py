@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.cloud.oip_tensors import NAMES
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.llama_in_process_engines import INSTALL, SERVES_OTHERS
@@ -44,15 +44,15 @@ try:
     from starlette.routing import BaseRoute, Route
     from starlette.types import Receive, Scope, Send
 
-    from edgeroute.tools.server import access_limits_and_errors as access
+    from edgeroute.tools.server import access_limits_and_options as access
     from edgeroute.tools.server import anthropic_messages as messages
-    from edgeroute.tools.server import oip_messages as protocol
-    from edgeroute.tools.server import openai_chat_routing_and_reply_reading as openai
+    from edgeroute.tools.server import oip_messages_files_routes as protocol
+    from edgeroute.tools.server import openai_chat_completions as openai
     from edgeroute.tools.server import openai_embeddings as embedding
     from edgeroute.tools.server import openai_responses_api as responses
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
-    from edgeroute.tools.server.oip_messages import reply
-    from edgeroute.tools.server.uvicorn_host import notify_alive, run
+    from edgeroute.tools.server.oip_messages_files_routes import reply
+    from edgeroute.tools.server.uvicorn_with_client_limits import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 

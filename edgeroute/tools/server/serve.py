@@ -17,9 +17,9 @@ from time import monotonic
 from typing import Any
 
 from edgeroute.cloud.oip_tensors import NAMES, TEXTS
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.edge_model_members_and_fingerprints import member
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Page, check_installed
 from edgeroute.system.numeric_loopback_check import is_loopback
@@ -35,13 +35,13 @@ try:
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from edgeroute.tools.server import access_limits_and_errors as access
-    from edgeroute.tools.server import oip_messages as protocol
+    from edgeroute.tools.server import access_limits_and_options as access
+    from edgeroute.tools.server import oip_messages_files_routes as protocol
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
     from edgeroute.tools.server.batching_and_tensor_models import EDGES, Batcher, Tensors, make_zeros, tensor_model
-    from edgeroute.tools.server.oip_messages import TEXT, VERSION, Ask, Files, reply
+    from edgeroute.tools.server.oip_messages_files_routes import TEXT, VERSION, Ask, Files, reply
     from edgeroute.tools.server.systemd_notices import BEATS, Notify
-    from edgeroute.tools.server.uvicorn_host import run as host_run
+    from edgeroute.tools.server.uvicorn_with_client_limits import run as host_run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 

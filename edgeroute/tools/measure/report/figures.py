@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Bin, Evaluation, Share
 from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import LEGS
-from edgeroute.tools.palette import STATES, StateName
+from edgeroute.tools.measure.threshold_evaluation import Bin, Evaluation, Share
+from edgeroute.tools.state_colours_and_marks import STATES, StateName
 
 # Shared matplotlib style of the figures, and their conversion to inline SVG.
 

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.state_colours_and_marks import STATES
 
 NARROW = 4  # most columns of a table that fits on a phone
 MARKS = {state.mark: state.word for state in STATES.values()}

@@ -10,8 +10,8 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import INF
 from edgeroute.tools.measure.certification_and_verdicts import Verdict
 from edgeroute.tools.measure.deferral_curve import Area
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import QUANTILES, Evaluation, Share
-from edgeroute.tools.palette import marked
+from edgeroute.tools.measure.threshold_evaluation import QUANTILES, Evaluation, Share
+from edgeroute.tools.state_colours_and_marks import marked
 
 NONE = "not known"
 LEGS = {"edge": marked("edge", "edge alone"), "cloud": marked("cloud", "cloud alone"), "cascade": "cascade"}

@@ -9,11 +9,11 @@ import numpy as np
 
 from edgeroute.confidence.scores import SCORES
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import Class, Evaluation, bins, calibration_error
 from edgeroute.tools.measure.report import figures
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as words
-from edgeroute.tools.palette import marked
+from edgeroute.tools.measure.threshold_evaluation import Class, Evaluation, bins, calibration_error
+from edgeroute.tools.state_colours_and_marks import marked
 
 WORST = 20  # most classes in the table
 NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}  # scores that are not probabilities of being correct

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.learned_score import Learned
+from edgeroute.confidence.learned_scores_and_blends import Learned
 from edgeroute.confidence.scores import Score
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import RuntimeMissing
 from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
-from edgeroute.tools.measure.evaluation_label_matching_and_doubts import QUANTILES, Evaluation, Share
 from edgeroute.tools.measure.fleet_trial_comparison import Difference, FleetTrial
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as words
 from edgeroute.tools.measure.report import page_sections as sections
 from edgeroute.tools.measure.report.html_blocks import escape, side_by_side
-from edgeroute.tools.palette import css, marked
+from edgeroute.tools.measure.threshold_evaluation import QUANTILES, Evaluation, Share
+from edgeroute.tools.state_colours_and_marks import css, marked
 
 if TYPE_CHECKING:
     from edgeroute.observe.stats_and_status import Stats

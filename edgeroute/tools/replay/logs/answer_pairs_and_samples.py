@@ -25,7 +25,7 @@ import numpy as np
 
 import edgeroute.tools.replay.logs.answer_log_parsers_and_digests as recorded
 from edgeroute.confidence.binomial_tests import Floats
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.untrusted_files import open_file
 

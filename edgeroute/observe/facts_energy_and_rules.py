@@ -16,7 +16,7 @@ from edgeroute.core.performance_estimates_and_encoding_choice import FROM, Power
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
-from edgeroute.observe.device_sensors import Sensors, period_s, read
+from edgeroute.observe.device_sensors_and_sampler import Sensors, period_s, read
 from edgeroute.observe.target_counts import Counts
 from edgeroute.system.clock_json_and_fork_safety import LINUX, ForkSafe, call_contained, log, now, per_process
 

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeroute import __version__
-from edgeroute.cloud.adaptive_input_encoding import PARAMETER
+from edgeroute.cloud.encoding_and_edge_answers import PARAMETER
 from edgeroute.cloud.input_codecs import check_sound, check_zstd, own_zstd
 from edgeroute.cloud.oip_tensors import DTYPES, NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from edgeroute.confidence.certificate import BoundCertificate
-from edgeroute.core.error_codes import clean, error_message
+from edgeroute.core.error_codes_and_texts import clean, error_message
 from edgeroute.errors import BadInput
-from edgeroute.observe import device_sensors as sensors
+from edgeroute.observe import device_sensors_and_sampler as sensors
 from edgeroute.record.tally_instrument_and_histograms import Tallied
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads

@@ -17,14 +17,14 @@ from typing import Any, Final, NamedTuple
 
 from starlette.exceptions import HTTPException
 
-from edgeroute.core.error_codes import clean, error_text
+from edgeroute.core.error_codes_and_texts import clean, error_text
 from edgeroute.core.routing_policy import Rules
 from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
-from edgeroute.router.streams_and_sessions import AsyncStream
+from edgeroute.router.streams_and_stateful_calls import AsyncStream
 from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads, to_json_types
-from edgeroute.tools.palette import answer_state
-from edgeroute.tools.server.access_limits_and_errors import Fault, Options
+from edgeroute.tools.server.access_limits_and_options import Fault, Options
+from edgeroute.tools.state_colours_and_marks import answer_state
 from edgeroute.types import Answer
 
 MOST_TOKENS = 131_072  # most tokens of an answer that a client may ask for

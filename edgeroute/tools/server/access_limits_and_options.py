@@ -25,13 +25,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.cloud.attempt_accounting_and_turns import LEAST_LATE_S
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.routing_policy import MODES, Mode, Rules
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
 from edgeroute.router.private_conversations_and_digest_store import bind_within
 from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
-from edgeroute.tools.server.oip_messages import reply
+from edgeroute.tools.server.oip_messages_files_routes import reply
 
 # Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones.
 LARGE = 1 << 16
