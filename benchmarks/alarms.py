@@ -28,7 +28,7 @@ from edgeroute import Audit, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.stores.json_lines_and_process_locks import read
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
 
@@ -123,7 +123,7 @@ def false_alarms(made: Certificate, runs: int) -> None:
 def delay(made: Certificate, audit: Audit, seed: int, **change: float) -> tuple[int, int]:
     """Return (requests, audited accepted answers) from a change of the world to an alarm, by sampler and monitor alone.
 
-    There are no calls, and `DAILY` requests a day of virtual time, for which `process.now` is replaced for good.
+    There are no calls, and `DAILY` requests a day of virtual time, for which `wall_clock.now` is replaced for good.
     """
     sampler = Sampler(audit.share, audit.scene, lambda: 0, lambda: True)
     monitor, rng, before = DriftMonitor(BoundCertificate(made, {}, inf), audit), np.random.default_rng(seed), 0
@@ -134,7 +134,7 @@ def delay(made: Certificate, audit: Audit, seed: int, **change: float) -> tuple[
         drawn, (score, differs) = sampler.arrives(), next(stream)
         if drawn is None:
             continue
-        process.now = lambda: n * 86_400 / DAILY  # noqa: B023 - it is called before the next one
+        wall_clock.now = lambda: n * 86_400 / DAILY  # noqa: B023 - it is called before the next one
         below = score < made.threshold
         alarm = drawn.rate and monitor.add_deferral(made.threshold, below=below)
         if drawn.probability and not below:

@@ -9,7 +9,7 @@ from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Breaker, RetryBudget
 from edgeroute.core.routing_policy import Permit, Rules, Terms, permit
 from edgeroute.core.spending_limits import Cost, Limits, Spending
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 
 LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_minute=1e9)
 """Every limit is accounted for; none is reached."""
@@ -28,7 +28,7 @@ class Nobody:
 
 def times() -> dict[str, float]:
     """Return the time per call, seconds: the three pure parts, a whole exchange, and an empty call, included in both."""
-    now, cost = process.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
+    now, cost = wall_clock.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
     breaker, retries, spending = Breaker(), RetryBudget(), Spending(LIMITS)
     guard = Guard("cloud", "http://cloud", TERMS, SharedSpending(Spending(LIMITS)), health=None, watcher=Nobody(), journal=None)
     may = permit(Rules(may_leave=frozenset({"photo"})), "photo")

@@ -15,7 +15,7 @@ from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyEr
 from edgeroute.confidence import calibrate
 from edgeroute.observe.target_counts import TOGETHER
 from edgeroute.stores.json_lines_and_process_locks import read
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor, limit
 from edgeroute.trials.edge_audits import FULL

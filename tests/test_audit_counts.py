@@ -18,7 +18,7 @@ from edgeroute.confidence import Certificate
 from edgeroute.confidence.certificate import BoundCertificate, NotEnough, digest
 from edgeroute.errors import BadInput
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import audited_counts, certify_audits
 from edgeroute.tools.cli.status_and_trial_arms import read_state
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts
@@ -208,7 +208,7 @@ def certificate(loss=0.02):
 def alarms(monkeypatch, rates, *, daily, scene=30, days=10, turn=1):
     """The number of audits at which the alarm goes off; None: it does not. rates: share that differs, by the hour of the day."""
     now = [0.0]
-    monkeypatch.setattr(process, "now", lambda: now[0])
+    monkeypatch.setattr(wall_clock, "now", lambda: now[0])
     monitor, credit = DriftMonitor(BoundCertificate(certificate(), {}, 1e12), Audit(scene=scene)), [0.0] * 24
     for i in range(days * daily):
         now[0] = turn * i * DAY / daily

@@ -577,7 +577,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 cache = Cache(disk=Path(sys.argv[1]))
 first, count = int(sys.argv[2]), int(sys.argv[3])
 for i in range(first, first + count):
@@ -920,7 +920,7 @@ from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
 from edgeroute.stores import sqlite_file_and_key_values as sqlite
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
 sqlite.BUSY_S = 0.1  # how long a fork waits for the lock of a file
 semantic = Semantic(lambda text: np.ones(3))

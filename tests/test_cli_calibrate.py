@@ -34,7 +34,7 @@ from edgeroute.core.sequential_tests import GRID
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.outbox import Waiting
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples, fit_score
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples
@@ -887,7 +887,7 @@ def test_status_tells_of_an_alarm(home, used):
     with sqlite3.connect(home / "state" / "state.db") as c:
         (text,) = c.execute("SELECT value FROM kept WHERE name = 'audit:edge'").fetchone()
     c.close()
-    alarm = {"at": process.now(), "what": "drift alarm of 2026-11-24: too many differ", "action": "defer"}
+    alarm = {"at": wall_clock.now(), "what": "drift alarm of 2026-11-24: too many differ", "action": "defer"}
     for dumped, alarmed in (({"raised": "inf"}, True), ({"raised": "inf", "certificate": "another"}, False)):
         kept = KeyValueStore(home / "state" / "state.db")
         kept.put("audit:edge", {**json.loads(text), "alarm": alarm, **dumped})

@@ -23,7 +23,7 @@ from edgeroute import Egress, Outbox, PolicyError, Prediction, Router, Unreachab
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.outbox import Waiting
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system import clock_json_and_fork_safety as system
+from edgeroute.system import wall_clock
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.cli.outbox_egress_and_state_folder import parse_time
 from edgeroute.tools.cli.tables_and_options import local_time
@@ -58,7 +58,7 @@ def rows(text):
 def state(tmp_path):
     """A folder with an outbox of three: one waits, one is answered, one is dead, of a server that tries to steer terminals."""
     box = Outbox(tmp_path / "outbox.db", ttl_s=365 * DAY_S)
-    now = system.now()
+    now = wall_clock.now()
     box.put(
         Waiting(
             "w-1", "cloud", "call", b"\x00body", "POST", "/x", [("A", "b")], "photo", queued_at=now - 30 * DAY_S, ready_at=now
@@ -113,7 +113,7 @@ def test_list_in_a_table(state):
     assert answered[:4] == ["a-2", "answered", "cloud", "-"]
     assert dead[:4] == ["d-3", "dead", "other", "-"]
     assert [row[5] for row in (waiting, answered, dead)] == ["0", "1", "1"]
-    assert at(waiting[4]) == pytest.approx(system.now() - 30 * DAY_S, abs=120)
+    assert at(waiting[4]) == pytest.approx(wall_clock.now() - 30 * DAY_S, abs=120)
     assert dead[7] == "other answered 400: \ufffd[31m[bold]no"
     assert "since the file was made: 3 stored, 1 delivered, 0 called, 1 dead" in out
     assert "now: 1 waiting, " in out
@@ -135,7 +135,7 @@ def test_looking_drops_nothing(state):
     """What is older than any time to live is shown: when it is too old is a matter of the policy that a router has."""
     for _ in range(2):
         found, counts = entries(state)
-        assert found["w-1"]["queued_at"] < system.now() - 29 * DAY_S
+        assert found["w-1"]["queued_at"] < wall_clock.now() - 29 * DAY_S
         assert counts["dropped_expired"] == 0
 
 
@@ -431,8 +431,8 @@ def test_a_routers_ledger(tmp_path):
 )
 def test_times_ago(text, ago_s):
     """Seconds before now, in any unit."""
-    first = system.now()
-    assert first - ago_s <= parse_time(text) <= system.now() - ago_s
+    first = wall_clock.now()
+    assert first - ago_s <= parse_time(text) <= wall_clock.now() - ago_s
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])

@@ -14,7 +14,7 @@ from edgeroute import Cache, Function, Limits
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 
 PAID, MOST = 8, 10
 
@@ -27,7 +27,7 @@ def whole(tmp_path_factory):
         store = KeyValueStore(folder / "state.db")
         spending = SharedSpending(Spending(Limits(usd_per_day=1.0)), store)
         assert spending.recall()
-        spending.add(Cost(usd=0.1), process.now())
+        spending.add(Cost(usd=0.1), wall_clock.now())
         for i in range(20):
             store.put(f"other:{n}:{i}", {"values": [0.25] * i})
         spending.close()
@@ -57,7 +57,7 @@ def changed(path):
     spending = SharedSpending(Spending(Limits(usd_per_day=1.0)), store)
     spending.recall()
     known = spending.spent().usd == pytest.approx(PAID * 0.1)
-    refused = spending.reserve(Cost(usd=0.1), process.now()) is not None
+    refused = spending.reserve(Cost(usd=0.1), wall_clock.now()) is not None
     store.close()
     return refused or known
 

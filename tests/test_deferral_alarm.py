@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeroute.confidence.certificate import BoundCertificate, Certificate
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
 
@@ -44,7 +44,7 @@ def until_alarm(monkeypatch, seed, share, times, deferred, scene=30):
     """Return after how many requests a monitor of those that the sampler draws raises its alarm; None: it does not."""
     random.seed(seed)
     audit, now = Audit(share=0, scene=scene), [0.0]
-    monkeypatch.setattr(process, "now", lambda: now[0])
+    monkeypatch.setattr(wall_clock, "now", lambda: now[0])
     sampler, monitor = Sampler(0, scene, int, bool), DriftMonitor(BoundCertificate(certificate(share), {}, 1e12), audit)
     for i, (time, below) in enumerate(zip(times.tolist(), deferred.tolist(), strict=True)):
         drawn = sampler.arrives()
@@ -96,7 +96,7 @@ def test_independent_inputs_are_looked_at_at_once(monkeypatch):
 def test_a_day_is_looked_at_at_its_end(monkeypatch):
     """Also after a restart, in the middle of a block: it goes on the same."""
     hours = [0.0]
-    monkeypatch.setattr(process, "now", lambda: hours[0] * 3600)
+    monkeypatch.setattr(wall_clock, "now", lambda: hours[0] * 3600)
     promise = BoundCertificate(certificate(0.1), {}, 1e12)
     monitor, found = DriftMonitor(promise, Audit(share=0)), []
     for i in range(24 * 60):

@@ -151,7 +151,7 @@ def test_a_request_is_signed_as_amazon_says(monkeypatch):
     """By the example in its documentation of version 4, for a list of objects."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
-    monkeypatch.setattr("edgeroute.system.clock_json_and_fork_safety.now", lambda: 1369353600.0)
+    monkeypatch.setattr("edgeroute.system.wall_clock.now", lambda: 1369353600.0)
     headers = dict(signed("/", "max-keys=2&prefix=J", "examplebucket.s3.amazonaws.com", "us-east-1"))
     assert headers["authorization"].endswith("=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7")
 

@@ -245,7 +245,7 @@ def test_whatever_comes(url, changes, path):
 def test_numbers_above_any_float(url, monkeypatch, library):
     """Wherever one stands in a request, it is the client's mistake, by either library; of `logprobs` only its truth counts."""
     if library == "json":
-        monkeypatch.setattr("edgeroute.system.clock_json_and_fork_safety.orjson", None)
+        monkeypatch.setattr("edgeroute.system.json_values.orjson", None)
     huge = "1" + "0" * 400
     for key in ("temperature", "top_p", "max_tokens", "seed", "n", "logprobs", "stream_options", "stop", "messages"):
         for value in (huge, f"-{huge}", "1e999", f"[{huge}]"):

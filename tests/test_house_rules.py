@@ -104,7 +104,7 @@ OWN = {
     "observe/device/kernel_files_and_cached_commands.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
     "stores/json_lines_and_process_locks.py": (3, "its own lock and file, which it writes"),
     "system/untrusted_files.py": (3, "the reader itself"),
-    "system/clock_json_and_fork_safety.py": (1, "a file of the kernel"),
+    "system/wall_clock.py": (1, "a file of the kernel"),
     "tools/cli/check_decide_docs_sensors.py": (1, "the pages of the package"),
     "tools/cli/command_runner.py": (2, "the null device"),
     "tools/cli/demo.py": (1, "the first line of a process that the demo started"),

@@ -16,7 +16,7 @@ from pieces import taken
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
-from edgeroute.system.clock_json_and_fork_safety import settle
+from edgeroute.system.calls_and_tasks import settle
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 120.0

@@ -24,7 +24,7 @@ from tiny import linear
 from edgeroute import AsyncRouter, BadInput, Egress, Held, Limits, NoAnswer, OpenInference, Outbox, PlainJson, PolicyError, Router
 from edgeroute.cloud.function_backend_and_reply_checks import FunctionBackend
 from edgeroute.stores.outbox.sqlite_queue import LONGEST_S, TIMES
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 

@@ -24,7 +24,7 @@ from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 YEAR_S = 365 * 86_400
@@ -259,9 +259,9 @@ def test_a_clock_that_is_set_forward_and_back_resets_nothing(run, off):
 def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
     """Also over a start of the system, where only the clock tells: a year ahead nothing counts, and back again all of it does."""
     boot = ["first", 0.0]
-    monkeypatch.setattr(process, "boot_clock", lambda: tuple(boot))
-    monkeypatch.setattr(process, "now", lambda: 1_700_000_000.0 + boot[1])
-    monkeypatch.setattr(process, "set_forward_s", lambda: 0.0)
+    monkeypatch.setattr(wall_clock, "boot_clock", lambda: tuple(boot))
+    monkeypatch.setattr(wall_clock, "now", lambda: 1_700_000_000.0 + boot[1])
+    monkeypatch.setattr(wall_clock, "set_forward_s", lambda: 0.0)
 
     def spent(usd=0.0):
         store = KeyValueStore(tmp_path / "state.db")
@@ -269,7 +269,7 @@ def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
         spending.recall()
         known = spending.spent().usd
         if usd:
-            spending.add(Cost(usd=usd), process.now())
+            spending.add(Cost(usd=usd), wall_clock.now())
         spending.close()
         store.close()
         return known
@@ -421,9 +421,9 @@ def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp
     today = 1_700_000_000.0
 
     def start(boot, now, behind_s, usd=0.0):
-        monkeypatch.setattr(process, "boot_clock", lambda: (boot, now))
-        monkeypatch.setattr(process, "now", lambda: now)
-        monkeypatch.setattr(process, "set_forward_s", lambda: behind_s)
+        monkeypatch.setattr(wall_clock, "boot_clock", lambda: (boot, now))
+        monkeypatch.setattr(wall_clock, "now", lambda: now)
+        monkeypatch.setattr(wall_clock, "set_forward_s", lambda: behind_s)
         store = KeyValueStore(tmp_path / "state.db")
         spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
         spending.recall()
@@ -445,10 +445,10 @@ def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp
 
 def test_the_clock_was_set_forward_or_not(monkeypatch):
     """Backward does not count: amounts in the future count as of now."""
-    monkeypatch.setattr(process.time, "time", lambda: process.now() + 60.0)
-    assert process.set_forward_s() == pytest.approx(60.0, abs=1.0)
-    monkeypatch.setattr(process.time, "time", lambda: process.now() - 60.0)
-    assert process.set_forward_s() == 0
+    monkeypatch.setattr(wall_clock.time, "time", lambda: wall_clock.now() + 60.0)
+    assert wall_clock.set_forward_s() == pytest.approx(60.0, abs=1.0)
+    monkeypatch.setattr(wall_clock.time, "time", lambda: wall_clock.now() - 60.0)
+    assert wall_clock.set_forward_s() == 0
 
 
 @pytest.mark.parametrize("limits", [Limits(usd_per_day=0.01), Limits(mb_per_day=0.001)])
@@ -487,11 +487,11 @@ def test_what_has_arrived_on_an_event_loop_is_written_with_the_next_booking(tmp_
     spending = SharedSpending(Spending(Limits(mb_per_day=1)), store)
 
     async def arrive():
-        spending.add(Cost(mb=0.5), process.now())
+        spending.add(Cost(mb=0.5), wall_clock.now())
 
     asyncio.run(arrive())
     assert (store.writes, spending.unwritten) == (0, True)
-    assert spending.reserve(Cost(mb=0.1), process.now()) is None
+    assert spending.reserve(Cost(mb=0.1), wall_clock.now()) is None
     assert spending.secure(Cost(mb=0.1)) is None
     assert (store.writes, spending.unwritten) == (1, False)
     store.close()
@@ -633,14 +633,14 @@ def test_a_damaged_record(tmp_path, caplog):
     store = KeyValueStore(tmp_path / "state.db")
     store.put("spending:1", {"usd_per_day": 7})
     store.put("spending:2", ["nonsense"])
-    store.put("spending:3", {"usd_per_day": [], "clock": [process.boot_clock()[0], 10**400]})
+    store.put("spending:3", {"usd_per_day": [], "clock": [wall_clock.boot_clock()[0], 10**400]})
     store.put("latency", {})
     store.flush()
     spending = SharedSpending(Spending(Limits(usd_per_day=1, calls_per_minute=9)), store)
     assert spending.recall()
-    assert "the record spending:" in spending.reserve(Cost(usd=0.1), process.now()).text
-    assert spending.reserve(Cost(mb=0.1), process.now()) is None
-    assert spending.reserve(Cost(usd=0.1), process.now() + 25 * 3600) is None
+    assert "the record spending:" in spending.reserve(Cost(usd=0.1), wall_clock.now()).text
+    assert spending.reserve(Cost(mb=0.1), wall_clock.now()) is None
+    assert spending.reserve(Cost(usd=0.1), wall_clock.now() + 25 * 3600) is None
     assert "is damaged" in caplog.text
     store.close()
 
@@ -648,8 +648,8 @@ def test_a_damaged_record(tmp_path, caplog):
 def test_a_file_that_was_set_aside_long_ago(tmp_path, monkeypatch, caplog):
     """It counts for no window any more; nor does one that is not there."""
     (tmp_path / "state.db.corrupt-1").write_text("garbage")
-    later = process.now() + 26 * 3600
-    monkeypatch.setattr(process, "now", lambda: later)
+    later = wall_clock.now() + 26 * 3600
+    monkeypatch.setattr(wall_clock, "now", lambda: later)
     store = KeyValueStore(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
     assert spending.recall()
@@ -698,7 +698,7 @@ def test_written_ahead_in_advances(tmp_path):
     store = Counted(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits(usd_per_day=20)), store)
     for n in range(1, 1001):
-        assert spending.reserve(Cost(usd=0.01), process.now()) is None
+        assert spending.reserve(Cost(usd=0.01), wall_clock.now()) is None
         assert spending.secure(Cost(usd=0.01)) is None
         assert not spending.unwritten
         if n % 97 == 0:
@@ -732,7 +732,7 @@ def test_many_at_once_share_a_write(tmp_path):
 
     def work():
         for _ in range(50):
-            if spending.reserve(Cost(usd=0.01), process.now()) is None and spending.secure(Cost(usd=0.01)) is None:
+            if spending.reserve(Cost(usd=0.01), wall_clock.now()) is None and spending.secure(Cost(usd=0.01)) is None:
                 granted.append(1)
                 spending.keep()
 
@@ -751,15 +751,15 @@ def test_what_has_no_limit_is_not_written_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr("edgeroute.stores.sqlite_file_and_key_values.DELAY_S", LONG)
     store = Counted(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits()), store)
-    assert spending.reserve(Cost(usd=1.0), process.now()) is None
+    assert spending.reserve(Cost(usd=1.0), wall_clock.now()) is None
     assert spending.secure(Cost(usd=1.0)) is None
-    spending.add(Cost(mb=1.0), process.now())
+    spending.add(Cost(mb=1.0), wall_clock.now())
     assert store.writes == 0
     spending.set_limits(Limits(mb_per_day=100))
-    spending.add(Cost(mb=1.0), process.now())
+    spending.add(Cost(mb=1.0), wall_clock.now())
     assert store.writes == 1
     store.flush = lambda: False
-    spending.add(Cost(mb=50.0), process.now())
+    spending.add(Cost(mb=50.0), wall_clock.now())
     assert spending.secure(Cost(usd=1.0)) is None
     assert spending.secure(Cost(mb=1.0)).code == "mb_per_day"
     del store.flush
@@ -770,11 +770,11 @@ def test_a_forked_child_has_a_record_of_its_own(tmp_path):
     """What its parent has spent counts in both, and is written by the parent alone."""
     store = KeyValueStore(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits(usd_per_day=10)), store)
-    spending.add(Cost(usd=1.0), process.now())
+    spending.add(Cost(usd=1.0), wall_clock.now())
     child = os.fork()
     if not child:
         assert spending.spent().usd == 1
-        spending.add(Cost(usd=2.0), process.now())
+        spending.add(Cost(usd=2.0), wall_clock.now())
         spending.close()
         store.close()
         os._exit(0)
@@ -788,7 +788,7 @@ def test_without_a_file(caplog):
     """Nothing is written and nothing is unknown."""
     spending = SharedSpending(Spending(Limits(usd_per_day=1)), None)
     assert spending.recall()
-    assert spending.reserve(Cost(usd=0.1), process.now()) is None
+    assert spending.reserve(Cost(usd=0.1), wall_clock.now()) is None
     spending.keep()
     spending.close()
     assert caplog.text == ""
@@ -838,10 +838,10 @@ def test_what_others_have_recorded_is_added_once(tmp_path):
     user, other = Paid(), Paid()
     first = KeyValueStore.shared_store(tmp_path / "state.db", user)
     mine = SharedSpending(Spending(Limits(usd_per_day=9)), first)
-    mine.add(Cost(usd=1.0), process.now())
+    mine.add(Cost(usd=1.0), wall_clock.now())
     with contextlib.closing(KeyValueStore(tmp_path / "state.db")) as store:  # another process
         its = SharedSpending(Spending(Limits(usd_per_day=9)), store)
-        its.add(Cost(usd=2.0), process.now())
+        its.add(Cost(usd=2.0), wall_clock.now())
         its.close()
     assert mine.spent().usd == 1
     for _ in range(2):
@@ -867,7 +867,7 @@ def test_threads_of_two_routers(tmp_path):
 
     def work(spending):
         for _ in range(100):
-            if spending.reserve(Cost(usd=0.01), process.now()) is None and spending.secure(Cost(usd=0.01)) is None:
+            if spending.reserve(Cost(usd=0.01), wall_clock.now()) is None and spending.secure(Cost(usd=0.01)) is None:
                 granted.append(1)
                 spending.keep()
 

@@ -11,8 +11,8 @@ from edgeroute import Held, Outbox, Prediction, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
 from edgeroute.stores.outbox import schema_queries_and_eviction as tables
 from edgeroute.stores.outbox.schema_queries_and_eviction import MOST_LANES
-from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.system.thread_pool_and_workers import ThreadPool
+from edgeroute.system.wall_clock import now
 
 FEW, MANY = 20, 5000
 MORE = 3.0

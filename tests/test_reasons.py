@@ -555,7 +555,7 @@ class Clock:
 def clock(monkeypatch):
     """The time of day, for the router as for its cache."""
     clock = Clock()
-    monkeypatch.setattr("edgeroute.system.clock_json_and_fork_safety.now", clock)
+    monkeypatch.setattr("edgeroute.system.wall_clock.now", clock)
     return clock
 
 

@@ -445,10 +445,10 @@ def test_without_tomlkit(home, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from edgeroute.system import clock_json_and_fork_safety as system
+from edgeroute.system import files_and_lock_waits
 from edgeroute.tools.cli import policy_switch_and_rollback as switch
 from edgeroute.__main__ import main
-left, real = int(sys.argv.pop(1)), system.replace_file
+left, real = int(sys.argv.pop(1)), files_and_lock_waits.replace_file
 def replaced(path, text):
     global left
     if not left:

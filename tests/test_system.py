@@ -17,19 +17,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import (
-    ForkSafe,
-    await_within,
-    file_stamp,
-    initially,
-    json_dumps,
-    json_loads,
-    per_process,
-    per_process_of,
-    replace_file,
-    to_json_types,
-)
+from edgeroute.system import json_values
+from edgeroute.system.calls_and_tasks import await_within
+from edgeroute.system.files_and_lock_waits import file_stamp, replace_file
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.json_values import json_dumps, json_loads, to_json_types
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -42,7 +34,7 @@ values = st.recursive(
 def library(request, monkeypatch):
     """With the fast library and without."""
     if request.param == "json":
-        monkeypatch.setattr(process, "orjson", None)
+        monkeypatch.setattr(json_values, "orjson", None)
 
 
 def finite(value):
@@ -255,7 +247,7 @@ def test_threads_that_come_at_once_share_what_is_made():
 
 FORK = """
 import os
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe
+from edgeroute.system.fork_safety import ForkSafe
 
 class Thing(ForkSafe):
     def __init__(self, error=None):

@@ -17,7 +17,7 @@ tiny_gguf = pytest.importorskip("tiny_gguf")
 from edgeroute import BadInput, LlamaModel, ModelError, NoAnswer, PolicyError, Prefix, Router  # noqa: E402
 from edgeroute.core.error_codes_and_texts import Failure  # noqa: E402
 from edgeroute.errors import Unfit  # noqa: E402
-from edgeroute.system.clock_json_and_fork_safety import file_sha256  # noqa: E402
+from edgeroute.system.files_and_lock_waits import file_sha256  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
 from edgeroute.text.read_openai_replies import failure  # noqa: E402
 

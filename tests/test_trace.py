@@ -16,7 +16,7 @@ from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Tra
 from edgeroute.router.offline_rules_and_late_replies import CORRECTS
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.outbox import decode_input
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 from edgeroute.tools.replay.trace_files_jsonl_parquet import pack
 
@@ -43,7 +43,7 @@ def test_an_answer_is_a_line(make, tmp_path):
         router = make(unsure, cloud, deadline=LONG, trace=path, egress=Egress(may_leave=["product"]))
         answer = router.infer([1, 2, 3], data_class="product")
         (told,) = lines(path)
-        assert abs(told["at"] - process.now()) < LONG
+        assert abs(told["at"] - wall_clock.now()) < LONG
         told.pop("reading", None)  # of the device's sensors, which may have been read by then
         assert {"at": told["at"]} | json.loads(json.dumps(answer.trace)) == told
         sent = len(server.requests[0].partition(b"\r\n\r\n")[2])

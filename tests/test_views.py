@@ -32,7 +32,7 @@ from edgeroute.router.request import Request
 from edgeroute.stores.cache import Entry, digest
 from edgeroute.stores.outbox import decode_input, encode_input
 from edgeroute.stores.serialisation import join_parts, pack, unpack
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 pytestmark = pytest.mark.pure

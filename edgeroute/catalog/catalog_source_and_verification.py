@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
 from edgeroute.errors import CatalogAway, CatalogError, PolicyError, StoreError
-from edgeroute.system.clock_json_and_fork_safety import sha256
+from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.late_imports_and_plugins import import_httpx, import_late, import_needed
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import open_file

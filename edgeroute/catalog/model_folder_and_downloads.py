@@ -27,7 +27,9 @@ from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes_variants_ensemble import ACTIVE
 from edgeroute.errors import CatalogAway, CatalogError, ModelError, ModelMissing, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, file_sha256, json_dumps, per_process
+from edgeroute.system.files_and_lock_waits import file_sha256
+from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.json_values import json_dumps
 from edgeroute.system.untrusted_files import read_json
 
 ENTRY = "entry.json"

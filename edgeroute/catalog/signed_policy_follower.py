@@ -27,9 +27,13 @@ from edgeroute.catalog.catalog_source_and_verification import download_targets, 
 from edgeroute.catalog.model_folder_and_downloads import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, file_stamp, initially, log, now, per_process, set_within, sha256
+from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.files_and_lock_waits import file_stamp, sha256
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import parse_json, read_bytes, read_json, read_text
+from edgeroute.system.wall_clock import now
 
 FORMAT = 1
 # Seconds between two looks at the trial of a new policy, and at what another process of the device has put in force.

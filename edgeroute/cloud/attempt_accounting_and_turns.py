@@ -24,8 +24,8 @@ from edgeroute.core.routing_policy import INF, Permit
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError, Unreachable
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system import wall_clock
+from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.types import Spent, StopToken
 
 if TYPE_CHECKING:
@@ -434,16 +434,16 @@ class Exchange:
             cost = cost._replace(usd=cost.usd + tokens_usd + self._due_usd)
         with guard.lock:
             rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
-            rejection = rejection or guard.rules.attempt(cost, monotonic(), process.now(), again=again, probe=probe)
+            rejection = rejection or guard.rules.attempt(cost, monotonic(), wall_clock.now(), again=again, probe=probe)
         wait_until = until if self.wanted_by == -INF else min(until, self.wanted_by)
         if rejection is None and (rejection := guard.spending.secure(cost, wait_until) or self._note_in_ledger(size)) is not None:
-            guard.spending.settle(cost, Cost(), process.now())
+            guard.spending.settle(cost, Cost(), wall_clock.now())
             with guard.lock:
                 guard.rules.rejected += not (again or probe)
         if rejection is not None:
             self._refuse(rejection)
         if self.left:
-            guard.spending.settle(cost, Cost(), process.now())
+            guard.spending.settle(cost, Cost(), wall_clock.now())
             raise Unreachable(LEFT)
         self._call_usd, self._due_usd = guard.rules.terms.usd_per_call if self._unpaid else self._due_usd, 0.0
         if self._unpaid:
@@ -533,7 +533,7 @@ class Exchange:
             return False
         cost = guard.rules.cost(0, calls)
         with guard.lock:
-            rejection = guard.rules.attempt(cost, monotonic(), process.now())
+            rejection = guard.rules.attempt(cost, monotonic(), wall_clock.now())
         if rejection is not None:
             self._refuse(rejection)
         self._paid = calls
@@ -564,7 +564,7 @@ class Exchange:
         """Return the cost of booked calls that were not made. A no-op after the first time."""
         cost, self._paid = self._guard.rules.cost(0, self._paid), 0
         self.usd -= cost.usd
-        self._guard.spending.settle(cost, Cost(), process.now())
+        self._guard.spending.settle(cost, Cost(), wall_clock.now())
 
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None
@@ -585,7 +585,7 @@ class Exchange:
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
         if own is not None and own.unsent:
             tokens, cost = None, guard.rules.cost(self._size / MB)  # money and bytes are returned; its call and energy count
-            guard.spending.settle(Cost(cost.usd + self._call_usd, cost.mb), Cost(), process.now())
+            guard.spending.settle(Cost(cost.usd + self._call_usd, cost.mb), Cost(), wall_clock.now())
             self.usd -= cost.usd + self._call_usd
             self.sent -= self._size
             self._size, self._due_usd = 0, self._call_usd
@@ -594,7 +594,7 @@ class Exchange:
         if size:
             cost = guard.rules.cost(size / MB)
             self.usd += cost.usd
-            guard.spending.add(cost, process.now())
+            guard.spending.add(cost, wall_clock.now())
         if self._tokens_usd or tokens is not None:
             self._settle_tokens(0.0 if tokens is None else price(guard.rules.terms, tokens))
         if not self.counts:
@@ -619,9 +619,9 @@ class Exchange:
         booked, self._tokens_usd = self._tokens_usd, 0.0
         self.usd += usd - booked
         if usd > booked:
-            self._guard.spending.add(Cost(usd - booked), process.now())
+            self._guard.spending.add(Cost(usd - booked), wall_clock.now())
         elif usd < booked:
-            self._guard.spending.settle(Cost(booked), Cost(usd), process.now())
+            self._guard.spending.settle(Cost(booked), Cost(usd), wall_clock.now())
 
     def overdue(self) -> None:
         """Record, while an attempt is still under way, that its deadline has passed, which may be a fault.

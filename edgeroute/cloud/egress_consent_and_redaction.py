@@ -9,7 +9,7 @@ from typing import Any, Final
 from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
-from edgeroute.system.clock_json_and_fork_safety import call_contained, set_within
+from edgeroute.system.calls_and_tasks import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures

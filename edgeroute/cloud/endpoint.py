@@ -14,8 +14,10 @@ from typing import Any, Protocol, TypeAlias
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Refused
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
-from edgeroute.system.clock_json_and_fork_safety import json_loads, log, now
+from edgeroute.system.json_values import json_loads
 from edgeroute.system.quotable_codes_and_secrets import MOST_READ, has_secret, quote
+from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.wall_clock import now
 
 Talk: TypeAlias = Generator[Call, Reply, Any]
 

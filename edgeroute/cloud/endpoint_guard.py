@@ -15,7 +15,7 @@ from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.routing_policy import INF, Permit, Terms
 from edgeroute.errors import Held
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system.fork_safety import ForkSafe, per_process
 
 if TYPE_CHECKING:
     from edgeroute.stores.json_lines_and_process_locks import Journal

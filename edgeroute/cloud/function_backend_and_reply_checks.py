@@ -33,7 +33,8 @@ from edgeroute.edge.edge_model_members_and_fingerprints import callable_fingerpr
 from edgeroute.edge.fitted_estimator_as_function import as_estimator
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
-from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, is_task_cancelled
+from edgeroute.system.calls_and_tasks import is_task_cancelled
+from edgeroute.system.fork_safety import AbandonedRuns
 from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Classifier, StopToken
 

@@ -26,7 +26,8 @@ import grpc.aio
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process, start_task_on
+from edgeroute.system.calls_and_tasks import start_task_on
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.types import StopToken
 
 LONGEST = (1 << 31) - 1  # maximum bytes of a message: gRPC's own limit

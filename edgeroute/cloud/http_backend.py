@@ -21,7 +21,8 @@ from edgeroute.core.performance_estimates_and_encoding_choice import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
 from edgeroute.core.stream_walk import Pieces, one_piece
 from edgeroute.core.walk import Prediction
-from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, settle
+from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.fork_safety import AbandonedRuns
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import StopToken
 

@@ -16,7 +16,7 @@ from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.setting_units_and_ranges import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply, chat_advice
-from edgeroute.system.clock_json_and_fork_safety import call_contained
+from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.types import Escalated
 
 

@@ -19,8 +19,9 @@ from edgeroute.core.error_codes_and_texts import HeldCode, Rejection
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, per_process
+from edgeroute.system import calls_and_tasks, files_and_lock_waits, fork_safety, wall_clock
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ class EarlierSpending:
         try:
             dumped = json.loads(text)
             boot, began = dumped.get("clock") or ("", 0.0)
-            here, now_began = process.boot_clock()
+            here, now_began = wall_clock.boot_clock()
             shift_s = now_began - began if boot and boot == here else dumped.get("set_forward_s", 0.0)
-            return self._spending.load(dumped, process.now(), shift_s)
+            return self._spending.load(dumped, wall_clock.now(), shift_s)
         except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             self._mark_unknown(updated, f"the record {name} is damaged")
             return True
@@ -109,8 +110,8 @@ class EarlierSpending:
 
         Does nothing for an instant more than `MOST_S` ago: no limit reaches back that far.
         """
-        if instant > process.now() - MOST_S:
-            self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")
+        if instant > wall_clock.now() - MOST_S:
+            self._spending.mark_unknown_until(min(instant, wall_clock.now()), f"what was spent is not known, since {why}")
             self._say(why)
 
     def mark_unusable(self, lock: Lock, what: str) -> None:
@@ -301,7 +302,7 @@ class _Account(ForkSafe):
         with self.lock:
             self._spending.add(cost, now)
         if self.unwritten:
-            self.put() if process.on_event_loop() else self.write()
+            self.put() if calls_and_tasks.on_event_loop() else self.write()
 
     @property
     def unwritten(self) -> bool:
@@ -321,7 +322,7 @@ class _Account(ForkSafe):
         if self._spending.unknown:
             return False
         began = monotonic()
-        with process.limited_waits(until - began):
+        with files_and_lock_waits.limited_waits(until - began):
             written = self._write_in_turn(self.store)
         if not written and self._earlier is not None and monotonic() - began >= LOCKED_S:
             self._earlier.mark_unusable(self.lock, f"{self.store.path} could not be written in time")
@@ -330,7 +331,7 @@ class _Account(ForkSafe):
     def _write_in_turn(self, store: KeyValueStore) -> bool:
         """Write the record, after another thread that does, within the time for locked files. Return as `write` does."""
         version, failures = self._version, self._failures
-        if not process.is_free(self._writing):
+        if not files_and_lock_waits.is_free(self._writing):
             return False
         with self._writing:  # whoever waits here mostly finds its booking written, with the advance of the one before
             if self._written >= version:
@@ -357,18 +358,20 @@ class _Account(ForkSafe):
             dumped = self._spending.dump(advance=advance)
             self._spending.mark_recorded(dumped)
             if self._version or any(dumped.values()):
-                self.store.put(self._name, {**dumped, "clock": process.boot_clock(), "set_forward_s": process.set_forward_s()})
+                self.store.put(
+                    self._name, {**dumped, "clock": wall_clock.boot_clock(), "set_forward_s": wall_clock.set_forward_s()}
+                )
 
     def spent(self) -> Cost:
         """Return the current spending, each over its window."""
         with self.lock:
-            return self._spending.spent(process.now())
+            return self._spending.spent(wall_clock.now())
 
     def scarce(self, limits: Limits) -> bool:
         """Return True if half of any of these limits is used up."""
         with self.lock:
-            return self._spending.scarce(process.now(), limits)
+            return self._spending.scarce(wall_clock.now(), limits)
 
 
 # Account by the store's id, unique while the account lives, since the account refers to the store.
-_accounts: process.Shared[int, _Account] = process.Shared()
+_accounts: fork_safety.Shared[int, _Account] = fork_safety.Shared()

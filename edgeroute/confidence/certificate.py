@@ -21,8 +21,9 @@ from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
-from edgeroute.system.clock_json_and_fork_safety import now, replace_file, sha256
+from edgeroute.system.files_and_lock_waits import replace_file, sha256
 from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.wall_clock import now
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 VERSION = 2  # version of the file's format

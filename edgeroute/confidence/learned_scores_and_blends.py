@@ -34,7 +34,7 @@ from edgeroute.confidence.learned_score_features import (
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED, WordWeights
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing
-from edgeroute.system.clock_json_and_fork_safety import replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_json
 
 # Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.

@@ -41,8 +41,9 @@ from edgeroute.edge.edge_model_members_and_fingerprints import (
 )
 from edgeroute.edge.runtimes_variants_ensemble import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
-from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, log
+from edgeroute.system.fork_safety import AbandonedRuns
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.clock_json_and_fork_safety import file_stamp, sha256
+from edgeroute.system.files_and_lock_waits import file_stamp, sha256
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 

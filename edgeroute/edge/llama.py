@@ -25,7 +25,8 @@ from edgeroute.edge.llama_in_process_engines import ENGINES, SERVES_OTHERS, Engi
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError
-from edgeroute.system.clock_json_and_fork_safety import file_stamp, initially
+from edgeroute.system.files_and_lock_waits import file_stamp
+from edgeroute.system.fork_safety import initially
 from edgeroute.system.signature_types_and_units import check_units
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure

@@ -31,7 +31,8 @@ from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.edge.llama_in_process_engines import LoadOptions, OnPiece, Pieces, open_engine
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, json_dumps, json_loads
+from edgeroute.system.fork_safety import ForkSafe
+from edgeroute.system.json_values import json_dumps, json_loads
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.types import StopToken
 

@@ -16,7 +16,7 @@ from edgeroute.confidence.scores import SCORES
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.input_checks_and_stacking import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
-from edgeroute.system.clock_json_and_fork_safety import file_sha256, files_in, sha256
+from edgeroute.system.files_and_lock_waits import file_sha256, files_in, sha256
 from edgeroute.system.untrusted_files import read_json
 from edgeroute.types import TensorSpec
 

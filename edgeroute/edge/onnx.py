@@ -19,8 +19,8 @@ from edgeroute.edge.onnx_provider_options import CPU, Given, Provider, names_of,
 from edgeroute.edge.quantised_tensors import QUANTISED, Port, Ports
 from edgeroute.edge.runtime_base import MOST_PASSED, FileOptions, ModelFile, first_line, last_operator
 from edgeroute.errors import ModelError, PolicyError
-from edgeroute.system.clock_json_and_fork_safety import log
 from edgeroute.system.late_imports_and_plugins import import_needed, no_fork
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.untrusted_files import map_file
 from edgeroute.types import StopToken, TensorSpec
 

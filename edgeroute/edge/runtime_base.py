@@ -22,7 +22,8 @@ from edgeroute.edge.input_checks_and_stacking import MakePrepare, Plain
 from edgeroute.edge.inputs_constants_and_states import Inputs, batch_axis_problem
 from edgeroute.edge.model_card import Array, Card, checked_sha256
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, file_stamp, initially, per_process
+from edgeroute.system.files_and_lock_waits import file_stamp
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.types import StopToken, TensorSpec
 
 UNFREED_SESSIONS: list[Any] = []  # sessions of the parent of a forked process, which are never freed

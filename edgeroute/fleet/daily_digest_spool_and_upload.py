@@ -31,7 +31,9 @@ from edgeroute.fleet.digest_destinations import destination
 from edgeroute.fleet.digest_encoding_and_coarsening import Digest, Group, encode, path_of
 from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, log, per_process, sha256
+from edgeroute.system.files_and_lock_waits import sha256
+from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.untrusted_files import read_bytes
 
 if TYPE_CHECKING:

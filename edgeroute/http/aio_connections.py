@@ -17,7 +17,8 @@ from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages_addresses_and_secrets import Call, Reply
 from edgeroute.http.reply_parser import Reading
 from edgeroute.http.sans_io_tls_connection import RECORD, Line
-from edgeroute.system.clock_json_and_fork_safety import await_within, initially, per_process
+from edgeroute.system.calls_and_tasks import await_within
+from edgeroute.system.fork_safety import initially, per_process
 from edgeroute.types import StopToken
 
 

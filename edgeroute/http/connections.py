@@ -23,7 +23,8 @@ from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.http.reply_parser import Malformed, Reading
 from edgeroute.http.sans_io_tls_connection import KEEP_S, RECORD, Line, Steps, Wire
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process, per_process_of, settle
+from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.fork_safety import ForkSafe, per_process, per_process_of
 from edgeroute.types import StopToken
 
 # Sockets of one connection: opened within the time limit, can be shut down from another thread, always closed.

@@ -17,7 +17,7 @@ from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 MOST = 16  # maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once

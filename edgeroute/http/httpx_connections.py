@@ -20,7 +20,8 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.http.sans_io_tls_connection import context_for, is_tls
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, await_within, initially, per_process, settle, start_task_on
+from edgeroute.system.calls_and_tasks import await_within, settle, start_task_on
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.late_imports_and_plugins import import_httpx
 from edgeroute.types import StopToken
 

@@ -20,7 +20,7 @@ import certifi
 from edgeroute.errors import BadReply, CloudError, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call
 from edgeroute.http.reply_parser import Early, Malformed, Reading
-from edgeroute.system.clock_json_and_fork_safety import sha256
+from edgeroute.system.files_and_lock_waits import sha256
 
 # Proxy to an endpoint, from the environment variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ EVERY_S = 10.0  # usual time between two readings, seconds
 PATIENCE_S = 1.0  # longest wait for another thread that reads, seconds; after it the last reading is returned
 FRESH_S = 0.5  # age up to which a reading is returned again, seconds: routers that are made together share one
 KERNELS = frozenset({"linux", "android"})  # values of `sys.platform` with sysfs and procfs
+
+# True on Linux, the only system where the kernel reports changes of the network and most of the sensors.
+LINUX = sys.platform == "linux"
 
 
 class DeviceSensors(ForkSafe):

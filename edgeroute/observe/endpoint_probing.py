@@ -7,7 +7,9 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.system.clock_json_and_fork_safety import LINUX, ForkSafe, initially, log, per_process
+from edgeroute.observe.device_sensors_and_sampler import LINUX
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard

@@ -16,9 +16,12 @@ from edgeroute.core.performance_estimates_and_encoding_choice import FROM, Power
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
-from edgeroute.observe.device_sensors_and_sampler import Sensors, period_s, read
+from edgeroute.observe.device_sensors_and_sampler import LINUX, Sensors, period_s, read
 from edgeroute.observe.target_counts import Counts
-from edgeroute.system.clock_json_and_fork_safety import LINUX, ForkSafe, call_contained, log, now, per_process
+from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.wall_clock import now
 
 if TYPE_CHECKING:
     from edgeroute.cloud.shared_spending_and_record import SharedSpending

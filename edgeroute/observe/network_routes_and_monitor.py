@@ -19,7 +19,7 @@ from math import inf
 from time import monotonic
 
 from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, Files, Measurement
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool_and_workers import Worker
 
 MOST = 65536  # most bytes of a routing table that are read

@@ -12,7 +12,7 @@ from edgeroute.core.performance_estimates_and_encoding_choice import Latency, sl
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Left, Mark, Outcome, judged
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system.fork_safety import ForkSafe, per_process
 
 if TYPE_CHECKING:
     from edgeroute.observe.stats_and_status import Seen, Stats

@@ -27,7 +27,7 @@ from edgeroute.policy.policy_keys_from_signatures import parameters_of
 from edgeroute.policy.policy_problems_and_contradictions import quote_value, wrong_word
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.value_types import Check, message_error
-from edgeroute.system.clock_json_and_fork_safety import log
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 
 WRITTEN = ".onnx"  # suffix whose section is written by hand, as `targets.Edge`
 

@@ -20,7 +20,7 @@ from edgeroute.core.routing_policy import NEEDS
 from edgeroute.errors import nearest
 from edgeroute.http.messages_addresses_and_secrets import chat_advice
 from edgeroute.policy.units_as_text import duration
-from edgeroute.system.clock_json_and_fork_safety import set_within
+from edgeroute.system.calls_and_tasks import set_within
 
 Key = tuple[str | int, ...]
 SHOWN = 60  # maximum number of characters of a value quoted in a message

@@ -47,7 +47,8 @@ from edgeroute.policy.policy_problems_and_contradictions import (
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, PathText, Score, Text, Threshold, Thresholds
-from edgeroute.system.clock_json_and_fork_safety import Shared, file_stamp
+from edgeroute.system.files_and_lock_waits import file_stamp
+from edgeroute.system.fork_safety import Shared
 from edgeroute.system.late_imports_and_plugins import attribute, load_plugin, plugin_targets
 from edgeroute.trials import trial_setting as trial
 

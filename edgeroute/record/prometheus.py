@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status import Stats, Status
 from edgeroute.record.tally_instrument_and_histograms import Histogram, Tallied, Tally
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system.fork_safety import ForkSafe, per_process
 
 __all__ = ["Exposition", "Prometheus", "metrics"]
 

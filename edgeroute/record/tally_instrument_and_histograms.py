@@ -15,7 +15,7 @@ from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import new
 from edgeroute.observe.stats_and_status import Status
 from edgeroute.record.instrument_interface import AttemptEnded, Instrument, RequestEnded
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
+from edgeroute.system.fork_safety import ForkSafe, per_process
 
 # Upper bounds of the histograms' buckets, seconds.
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeroute.core.setting_units_and_ranges import Count, Share, Size
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.signature_types_and_units import check_units
 from edgeroute.system.thread_pool_and_workers import start_thread
@@ -78,7 +78,7 @@ class Trace(Instrument):
             return
         if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
             return
-        line: dict[str, Any] = {"at": round(process.now(), 3), **answer.trace}
+        line: dict[str, Any] = {"at": round(wall_clock.now(), 3), **answer.trace}
         if ended.origin is not None:
             line["fleet"] = ended.origin
         if ended.edge_w is not None and "events" in line:

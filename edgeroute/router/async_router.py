@@ -35,7 +35,7 @@ from edgeroute.router.thread_calls_and_legs_in_caller_tasks import (
     submit_call,
 )
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, models_to_warm, warm_up, warm_up_async
-from edgeroute.system.clock_json_and_fork_safety import ClosedByAsyncWith
+from edgeroute.system.calls_and_tasks import ClosedByAsyncWith
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.types import Answer, Batch, V
 

@@ -15,7 +15,7 @@ from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.router.router_parts import Part
-from edgeroute.system.clock_json_and_fork_safety import call_contained
+from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input
 from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Ask, Auditor, Compared
 from edgeroute.trials.shadow_statistics_and_job_queue import ShadowRun

@@ -22,8 +22,10 @@ from edgeroute.router.constructor_checks import Cloud, Edge, checked_options, wi
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import Spawn, assemble
 from edgeroute.router.policy_snapshot import PolicyArguments, edges_of, fingerprints
-from edgeroute.system.clock_json_and_fork_safety import limited_waits, list_weakset, log
+from edgeroute.system.files_and_lock_waits import limited_waits
+from edgeroute.system.fork_safety import list_weakset
 from edgeroute.system.late_imports_and_plugins import import_tool
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.types import V
 

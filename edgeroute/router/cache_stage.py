@@ -21,10 +21,9 @@ from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, private_copy
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import log
+from edgeroute.system import wall_clock
 from edgeroute.system.input_copies import copy_input
-from edgeroute.system.sanitised_logs_and_contained_errors import Failures
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures, log
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ class Caching(Part):
 
     def _cached_answer(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
         """Count the answer of an entry, and return it, with its age and `note` in its reason."""
-        age_s = max(0.0, process.now() - entry.at)
+        age_s = max(0.0, wall_clock.now() - entry.at)
         return self._count_answer(entry, source, request, f"cache, {age_s:.0f} s old{note}")
 
     def _count_answer(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
@@ -296,7 +295,7 @@ class Caching(Part):
 
 def _entry(answer: Answer) -> Entry:
     """Return the cache entry of an answer, with the time now."""
-    return Entry(answer.value, answer.confidence, answer.outputs, answer.leg, answer.source, answer.reason, process.now())
+    return Entry(answer.value, answer.confidence, answer.outputs, answer.leg, answer.source, answer.reason, wall_clock.now())
 
 
 def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:

@@ -45,7 +45,8 @@ from edgeroute.router.private_conversations_and_digest_store import MUTE, Privat
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.router_parts import Followed, Part, Parts
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, limited_waits, per_process
+from edgeroute.system.files_and_lock_waits import limited_waits
+from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly
 from edgeroute.system.thread_pool_and_workers import ThreadPool

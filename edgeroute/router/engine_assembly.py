@@ -25,7 +25,7 @@ from edgeroute.router.io_steps_and_stages import Steps
 from edgeroute.router.offline_rules_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
-from edgeroute.system.clock_json_and_fork_safety import log
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:

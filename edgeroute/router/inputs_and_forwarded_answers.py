@@ -12,7 +12,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.router.cache_key_prefixes import fingerprint
-from edgeroute.system.clock_json_and_fork_safety import call_contained
+from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Backend, Escalated

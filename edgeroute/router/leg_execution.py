@@ -23,8 +23,8 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
 from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import is_task_cancelled
+from edgeroute.system import wall_clock
+from edgeroute.system.calls_and_tasks import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
@@ -569,7 +569,7 @@ def _may_be_asked(cloud: Any) -> bool:
     guard = cloud.guard
     cost = guard.rules.cost(1e-6 if hasattr(cloud, "endpoint") else 0.0, 1)
     cost = cost._replace(usd=cost.usd + price(guard.terms, Tokens(1, 1)))
-    return not guard.why() and guard.spending.reserve(cost, process.now(), book=False) is None
+    return not guard.why() and guard.spending.reserve(cost, wall_clock.now(), book=False) is None
 
 
 def stuck_error(backend: Backend) -> ModelError | None:

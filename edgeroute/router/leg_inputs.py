@@ -12,7 +12,7 @@ from edgeroute.core.walk import Done, Event, Failed, Start
 from edgeroute.errors import BadInput
 from edgeroute.router.inputs_and_forwarded_answers import TargetViews
 from edgeroute.router.request import Request
-from edgeroute.system.clock_json_and_fork_safety import call_contained
+from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input, copy_value
 
 

@@ -20,10 +20,12 @@ from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyErro
 from edgeroute.http.messages_addresses_and_secrets import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import call_contained, json_loads, log
+from edgeroute.system import wall_clock
+from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input
+from edgeroute.system.json_values import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
@@ -344,7 +346,7 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     elif request.snapshot.egress.redact is not None:
         form["headers"].append((REDACTED, "yes"))
     if job.error is None and legs is not None and legs.late is not None:  # still in flight; otherwise cancelled at the deadline
-        form["ready_at"] = process.now() + backend.patience_s
+        form["ready_at"] = wall_clock.now() + backend.patience_s
     else:
         form["error"] = "it did not answer in time" if job.error is None else job.error
     return Waiting(

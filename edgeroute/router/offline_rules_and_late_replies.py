@@ -20,8 +20,10 @@ from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.io_steps_and_stages import Block, Result, Steps
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, log, per_process
+from edgeroute.system import wall_clock
+from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Answer
 
@@ -350,7 +352,7 @@ class LateReplies(ForkSafe):
         late = Late(
             id=request.id, value=prediction.value, confidence=prediction.confidence, outputs=prediction.outputs,
             provisional=None, data_class=request.plan.data_class, target=request.plan.legs[event.leg].name,
-            queued_at=process.now() - (event.at - request.until), answered_at=process.now(),
+            queued_at=wall_clock.now() - (event.at - request.until), answered_at=wall_clock.now(),
         )  # fmt: skip
         for function in self._functions:
             try:

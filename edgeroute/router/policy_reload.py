@@ -25,8 +25,8 @@ from edgeroute.router.engine_assembly import guard
 from edgeroute.router.offline_rules_and_late_replies import RULES
 from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
 from edgeroute.router.warm_up_and_release_checks import check_releases
-from edgeroute.system.clock_json_and_fork_safety import file_stamp, log
-from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly
+from edgeroute.system.files_and_lock_waits import file_stamp
+from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly, log
 from edgeroute.system.thread_pool_and_workers import Worker
 
 if TYPE_CHECKING:

@@ -28,10 +28,13 @@ from edgeroute.errors import MayNotLeave, StoreError
 from edgeroute.router.io_steps_and_stages import Block
 from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, per_process_of, set_within
+from edgeroute.system import files_and_lock_waits
+from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.mailbox import Mailbox
+from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.wall_clock import now
 
 if TYPE_CHECKING:
     from edgeroute.router.message_forms_and_digests import Conversation
@@ -160,7 +163,11 @@ class Digests(ForkSafe):
             wait_s: how long to wait for another thread that writes, seconds; after that nothing is done, as that thread writes
                 these digests, too.
         """
-        if self._database is None or not self._unwritten or not self._writing.acquire(timeout=process.wait_s(wait_s)):
+        if (
+            self._database is None
+            or not self._unwritten
+            or not self._writing.acquire(timeout=files_and_lock_waits.wait_s(wait_s))
+        ):
             return
         try:
             while self._unwritten:

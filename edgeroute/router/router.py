@@ -21,7 +21,7 @@ from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.request import Request, Shows, checked_batch
-from edgeroute.system.clock_json_and_fork_safety import ClosedByWith
+from edgeroute.system.calls_and_tasks import ClosedByWith
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.types import Answer, Batch, V

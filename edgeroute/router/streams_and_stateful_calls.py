@@ -15,7 +15,8 @@ from edgeroute.core.routing_policy import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave
 from edgeroute.router.io_steps_and_stages import Result, Shown
-from edgeroute.system.clock_json_and_fork_safety import ClosedByWith, ForkSafe, per_process, set_within
+from edgeroute.system.calls_and_tasks import ClosedByWith, set_within
+from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.types import Answer, Batch
 
 if TYPE_CHECKING:

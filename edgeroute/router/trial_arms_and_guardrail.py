@@ -25,8 +25,10 @@ from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.router.cache_key_prefixes import fingerprint
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, initially, log, per_process
+from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.input_copies import copy_value
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.trials.edge_audits import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
 

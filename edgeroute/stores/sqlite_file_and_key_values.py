@@ -22,9 +22,11 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, list_weakset, log, now, per_process, per_process_of
+from edgeroute.system.files_and_lock_waits import is_free, wait_s
+from edgeroute.system.fork_safety import ForkSafe, initially, list_weakset, per_process, per_process_of
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import Worker
+from edgeroute.system.wall_clock import now
 
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
 CLOSE_S = 1.0  # maximum time that an end waits for running transactions before those fail that wait for a process, seconds
@@ -110,7 +112,7 @@ class Database(ForkSafe):
                 renamed; the next call creates a new one.
         """
         closes = self._closes
-        if not process.is_free(self._lock):
+        if not is_free(self._lock):
             raise StoreError(f"{self.path}: another thread waits for it")
         with self._lock:
             self._begun_after, self._wait_s = closes, self._busy_s if write else min(self._busy_s, READ_BUSY_S)
@@ -269,7 +271,7 @@ class Database(ForkSafe):
 
         Waits are random, 1 to 3 ms. Raises at once if the database is closed meanwhile.
         """
-        until = monotonic() + process.wait_s(self._wait_s)
+        until = monotonic() + wait_s(self._wait_s)
         while True:
             try:
                 return run(statement)
@@ -324,7 +326,7 @@ class Database(ForkSafe):
 
     def end_waits(self) -> None:
         """Wait for running transactions up to `CLOSE_S`; then make those fail, soon, that wait for another process."""
-        if self._lock.acquire(timeout=process.wait_s(CLOSE_S)):
+        if self._lock.acquire(timeout=wait_s(CLOSE_S)):
             self._lock.release()
         else:
             self._closes += 1  # whoever waits by now, for the lock or for the file, fails

@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from edgeroute.system.clock_json_and_fork_safety import call_contained
+from edgeroute.system.calls_and_tasks import call_contained
 
 # Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`.
 Memo = dict[int, Any]

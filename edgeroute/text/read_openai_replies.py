@@ -24,8 +24,9 @@ from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
-from edgeroute.system.clock_json_and_fork_safety import json_dumps, log
+from edgeroute.system.json_values import json_dumps
 from edgeroute.system.quotable_codes_and_secrets import has_secret, quote
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 
 # Server-sent events (WHATWG HTML, 9.2), in which the answers of language models come.
 

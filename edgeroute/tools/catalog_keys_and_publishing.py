@@ -23,7 +23,7 @@ from edgeroute.edge.model_card import card_path, sha256_of
 from edgeroute.edge.runtimes_variants_ensemble import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.clock_json_and_fork_safety import files_in
+from edgeroute.system.files_and_lock_waits import files_in
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import read_bytes
 

@@ -30,8 +30,10 @@ from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.router.router_parts import Part, name_of
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import call_contained, sha256, to_json_types
+from edgeroute.system import wall_clock
+from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.files_and_lock_waits import sha256
+from edgeroute.system.json_values import to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
 
 log = logging.getLogger("edgeroute")
@@ -215,7 +217,7 @@ class Sentinel(Part):
             return False
         if self._identity(engine.snapshot) != self._key:
             self._renew(engine)
-        now = process.now()
+        now = wall_clock.now()
         while self._spent and self._spent[0][0] <= now - DAY_S:
             self._spent.popleft()
         if sum(usd for _, usd in self._spent) >= self._usd_per_day:

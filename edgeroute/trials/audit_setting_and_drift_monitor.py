@@ -16,7 +16,7 @@ from edgeroute.core.sequential_tests import ALARM, Drift, ShareTest
 from edgeroute.core.setting_units_and_ranges import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.stats_and_status import AuditStats
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.system.signature_types_and_units import check_units
 
 SHOWN = 50  # number of audits that an alarm reports
@@ -167,7 +167,7 @@ class DriftMonitor:
             # of late wins may be more than at the calibration: as many more harms are no loss
             wins = sum(max(0.0, edge - cloud) for edge, cloud in self._right) / RECENT
             harm *= min(1.0, self._audits["harm"].level / (self.limit + wins + 2 * sqrt(wins / RECENT)))
-        day = int(process.now() // DAY_S)
+        day = int(wall_clock.now() // DAY_S)
         for name, test in self._audits.items():
             daily = self._audit.scene > 1 and not name.startswith(SOON)
             test.add(harm if name.endswith("harm") else x, day if daily else None)
@@ -213,7 +213,7 @@ class DriftMonitor:
         tests = self._deferrals
         if tests is None or self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
             return False  # not the certified threshold, to which the certified rate does not apply
-        tests.add(one=below, time_s=process.now())
+        tests.add(one=below, time_s=wall_clock.now())
         for what, test in tests.tests.items():
             if test.alarmed and self.alarm is None:
                 rate = test.ones / test.count
@@ -267,7 +267,7 @@ class DriftMonitor:
 
     def _set_alarm(self, what: str, action: OnAlarm) -> None:
         """Set the alarm, with the date."""
-        now = process.now()
+        now = wall_clock.now()
         self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
 
     def dump(self) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, log, per_process
+from edgeroute.system import wall_clock
+from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.input_copies import copy_answer
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_statistics_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
@@ -543,7 +545,7 @@ class Auditor(ForkSafe):
             if audit.ask is not None:
                 event = audit.ask[0]()
                 if usd := sum(spent.usd for spent in audit.ask[1]().values()):
-                    self._write_lines({"at": round(process.now(), 3), "id": identity, "audit_usd": usd})
+                    self._write_lines({"at": round(wall_clock.now(), 3), "id": identity, "audit_usd": usd})
                 if type(event) is not Done:
                     return
                 answer = event.answer
@@ -576,7 +578,7 @@ class Auditor(ForkSafe):
             confidence = None if edge is None or edge.confidence != edge.confidence else edge.confidence  # NaN
             # before it is counted: who reads the count finds the line
             line = {
-                "at": round(process.now(), 3), "id": identity, "target": leg.name,
+                "at": round(wall_clock.now(), 3), "id": identity, "target": leg.name,
                 "edge_confidence": None if confidence is None else float(confidence),
                 "agrees": agrees, "audited": how, "probability": rate,
                 "fingerprints": bound.prints.get(leg.name, ""), **more,
@@ -658,10 +660,10 @@ class Auditor(ForkSafe):
     def _begin_counts(self, identity: str | None, name: str, why: str) -> Mapping[str, Any]:
         """Begin the counts of a model's audits anew, in `_begun` and the store. Return the journal line that ends them."""
         if identity is not None:
-            self._begun[identity] = since = max(int(process.now()), self._begun.get(identity, 0) + 1)
+            self._begun[identity] = since = max(int(wall_clock.now()), self._begun.get(identity, 0) + 1)
             if self._kept is not None:
                 self._kept.add({COUNTS + identity: {str(since): 1}})
-        return {"at": round(process.now(), 3), "target": name, "alarm": why, "fingerprints": identity or ""}
+        return {"at": round(wall_clock.now(), 3), "target": name, "alarm": why, "fingerprints": identity or ""}
 
 
 def _allowed(asks: BackgroundCalls) -> bool:

@@ -28,7 +28,7 @@ import places
 
 from edgeroute import Router, models
 from edgeroute.__main__ import main as edgeroute_main
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 
 HERE = Path(__file__).parent
 DAY_S = devices.DAY_S
@@ -112,7 +112,7 @@ class Fleet:
 
     def set_clock(self, day: int) -> None:
         """Set the clock of this process, by which the commands below go, to nine hours after the end of a virtual day."""
-        process._OFFSET += self.begin + (day + 1) * DAY_S + 9 * 3600 - process.now()  # noqa: SLF001 - a simulation of days
+        wall_clock._OFFSET += self.begin + (day + 1) * DAY_S + 9 * 3600 - wall_clock.now()  # noqa: SLF001 - a simulation of days
 
     def edgeroute(self, *arguments: str) -> tuple[int, str]:
         """Run a command of edgeroute in this process, in the folder of the fleet, and return its exit code and what it prints.

@@ -40,7 +40,7 @@ LOCKS = {
     "router/live/source_reader_mailbox_and_calls.py": "of one iterator",
     "router/offline_queue.py": "of one call",
     "system/late_imports_and_plugins.py": "a fork waits for it",
-    "system/clock_json_and_fork_safety.py": "of a condition, which each process makes for itself",
+    "system/fork_safety.py": "of a condition, which each process makes for itself",
     "tools/contracts/canned_server.py": "for tests",
     "tools/contracts/scripted_models_and_clouds.py": "for tests",
     "tools/dashboard/dashboard_data_and_tail.py": "a page belongs to the process that serves it",

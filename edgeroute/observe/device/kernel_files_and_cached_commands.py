@@ -11,7 +11,8 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, log, per_process
+from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 
 TEXT = 4096  # most bytes read of a file: one page, the most that a file of sysfs can hold
 ENTRIES = 1024  # most entries of a folder that are read

@@ -20,7 +20,7 @@ from edgeroute.router.live.blocking_iterators import CLOSE_S, AudioBase, FramesB
 from edgeroute.router.live.frames import FrameUpdate
 from edgeroute.router.live.source_reader_mailbox_and_calls import Call, Kind, Mailbox
 from edgeroute.router.live.speech_segments import BargeIn, Utterance
-from edgeroute.system.clock_json_and_fork_safety import ClosedByAsyncWith, await_within
+from edgeroute.system.calls_and_tasks import ClosedByAsyncWith, await_within
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live import speech_segments as speech
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.source_reader_mailbox_and_calls import Call, Kind, Mailbox, PolledCall, fill, items, kind_of, once
-from edgeroute.system.clock_json_and_fork_safety import ClosedByWith
+from edgeroute.system.calls_and_tasks import ClosedByWith
 from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly
 
 if TYPE_CHECKING:

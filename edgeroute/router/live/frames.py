@@ -21,7 +21,7 @@ from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, Mailbox, is_last
 from edgeroute.router.offline_rules_and_late_replies import AGREES, CORRECTS
-from edgeroute.system.clock_json_and_fork_safety import call_contained
+from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.system.signature_types_and_units import check_units
 from edgeroute.types import Answer

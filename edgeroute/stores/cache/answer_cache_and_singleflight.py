@@ -21,9 +21,11 @@ from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, per_process_of
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.signature_types_and_units import check_units, plain_number
 from edgeroute.system.thread_pool_and_workers import ThreadPool
+from edgeroute.system.wall_clock import now
 
 # Disk tier of the answer cache: entries in a SQLite file shared by processes, written by a thread (write-behind).
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
-from edgeroute.system.clock_json_and_fork_safety import file_sha256, file_stamp, files_in
+from edgeroute.system.files_and_lock_waits import file_sha256, file_stamp, files_in
 
 _BYTES = np.dtype(np.uint8)
 _ARRAYS = frozenset({np.ndarray, np.memmap})  # other subclasses may hold more than their data, as a mask

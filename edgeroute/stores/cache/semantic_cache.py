@@ -12,7 +12,10 @@ from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, initially, log, now, per_process, per_process_of
+from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.wall_clock import now
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 EMBEDDED = 64  # number of embeddings kept between a miss and the `add` that follows it

@@ -23,7 +23,8 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.stores.outbox.outbox_entries import Answering, Late, Listed, Waiting
 from edgeroute.stores.outbox.schema_queries_and_eviction import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, per_process
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 

@@ -26,8 +26,11 @@ from edgeroute.errors import Closed, PolicyError, StoreError
 from edgeroute.stores.outbox.outbox_entries import Late, Listed, Put, State, Waiting
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, to_json_types
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.json_values import to_json_types
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.signature_types_and_units import check_units, plain_number
+from edgeroute.system.wall_clock import now
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.errors import BadInput, PolicyError, StoreError
-from edgeroute.system.clock_json_and_fork_safety import replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_json
 from edgeroute.tools.cli import example_options_and_routers as shared
 from edgeroute.tools.cli import tables_and_options as ui

@@ -17,7 +17,7 @@ import typer
 import edgeroute
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput, nearest
-from edgeroute.system.clock_json_and_fork_safety import replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.late_imports_and_plugins import package_folder
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli.command_runner import command

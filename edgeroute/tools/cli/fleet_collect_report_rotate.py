@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import files_and_lock_waits, wall_clock
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
@@ -115,7 +115,7 @@ def report(
     if html is not None:
         from edgeroute.tools.fleet.fleet_page import page
 
-        process.replace_file(html, page(result))
+        files_and_lock_waits.replace_file(html, page(result))
         if not as_json:
             print(f"written to {html}")
     return NOT_READY if result.forecast.verdict in {"spent", "over"} else OK
@@ -187,7 +187,7 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
 
     def rules() -> Rules:
         """Return the rules of today."""
-        return Rules(datetime.fromtimestamp(process.now(), timezone.utc).date(), secret, known)
+        return Rules(datetime.fromtimestamp(wall_clock.now(), timezone.utc).date(), secret, known)
 
     if source.startswith(("mqtt://", "mqtts://")):
         from edgeroute.tools.fleet.broker_inbox import collect_messages

@@ -15,7 +15,7 @@ import typer
 
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW, command
 from edgeroute.tools.cli.fleet_collect_report_rotate import fleet
 from edgeroute.tools.cli.models_and_publishing import CATALOG, KEYS, CatalogFolder, Days, Keys

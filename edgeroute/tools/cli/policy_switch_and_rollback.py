@@ -17,8 +17,8 @@ from typing import Any
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
 from edgeroute.policy.file_and_environment import read_policy
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import file_sha256, replace_file
+from edgeroute.system import wall_clock
+from edgeroute.system.files_and_lock_waits import file_sha256, replace_file
 from edgeroute.system.untrusted_files import parse_json, read_json, read_text
 from edgeroute.tools.cli.example_options_and_routers import plain_router
 from edgeroute.tools.cli.status_and_trial_arms import read_state
@@ -155,7 +155,7 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
     _try(policy, text)
     replace_file(backup_path(policy), old)
     memory.switch = {
-        "at": process.now(), "certificate": certificate.checksum, "trial": trial, "before": hash_of(backup_path(policy)),
+        "at": wall_clock.now(), "certificate": certificate.checksum, "trial": trial, "before": hash_of(backup_path(policy)),
         "after": sha256(text.replace("\n", os.linesep).encode()).hexdigest(),
     }  # fmt: skip
     memory.save()
@@ -177,7 +177,7 @@ def roll_back(policy: Path, memory: Memory) -> None:
     old = backup_path(policy)
     if hash_of(old) != memory.switch["before"]:
         raise PolicyError(f"{old} is not the policy before the switch any more: put the model that you trust in {policy} by hand")
-    memory.switch["rolled_back"] = process.now()
+    memory.switch["rolled_back"] = wall_clock.now()
     memory.save()
     replace_file(policy, read_text(old))
 

@@ -15,7 +15,7 @@ import typer
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.system.clock_json_and_fork_safety import replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import audited_counts, certify_audits, path_in_policy, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.system.clock_json_and_fork_safety import file_stamp
+from edgeroute.system.files_and_lock_waits import file_stamp
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import INTERRUPTED, OK
 from edgeroute.tools.cli.status_and_trial_arms import Opened, open_policy, read_status

@@ -21,8 +21,8 @@ from edgeroute.core.performance_estimates_and_encoding_choice import Latency, Li
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target
 from edgeroute.errors import BadInput, ModelMissing, StoreError
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import replace_file
+from edgeroute.system import wall_clock
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import MOST_DATA, parse_json, read_text
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
@@ -494,7 +494,7 @@ def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[
     """
     from edgeroute.core.spending_limits import Limits, Spending
 
-    now, spending = process.now(), Spending(limits or Limits())
+    now, spending = wall_clock.now(), Spending(limits or Limits())
     for name, dumped in state.items():
         if name.startswith("spending:"):
             with contextlib.suppress(ValueError):
@@ -558,7 +558,7 @@ def edge_lines(edge: Mapping[str, Any]) -> list[str]:
 
 def _age_days(date_: str) -> int:
     """Return the age of a certificate of this ISO date in whole days, UTC."""
-    return (datetime.fromtimestamp(process.now(), timezone.utc).date() - date.fromisoformat(date_)).days
+    return (datetime.fromtimestamp(wall_clock.now(), timezone.utc).date() - date.fromisoformat(date_)).days
 
 
 def _count(value: Any) -> int:

@@ -21,7 +21,7 @@ from edgeroute.edge.edge_model_members_and_fingerprints import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.errors import BadInput, BadReply, ModelError
-from edgeroute.system.clock_json_and_fork_safety import files_in
+from edgeroute.system.files_and_lock_waits import files_in
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.types import EdgeModel
 

@@ -21,8 +21,8 @@ from edgeroute.core.error_codes_and_texts import clean, error_message
 from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors_and_sampler as sensors
 from edgeroute.record.tally_instrument_and_histograms import Tallied
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
+from edgeroute.system import wall_clock
+from edgeroute.system.json_values import json_dumps, json_loads
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.tools.dashboard.request_window_and_replays import (
@@ -363,7 +363,7 @@ class Monitor:
         self._polls = 0
         self._text: tuple[int, bytes] = (-1, b"")
         self._trial: ThresholdReplays | None = None
-        self._since = self._first_at = process.now()
+        self._since = self._first_at = wall_clock.now()
         self._lock, self._trial_lock = threading.RLock(), threading.Lock()
         self._worker = Worker("edgeroute-dashboard", self.poll, "no new records were read", first_s=EVERY_S, retry_s=EVERY_S)
 
@@ -385,7 +385,7 @@ class Monitor:
 
         Notes the time at which an outbox has delivered more than before.
         """
-        now = process.now()
+        now = wall_clock.now()
         if now >= self._state_at + STATE_S or now < self._state_at:
             self._state_at = now
             device = {name: value for name, value in sensors.read()._asdict().items() if value is not None}
@@ -403,7 +403,7 @@ class Monitor:
 
         Invalid ones are counted as lost.
         """
-        now, n = process.now(), 0
+        now, n = wall_clock.now(), 0
         with self._lock:
             for record in self._feed.take():
                 n += 1
@@ -473,7 +473,7 @@ class Monitor:
         Sensor readings are the trace's if it is at most 60 s old, otherwise this machine's. A target is away if its calls fail,
         or its circuit breaker is not closed, and nothing that waited for it has been delivered since.
         """
-        now = process.now()
+        now = wall_clock.now()
         with self._lock:
             view_data = self._window.shown(now)
             age_s = None if view_data["latest_at"] is None else now - view_data["latest_at"]

@@ -16,8 +16,8 @@ from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import PolicyError
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
-from edgeroute.system import clock_json_and_fork_safety as process
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process
+from edgeroute.system import wall_clock
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor, Sources
 from edgeroute.tools.dashboard.request_window_and_replays import certificates_of, policy_summary
 from edgeroute.tools.replay.replay_setup_and_result import Setup
@@ -50,7 +50,7 @@ class AnswerFeed:
             self.raised += 1
             return
         self._added += 1  # a race of threads may lose one, and then the count of lost answers is lower
-        self._queue.append((process.now(), ended._replace(inputs=None, answer=answer.without_values())))
+        self._queue.append((wall_clock.now(), ended._replace(inputs=None, answer=answer.without_values())))
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """Yield and remove the queued answers, the oldest first, as records of a trace with the times at which they came."""

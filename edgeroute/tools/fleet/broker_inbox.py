@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import MOST_BYTES
-from edgeroute.system.clock_json_and_fork_safety import replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_text

@@ -21,7 +21,7 @@ from edgeroute.catalog.model_folder_and_downloads import flush_folder
 from edgeroute.errors import StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import OTHER, Digest, path_of
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import files_and_lock_waits, wall_clock
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.fleet.digest_folders_and_buckets import Source
@@ -167,7 +167,7 @@ def collect(source: Source, store: Path, rules: Rules | None = None, processes: 
         StoreError: another run uses the store, the source cannot be listed, or the store cannot be written.
         RuntimeMissing: duckdb or pyarrow is not installed.
     """
-    rules = rules or Rules(datetime.fromtimestamp(process.now(), timezone.utc).date())
+    rules = rules or Rules(datetime.fromtimestamp(wall_clock.now(), timezone.utc).date())
     with _turn(store) as parts:
         run = _Run(source, store, parts, rules, processes or os.cpu_count() or 1)
         try:
@@ -396,7 +396,7 @@ def report_refusals(store: Path, refusals: Sequence[Refusal]) -> None:
     """
     if not refusals:
         return
-    path, now = store / "refused.jsonl", datetime.fromtimestamp(process.now(), timezone.utc).isoformat(timespec="seconds")
+    path, now = store / "refused.jsonl", datetime.fromtimestamp(wall_clock.now(), timezone.utc).isoformat(timespec="seconds")
     lines: dict[str, str] = {}
     if path.exists():
         for line in read_text(path).splitlines():
@@ -405,4 +405,4 @@ def report_refusals(store: Path, refusals: Sequence[Refusal]) -> None:
         start = json.dumps({"name": name[:200], "why": why})[:-1]
         lines.pop(start, None)
         lines[start] = f'{start}, "at": "{now}"}}'
-    process.replace_file(path, "".join(line + "\n" for line in list(lines.values())[-MOST_NAMED:]))
+    files_and_lock_waits.replace_file(path, "".join(line + "\n" for line in list(lines.values())[-MOST_NAMED:]))

@@ -20,7 +20,7 @@ from edgeroute.errors import BadInput, CloudError, StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import MOST_BYTES
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_bytes
@@ -216,7 +216,7 @@ def signed(path: str, query: str, host: str, region: str) -> list[tuple[str, str
 
     query: encoded, sorted by its names.
     """
-    env, now = os.environ, datetime.fromtimestamp(process.now(), timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    env, now = os.environ, datetime.fromtimestamp(wall_clock.now(), timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     headers = {"host": host, "x-amz-content-sha256": sha256(b"").hexdigest(), "x-amz-date": now}
     if token := env.get("AWS_SESSION_TOKEN") or env.get("AWS_TOKEN"):
         headers["x-amz-security-token"] = token

@@ -21,8 +21,9 @@ from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.clock_json_and_fork_safety import now, replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.fleet.digest_tables import open_store, quoted, writing
 from edgeroute.tools.fleet.fleet_audit_loss_bounds import AUDITS_POSSIBLE, FleetAudits, day_of
 from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.fleet.digest_tables import BUCKETS
 from edgeroute.tools.measure.deferral_curve import student_quantile
 

@@ -25,8 +25,9 @@ from edgeroute.catalog.signed_policy_follower import FORMAT, in_ring, position, 
 from edgeroute.errors import BadInput, CatalogError, PolicyError
 from edgeroute.policy import load
 from edgeroute.policy.file_and_environment import read_policy
-from edgeroute.system.clock_json_and_fork_safety import now, replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import parse_json
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.catalog_keys_and_publishing import LISTS_DAYS, publishing, sign_files, signed_file
 from edgeroute.tools.fleet.fleet_alarms import Looked
 

@@ -21,7 +21,7 @@ from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.inspect import impossible_settings
 from edgeroute.types import Backend
 

@@ -28,7 +28,7 @@ from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.io_steps_and_stages import Block, Steps
 from edgeroute.router.request import is_read_once, read_once_error, rows_of_pandas
-from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system import wall_clock
 from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification_and_verdicts import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect, score_name
@@ -554,7 +554,7 @@ def _evaluation(calls: DirectCalls, examples: Examples, threshold: float, policy
         cloud=", ".join(cloud.where for cloud in clouds),
         score=score,
         policy=policy,
-        date=strftime("%Y-%m-%d", gmtime(process.now())),
+        date=strftime("%Y-%m-%d", gmtime(wall_clock.now())),
         edge_bytes=path.stat().st_size if path.is_file() else None,
     )
     result = Evaluation(examples, threshold, names=names, arms=calls.arms())

@@ -11,7 +11,7 @@ import numpy as np
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import PolicyError
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.measure.certification_and_verdicts import correctness
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.fixed_sequence import one_of_each

@@ -23,7 +23,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.json_lines_and_process_locks import read
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts, log_evidence
 from edgeroute.tools.measure.independence_and_overlap import sketch
 from edgeroute.tools.measure.labels_on_demand import LabelsOnDemand

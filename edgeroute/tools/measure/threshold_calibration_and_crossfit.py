@@ -23,7 +23,7 @@ from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEno
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
-from edgeroute.system.clock_json_and_fork_safety import now
+from edgeroute.system.wall_clock import now
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.deferral_curve import Area, grades, measured_area
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each

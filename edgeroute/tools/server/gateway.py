@@ -31,7 +31,7 @@ from edgeroute.record.prometheus import Measured, Prometheus, check_installed, m
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
-from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
+from edgeroute.system.json_values import json_dumps, to_json_types
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.types import Answer, TensorSpec
 

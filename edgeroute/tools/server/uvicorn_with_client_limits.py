@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
-from edgeroute.system.clock_json_and_fork_safety import ForkSafe
+from edgeroute.system.fork_safety import ForkSafe
 from edgeroute.tools.server.access_limits_and_options import CLOSE, PEER_SHARE, STRANGER, Fault, peer_of
 from edgeroute.tools.server.oip_messages_files_routes import reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify

@@ -18,7 +18,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import RuntimeMissing
-from edgeroute.system.clock_json_and_fork_safety import replace_file
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
 from edgeroute.tools.measure.fleet_trial_comparison import Difference, FleetTrial
 from edgeroute.tools.measure.report import html_blocks as html
