@@ -128,6 +128,18 @@ def test_a_client_that_does_not_wait(kind):
         assert left.wait(LONG)
 
 
+def test_a_model_that_ends_its_thread():
+    """The client gets an error at once, and the gateway goes on."""
+
+    def ends(x):
+        raise SystemExit
+
+    with InProcess(AsyncRouter(ends)) as gateway, gateway.client(timeout=LONG) as http:
+        for _ in range(2):
+            with pytest.raises(Exception, match="gave no reply: SystemExit"):
+                http.post(f"{gateway.url}/chat/completions", json=CHAT)
+
+
 def test_a_closed_gateway(gateway):
     """Says so; closing it twice is once, and ends what is in progress."""
     client = gateway.client()

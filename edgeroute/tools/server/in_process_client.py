@@ -103,7 +103,7 @@ class InProcess(AbstractContextManager["InProcess"]):
             error: BaseException | None = None
             try:
                 await self._app(_scope(request), receive, send)
-            except (Exception, asyncio.CancelledError) as e:  # noqa: BLE001 - the client gets it
+            except BaseException as e:  # noqa: BLE001 - the client gets it; a model's SystemExit would end the loop
                 error = e
             put({"type": END, "error": error})
 
