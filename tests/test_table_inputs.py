@@ -383,7 +383,8 @@ def test_a_row_of_pandas_is_the_same_wherever_it_is_given(make):
         return LABELS[0], 0.1 + 0.01 * len(seen["edge"])
 
     router = make(edge, lambda row: seen["cloud"].append(row) or LABELS[0])
-    for X in (table, table[["a", "b"]], table["city"], table[["city"]]):  # noqa: N806 - as in scikit-learn
+    twice = table[["a", "b"]].set_axis(["a", "a"], axis=1)
+    for X in (table, table[["a", "b"]], table["city"], table[["city"]], twice):  # noqa: N806 - as in scikit-learn
         rows = [X.iloc[i] for i in range(30)] if X.ndim == 1 or X.shape[1] > 1 else [*X["city"]]
         for way in (
             lambda X=X: router.infer_many(X),  # noqa: N803

@@ -96,6 +96,7 @@ def _unpacked(X: Any, y: Any, fitted: Sequence[str] | None = None) -> tuple[Any,
         BadInput: a table lacks a column, or has text and no fitted columns; or pairs have labels, and there are others in y.
     """
     names = getattr(X, "column_names", None) if hasattr(X, "remove_columns") else None
+    inputs = X
     if (is_frame := hasattr(X, "iloc") and hasattr(X, "to_numpy")) and X.ndim > 1:
         names = [*X.columns]
     if isinstance(names, Mapping):
@@ -103,9 +104,9 @@ def _unpacked(X: Any, y: Any, fitted: Sequence[str] | None = None) -> tuple[Any,
     if names is not None and isinstance(y, str):
         if y not in names:
             raise BadInput(f"X has no column {y!r} of labels: its columns are {', '.join(map(str, names))}")
-        names, y = [name for name in names if name != y], list(X[y])
+        names, inputs, y = [name for name in names if name != y], X.drop(columns=y) if is_frame else X, list(X[y])
     if is_frame:
-        return rows_of_pandas(X if names is None else X[names]), y
+        return rows_of_pandas(inputs), y
     if names is not None and hasattr(type(X), "__len__") and len(X):
         if fitted is not None and len(names) > 1:
             if missing := [name for name in fitted if name not in names]:
