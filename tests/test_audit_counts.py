@@ -130,9 +130,10 @@ ADD = """
 import sys
 from pathlib import Path
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
+from edgeroute.trials.edge_audits import COUNTS
 store = KeyValueStore(Path(sys.argv[1]))
 for i in range(40):
-    store.add({"counts:x": {"0 1.0 90 0": 1}})
+    store.add({COUNTS + "x": {"0 1.0 90 0": 1}})
     store.flush()
 store.close()
 """
@@ -150,7 +151,7 @@ def test_a_fork_does_not_add_what_the_parent_does(tmp_path):
     """What waits is written once."""
     store = KeyValueStore(tmp_path / "state.db")
     for _ in range(3):
-        store.add({"counts:x": {"0 1.0 90 0": 1}})
+        store.add({COUNTS + "x": {"0 1.0 90 0": 1}})
     child = os.fork()
     if not child:
         store.close()
@@ -164,13 +165,13 @@ def test_with_a_disk_that_fails(tmp_path):
     """What waits for it is added when it is back; without a file, or once it is closed, nothing happens."""
     store = KeyValueStore(tmp_path / "s" / "state.db")
     (tmp_path / "s").write_text("no folder")
-    store.add({"counts:x": {"0 1.0 90 0": 1}})
+    store.add({COUNTS + "x": {"0 1.0 90 0": 1}})
     assert not store.flush()
-    store.add({"counts:x": {"0 1.0 90 0": 1}})
+    store.add({COUNTS + "x": {"0 1.0 90 0": 1}})
     (tmp_path / "s").unlink()
     assert store.flush()
     store.close()
-    store.add({"counts:x": {"0 1.0 90 0": 1}})
+    store.add({COUNTS + "x": {"0 1.0 90 0": 1}})
     assert stored(tmp_path / "s")["x"].n == 2
 
 
@@ -187,6 +188,18 @@ def test_damage_begins_anew(tmp_path, text):
     connection.close()
     used(tmp_path, 0.8, 0.8)
     assert stored(tmp_path)[name].accepted(0) == (2, 2, 0)
+
+
+def test_counts_by_other_thresholds(tmp_path):
+    """Their indices mean other confidences, so they are not read; what was certified by them has spent its part of the risk."""
+    name = used(tmp_path / "other", 0.9)
+    store = KeyValueStore(tmp_path / "state.db")
+    store.put(f"counts:{name}", {"0 1.0 90 0": 1500})
+    store.close()
+    for n in (1, 2):
+        assert used(tmp_path, 0.8) == name
+        counts = stored(tmp_path)[name]
+        assert (counts.accepted(0), counts.alarms, counts.begun > 0) == ((n, n, 0), 1, True)
 
 
 def test_a_counts_file_that_is_cut_off(tmp_path):

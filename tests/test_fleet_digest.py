@@ -10,6 +10,7 @@ from edgeroute.core.sequential_tests import GRID
 from edgeroute.fleet.digest_encoding_and_coarsening import (
     AUDIT_STEP,
     CONFIDENCES,
+    FORMAT,
     LAST_LEVEL,
     MOST_BYTES,
     UNSTATED,
@@ -136,7 +137,16 @@ def test_the_name_at_the_destination():
 
 def packed(value, **fields):
     """Return the bytes of a digest with other fields, valid or not."""
-    return zlib.compress(json.dumps({"format": 1, **value._asdict(), **fields}).encode(), 9)
+    return zlib.compress(json.dumps({"format": FORMAT, **value._asdict(), **fields}).encode(), 9)
+
+
+def test_a_digest_of_the_first_format():
+    """Its indices are of other thresholds, so its audits have none, and confidences are left out; the sums count."""
+    given = digest()
+    first = given._replace(audits=((0, 1, 4, 3, 1, 0, 0, 0.1), (0, 1, 12, 2, 1, 0, 0, 0.1), (0, 2, -1, 1, 0, 0, 0, 0.1)))
+    read = decode(packed(first, format=1))
+    assert read.audits == ((0, 1, UNSTATED, 5, 2, 0, 0, 0.1), (0, 2, UNSTATED, 1, 0, 0, 0, 0.1))
+    assert (read.confidences, sums(read)[0], read.coarse) == ((), sums(given)[0], 0)
 
 
 def fault(data, key=b"", today=""):
@@ -186,7 +196,7 @@ def test_damaged_forged_and_future_bytes_are_refused_by_kind():
     assert fault(zlib.compress(b'{"format":1,"device":"\xff"}')) == "malformed"
     assert fault(zlib.compress(b'{"format":1,"revision":' + b"9" * 5000 + b"}")) == "malformed"
     assert fault(zlib.compress(b"[]")) == "version"
-    assert fault(packed(given._replace(audits=()), format=2)) == "version"
+    assert fault(packed(given._replace(audits=()), format=FORMAT + 1)) == "version"
     assert fault(data, KEY + b"x") == "forged"
     assert fault(encode(given), KEY) == "forged"
     assert fault(zlib.compress(zlib.decompress(data).replace(b"plant-7", b"plant-8")), KEY) == "forged"

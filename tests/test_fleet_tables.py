@@ -265,7 +265,7 @@ def test_the_report_of_refusals_is_bounded(tmp_path, monkeypatch):
 
 
 def test_damaged_tables_are_written_again(tmp_path):
-    """Cut off, or without a column: the file is set aside, and the next run reads the day's digests again."""
+    """Cut off, or without a column, or by other thresholds: the file is set aside, and the next run reads the day's digests again."""
     digests = fleet(tmp_path)
     collect(tmp_path)
     tables = tmp_path / "store"
@@ -273,9 +273,12 @@ def test_damaged_tables_are_written_again(tmp_path):
         path = tables / table / "day=2026-11-02" / "rows.parquet"
         path.write_bytes(path.read_bytes()[:-5])
     shutil.copy(tables / "audits" / "day=2026-11-03" / "rows.parquet", tables / "confidences" / "day=2026-11-03" / "rows.parquet")
+    path, parquet = max((tables / "audits").glob("day=*/rows.parquet")), pytest.importorskip("pyarrow.parquet")
+    table = parquet.ParquetFile(path).read()
+    parquet.write_table(table.rename_columns(["index" if name == "grid" else name for name in table.column_names]), path)
     assert collect(tmp_path).added == len(digests)
     assert sums(tmp_path) == expected(digests)
-    assert len([*tables.rglob("*.damaged")]) == 4
+    assert len([*tables.rglob("*.damaged")]) == 5
 
 
 def test_a_damaged_day_whose_digests_are_gone_is_named(tmp_path):

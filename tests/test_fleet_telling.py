@@ -20,8 +20,16 @@ from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import StoreError
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet import fleet_part
-from edgeroute.fleet.daily_digest_spool_and_upload import DAY_S, KEEP_DAYS, MOST_SPOOLED, day_and_hour, new_device, spooled
-from edgeroute.fleet.digest_encoding_and_coarsening import AUDIT_STEP
+from edgeroute.fleet.daily_digest_spool_and_upload import (
+    DAY_S,
+    KEEP_DAYS,
+    MOST_SPOOLED,
+    day_and_hour,
+    new_device,
+    row_name,
+    spooled,
+)
+from edgeroute.fleet.digest_encoding_and_coarsening import AUDIT_STEP, UNSTATED
 from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
@@ -178,13 +186,29 @@ def test_groups_are_models_policies_arms_and_classes(made, tmp_path, to, wall):
     assert "Smith" not in str(told)
 
 
+def test_counts_of_an_earlier_version(made, tmp_path, to, wall):
+    """Of a day on which the device was updated: the requests count, and audits have no index, as it was of other thresholds."""
+    fleet = quiet(str(to))
+    router = made(state=tmp_path / "state", parts=[fleet])
+    group, (day, hour) = ("edge", "p", "", ""), day_and_hour(wall.now)
+    store = KeyValueStore.shared_store(tmp_path / "state" / "state.db", fleet)
+    store.add({row_name(day, "requests", hour, group): {"r": 9}, row_name(day, "confidences", 0, group): {"31": 9}})
+    store.add({row_name(day, "audits", hour, group): {"252 1.0 audited": 2, "100 1.0 audited": 1, "100 1.0 differ": 1}})
+    router.infer(0.9)
+    fleet.tell()
+    (told,) = digests(to)
+    assert total([told], 2) == 10
+    assert [row[2:5] for row in told.audits] == [(UNSTATED, 3, 1)]
+    assert sum(row[2] for row in told.confidences) == 1
+
+
 def _policy():
     """Return the arguments of the fixture's policy."""
     return {"edge": CallableModel(edge, version="1"), "cloud": Function(cloud, version="1")}
 
 
 def test_audits_are_counted_with_the_rate_of_the_draw(made, tmp_path, to, wall):
-    """All of share 1 differ: harms without labels; the index is that of a threshold of every fourth of the grid."""
+    """All of share 1 differ: harms without labels; the index is that of a threshold that digests have."""
     fleet = quiet(str(to))
     router = made(state=tmp_path / "state", parts=[fleet], audit=Audit(1.0))
     for x in (0.9, 0.2, 0.7):

@@ -28,7 +28,7 @@ from edgeroute.cloud.attempt_accounting_and_turns import NO_DATA
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import EdgerouteError, StoreError
 from edgeroute.fleet.digest_destinations import destination
-from edgeroute.fleet.digest_encoding_and_coarsening import Digest, Group, encode, path_of
+from edgeroute.fleet.digest_encoding_and_coarsening import FORMAT, UNSTATED, Digest, Group, encode, path_of
 from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import sha256
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 clock: Callable[[], float] = time  # the wall clock, which may jump; tests and simulations replace it
 DAY_S: Final = 86_400
 ROWS, DAYS, DEVICE = "fleet:", "fleet.day:", "fleet.device"  # beginnings of names in the state file
+# Tables of these rows whose indices are those of `FORMAT`; an update finds rows of others, whose indices mean other thresholds.
+CONFIDENCE_ROWS, AUDIT_ROWS = f"confidences{FORMAT}", f"audits{FORMAT}"
 LOOK_S: Final = 900.0  # maximum seconds between two looks at the clock and the spool
 SPREAD_S: Final = 3600.0  # maximum seconds after midnight, by device and day, at which a day's digest is due
 KEEP_DAYS: Final = 3  # days whose counts stay in the state file, for processes that add to them late
@@ -278,12 +280,12 @@ def _digest(rows: Mapping[str, Mapping[str, int]], device: str, day: str, revisi
         g = groups.setdefault((names[0], names[1], names[2], names[3]), len(groups))
         if table == "requests":
             requests.append((g, hour, *(numbers.get(field, 0) for field in _FIELDS)))
-        elif table == "confidences":
+        elif table == CONFIDENCE_ROWS:
             confidences += [(g, int(index), number) for index, number in numbers.items()]
-        else:
+        elif table in {AUDIT_ROWS, "audits"}:
             for index, rate in {(key.split()[0], key.split()[1]) for key in numbers}:
                 counts = (numbers.get(f"{index} {rate} {field}", 0) for field in ("audited", "differ", "harms", "wins"))
-                audits.append((g, hour, int(index), *counts, float(rate)))
+                audits.append((g, hour, int(index) if table == AUDIT_ROWS else UNSTATED, *counts, float(rate)))
     site, signed = texts
     tables = tuple(groups), tuple(requests), tuple(confidences), tuple(audits)
     return Digest(device, day, revision, final, site, own_version(), signed, *tables)

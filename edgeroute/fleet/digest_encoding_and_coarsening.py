@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from edgeroute.core.sequential_tests import GRID
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1: with indices of other thresholds, fewer and other ones
 MOST_BYTES: Final = 1024  # maximum bytes of an encoded digest
 # Upper bounds of the latency buckets, each inclusive; the last bucket has the rest.
 LATENCIES_S: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)

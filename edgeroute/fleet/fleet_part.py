@@ -19,7 +19,15 @@ from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
-from edgeroute.fleet.daily_digest_spool_and_upload import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
+from edgeroute.fleet.daily_digest_spool_and_upload import (
+    AUDIT_ROWS,
+    CONFIDENCE_ROWS,
+    LOOK_S,
+    DailyDigests,
+    day_and_hour,
+    row_name,
+    spooled,
+)
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
 from edgeroute.http.messages_addresses_and_secrets import Secret
@@ -201,7 +209,7 @@ class Fleet(ForkSafe, Part):
                 if event.latency_s is not None:
                     row[str(bucket(event.latency_s))] += number
                 if event.confidence is not UNJUDGED:
-                    sums[row_name(day, "confidences", 0, group)][str(_confidence_index(event.confidence))] += number
+                    sums[row_name(day, CONFIDENCE_ROWS, 0, group)][str(_confidence_index(event.confidence))] += number
             for at, of in drain(self._audited):
                 day, hour = day_and_hour(at)
                 plan, request = of.plan, of.request
@@ -209,7 +217,7 @@ class Fleet(ForkSafe, Part):
                 if known is None or of.label == "awaited":
                     self._awaited |= {request: known} if known else {}
                     continue
-                row = sums[row_name(day, "audits", hour, known)]
+                row = sums[row_name(day, AUDIT_ROWS, hour, known)]
                 harm, win = (of.harm, of.win) if of.label else (of.differs, False)
                 start = f"{rounded(of.grid_index)} {float(f'{of.rate:.4g}')!r}"
                 counts = {"audited": 1, "differ": of.differs, "harms": harm, "wins": win}

@@ -18,7 +18,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes_and_texts import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
-from edgeroute.core.sequential_tests import grid_index
+from edgeroute.core.sequential_tests import GRID, grid_index
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
@@ -256,8 +256,9 @@ def agreement(audit: Audit, edge: Any, cloud: Any) -> bool:
 MOST_WAITING = 64
 UNTIL_NEXT = "audit-next"  # name of the stored number of requests until the next that is counted for the deferral rate
 UNLABELLED_MOST = 10_000  # number of audited answers that wait for a label; the oldest is given up for another
-# Prefix of the stored counts of a model's audits, before the digest of its fingerprints; and the age at which unused ones go.
-COUNTS, COUNTS_S = "counts:", 366 * 86_400.0
+# Prefix of the stored counts of a model's audits, before the digest of its fingerprints, with the number of thresholds that their
+# indices are of; prefix of those with other thresholds; and the age at which unused ones go.
+COUNTS, OTHER_COUNTS, COUNTS_S = f"counts:{len(GRID)}:", "counts:", 366 * 86_400.0
 # Prefix of the stored fingerprint of the function by which those audits are compared; without one, by equality.
 AGREES: Final = "agrees:"
 _NONE: Any = object()
@@ -358,16 +359,18 @@ class Auditor(ForkSafe):
         watches, tallies = {}, {}
         bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
         if self._kept is not None:
-            self._kept.forget(COUNTS, COUNTS_S)
+            self._kept.forget(OTHER_COUNTS, COUNTS_S)
             agrees = "" if self.audit.agrees is None else fingerprint(self.audit.agrees)
             for identity in {*bound.prints.values()}:
                 counts = self._kept.get(COUNTS + identity)
                 with contextlib.suppress(AttributeError, TypeError, ValueError):  # damaged: the counts begin anew
                     self._begun.setdefault(identity, max(int(key.split()[0]) for key in counts or ["0"]))
-                if agrees != (self._kept.get(AGREES + identity) or ""):
+                other = not counts and self._kept.get(OTHER_COUNTS + identity)
+                if changed := agrees != (self._kept.get(AGREES + identity) or ""):
                     self._kept.put(AGREES + identity, agrees)
-                    if counts:
-                        self._write_lines(self._begin_counts(identity, "", "another agrees= compares the audits"))
+                if other or (changed and counts):
+                    what = "this version has other thresholds" if other else "another agrees= compares the audits"
+                    self._write_lines(self._begin_counts(identity, "", what))
         thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
         for name, print_digest in bound.prints.items():
             of, had = (print_digest, thresholds.get(name)), self._tallies.get(name)

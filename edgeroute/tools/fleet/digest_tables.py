@@ -24,15 +24,16 @@ from edgeroute.system.late_imports_and_plugins import import_needed
 NEED = "tables of a fleet need duckdb and pyarrow: pip install 'edgeroute[fleet]'"
 _TEXT = dict.fromkeys(("device", "site", "model", "policy", "arm", "data_class"), "VARCHAR")
 BUCKETS = tuple(f"l{i}" for i in range(8))  # columns of the latency buckets
-# Table -> column -> type in DuckDB, without the day. The order is that of writing.
+# Table -> column -> type in DuckDB, without the day. The order is that of writing. `grid` is the index of a digest's row; files
+# that have `index` in its place are of earlier versions, whose indices mean other thresholds.
 TABLES: dict[str, dict[str, str]] = {
     "requests": {
         **_TEXT, "signed": "VARCHAR", "hour": "INTEGER", "requests": "BIGINT", "deferred": "BIGINT", "degraded": "BIGINT",
         "failed": "BIGINT", "bytes": "BIGINT", "usd": "DOUBLE", **dict.fromkeys(BUCKETS, "BIGINT"),
     },
-    "confidences": {**_TEXT, "index": "INTEGER", "requests": "BIGINT"},
+    "confidences": {**_TEXT, "grid": "INTEGER", "requests": "BIGINT"},
     "audits": {
-        **_TEXT, "hour": "INTEGER", "index": "INTEGER", "audited": "BIGINT", "differ": "BIGINT", "harms": "BIGINT",
+        **_TEXT, "hour": "INTEGER", "grid": "INTEGER", "audited": "BIGINT", "differ": "BIGINT", "harms": "BIGINT",
         "wins": "BIGINT", "rate": "DOUBLE",
     },
     "digests": {

@@ -47,7 +47,7 @@ YEAR = 365.0
 RECENT_DAYS, PAST_DAYS = (7, 28), 120  # windows in which a device is compared with the others, and with its past
 _SAMPLE = 20_000  # most devices, about, of a reference
 _LARGEST = 3.0  # times the median, beyond which a device's day no longer weighs more in the usual rates
-_VERSION, _ZERO = 1, "DATE '1970-01-01'"
+_VERSION, _ZERO = 2, "DATE '1970-01-01'"
 
 
 class Metric(NamedTuple):
@@ -70,8 +70,8 @@ _KEY = "coalesce(nullif(split_part(model, ':', -1), ''), model) AS key, model, p
 _CELL = "(24 * (isodow(day) - 1) + hour)::INTEGER AS cell"
 _REQUESTS_POSSIBLE = "hour BETWEEN 0 AND 23 AND requests > 0 AND deferred BETWEEN 0 AND requests"
 _VIEWS = f"""
-    CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, index, audited AS n, differ, harms, wins, 0 AS deferred FROM audits
-        WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
+    CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, grid AS index, audited AS n, differ, harms, wins, 0 AS deferred
+        FROM audits WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
     CREATE TEMP VIEW asked AS SELECT {_KEY}, {_CELL}, 0 AS index, requests AS n, 0 AS differ, 0 AS harms, 0 AS wins, deferred
         FROM requests WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
     CREATE TEMP TABLE rates (metric VARCHAR, key VARCHAR, policy VARCHAR, cell INTEGER, first INTEGER, rate DOUBLE);
@@ -532,7 +532,7 @@ def _state(path: Path) -> dict[str, Any]:
             raise ValueError(f"version {state['version']}")  # noqa: TRY301 - one message for all that may be wrong
         [day_of(day) for day in (state["closed"] or 0, *(stream["first"] for stream in state["streams"].values()))]
     except (OSError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
-        raise StoreError(f"{path} is damaged: restore it, or remove {path.parent} to begin anew") from e
+        raise StoreError(f"{path} is damaged, or of another version: restore it, or remove {path.parent} to begin anew") from e
     return dict(state)
 
 

@@ -70,7 +70,7 @@ class FleetAudits:
     def __init__(self, db: Any, key: str, *, since: int = 0, base: float | None = None, begun: int = 0, policy: str = "") -> None:
         self._db, self._values = db, [key, day_of(since), policy]
         select = f"""SELECT quantile_disc(least, {_LOW}), count(*) FROM
-            (SELECT min(rate) AS least FROM audits WHERE {_HERE} AND index >= -1 GROUP BY device)"""
+            (SELECT min(rate) AS least FROM audits WHERE {_HERE} AND grid >= -1 GROUP BY device)"""
         row = db.execute(select, self._values).fetchone()
         self.base = float(row[0] or 1.0) if base is None else base
         """Low rate of drawing."""
@@ -79,16 +79,16 @@ class FleetAudits:
         self._begun, self._since = begun, since
         db.execute(
             f"""CREATE OR REPLACE TEMP TABLE fleet_audits AS SELECT *, share * ? / rate AS weight FROM (
-            SELECT device, day, index, audited, differ, greatest(rate, ?) AS rate,
+            SELECT device, day, grid AS index, audited, differ, greatest(rate, ?) AS rate,
             least(1, {MOST_AUDITS} / sum(audited) OVER (PARTITION BY device, day)) AS share
-            FROM audits WHERE {_HERE} AND index >= -1)""",
+            FROM audits WHERE {_HERE} AND grid >= -1)""",
             [self.base, self.base, *self._values],
         )
 
     @property
     def unstated(self) -> int:
         """Number of audits without a confidence, which are left out."""
-        row = self._db.execute(f"SELECT sum(audited) FROM audits WHERE {_HERE} AND index < -1", self._values).fetchone()
+        row = self._db.execute(f"SELECT sum(audited) FROM audits WHERE {_HERE} AND grid < -1", self._values).fetchone()
         return int(row[0] or 0)
 
     def counts(self) -> FleetCounts:

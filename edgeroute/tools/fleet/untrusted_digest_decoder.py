@@ -9,10 +9,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Final, Literal
 
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.fleet.digest_encoding_and_coarsening import (
+    AUDIT_STEP,
     CONFIDENCES,
     FORMAT,
     LAST_LEVEL,
@@ -23,10 +25,11 @@ from edgeroute.fleet.digest_encoding_and_coarsening import (
     UNSTATED,
     Digest,
     Row,
+    coarsen,
     mac,
-    rounded,
 )
 
+_EARLIER: Final = 1, 4  # format of earlier devices, and its `AUDIT_STEP`
 _MOST_REQUESTS, _MOST_AMOUNT, _MOST_REVISION = 10**9, 10**15, 10**6
 _WHOLE = {int}
 MOST_SIGNED = MOST_NAME + 16  # most bytes of the name and the number of a signed policy
@@ -67,11 +70,14 @@ def decode(data: bytes, key: bytes = b"", *, today: str = "") -> Digest:
         fields = json.loads(signed, object_pairs_hook=_once)  # at most MOST_TEXT; each number is checked below
     except (ValueError, RecursionError) as e:
         raise BadDigest("malformed", "it is no JSON in UTF-8, or has a key twice") from e
-    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+    if not isinstance(fields, dict) or (form := fields.pop("format", None)) not in (_EARLIER[0], FORMAT):
         raise BadDigest("version", f"expected format {FORMAT}")
-    if problem := next(_problems(fields), ""):
+    if problem := next(_problems(fields, AUDIT_STEP if form == FORMAT else _EARLIER[1]), ""):
         raise BadDigest("malformed", problem)
     digest = Digest(**{name: _frozen(value) for name, value in fields.items()})
+    if form != FORMAT:  # its indices are of other thresholds
+        audits = tuple((*row[:2], UNSTATED, *row[3:]) for row in digest.audits)
+        digest = coarsen(digest._replace(confidences=(), audits=audits), 0)
     if today and digest.day > today:
         raise BadDigest("future", "its day has not begun")
     return digest
@@ -107,8 +113,8 @@ def _frozen(value: Any) -> Any:
     return tuple(map(tuple, value)) if isinstance(value, list) else value
 
 
-def _problems(fields: dict[str, Any]) -> Iterator[str]:
-    """Yield the problems of a digest's fields in words.
+def _problems(fields: dict[str, Any], step: int) -> Iterator[str]:
+    """Yield the problems of a digest's fields in words; indices of audits are multiples of `step`.
 
     Only the first may be asked for: later checks assume that there is none before.
     """
@@ -131,7 +137,8 @@ def _problems(fields: dict[str, Any]) -> Iterator[str]:
         yield "groups: expected four short texts in each"
     if len(groups) > MOST_GROUPS or len(set(map(tuple, groups))) < len(groups):
         yield "groups: too many, or one is there twice"
-    checks: tuple[tuple[int, Callable[[Row], Row | None]], ...] = ((16, _request_key), (3, _confidence_key), (8, _audit_key))
+    audit_key = partial(_audit_key, step)
+    checks: tuple[tuple[int, Callable[[Row], Row | None]], ...] = ((16, _request_key), (3, _confidence_key), (8, audit_key))
     for table, (width, key_of) in zip(tables, checks, strict=True):
         if not all(len(row) == width and type(row[0]) is int and 0 <= row[0] < len(groups) for row in table):
             yield "expected rows of another length, or of a group that there is"
@@ -154,10 +161,11 @@ def _confidence_key(row: Row) -> Row | None:
     return row[:2] if valid else None
 
 
-def _audit_key(row: Row) -> Row | None:
+def _audit_key(step: int, row: Row) -> Row | None:
     """Return group, hour, index and rate of a row of audits; None if a number is out of range."""
     _, hour, index, audited, differ, harms, wins, rate = row
-    valid = set(map(type, row[:7])) == _WHOLE and _is_hour(hour) and UNSTATED <= index < len(GRID) and rounded(index) == index
+    valid = set(map(type, row[:7])) == _WHOLE and _is_hour(hour) and UNSTATED <= index < len(GRID)
+    valid = valid and (index < 0 or index % step == 0)
     valid = valid and audited <= _MOST_REQUESTS and min(differ, harms, wins) >= 0 and max(differ, harms + wins) <= audited
     valid = valid and type(rate) in {int, float} and 0 < rate <= 1
     return (*row[:3], rate) if valid else None
