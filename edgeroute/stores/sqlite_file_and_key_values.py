@@ -640,8 +640,7 @@ class KeyValueStore(ForkSafe):
         Blocks for the writer thread, which waits no longer for another process then. Logs how many values are not written.
         """
         self._writer.close(0.0)
-        database = self._database
-        if database is not None:
+        if (database := self._database) is not None:
             database.end_waits()
             self._writer.close()
             if not self.flush():
@@ -668,8 +667,7 @@ class KeyValueStore(ForkSafe):
 
     def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
         """Run a statement and return its rows; none if the store is closed or the disk fails, which is logged once."""
-        database = self._database
-        if database is None:
+        if (database := self._database) is None:
             return []
         try:
             with database.transaction(write=not statement.startswith("SELECT")) as connection:
