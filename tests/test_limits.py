@@ -24,7 +24,7 @@ from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
-from edgeroute.system import wall_clock
+from edgeroute.system import files_and_lock_waits, wall_clock
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 YEAR_S = 365 * 86_400
@@ -782,6 +782,37 @@ def test_a_forked_child_has_a_record_of_its_own(tmp_path):
     spending.close()
     store.close()
     assert on_disk(tmp_path / "state.db") == pytest.approx(3)
+
+
+def test_a_forked_child_reads_a_file_that_its_parent_was_about_to_read(tmp_path, monkeypatch):
+    """The parent's thread is not in the child, which refused whatever has a limit for ever."""
+    path = tmp_path / "state.db"
+    store = KeyValueStore(path)
+    spending = SharedSpending(Spending(Limits(usd_per_day=10)), store)
+    monkeypatch.setattr(earlier, "AGAIN_S", 0.0)
+    path.mkdir()
+    assert not spending.recall()
+    path.rmdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(earlier, "start_thread", lambda *_: threading.current_thread())  # one that has not begun yet
+        assert spending.reserve(Cost(usd=1.0), wall_clock.now()).code == "usd_per_day"
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            wait_for(lambda: spending.reserve(Cost(usd=1.0), wall_clock.now()) is None)
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    store.close()
+
+
+def test_a_limit_of_waits_within_another_is_no_longer():
+    """As where a router that closes books what it has spent."""
+    with files_and_lock_waits.limited_waits(1.0), files_and_lock_waits.limited_waits(float("inf")):
+        assert files_and_lock_waits.wait_s(LONG) <= 1.0
+    with files_and_lock_waits.limited_waits(LONG), files_and_lock_waits.limited_waits(1.0):
+        assert files_and_lock_waits.wait_s(LONG) <= 1.0
+    assert files_and_lock_waits.wait_s(LONG) == LONG
 
 
 def test_without_a_file(caplog):

@@ -39,7 +39,7 @@ LOCKED_S = 0.1  # wait in vain for the state file from which on it counts as loc
 Lock: TypeAlias = AbstractContextManager[Any]
 
 
-class EarlierSpending:
+class EarlierSpending(ForkSafe):
     """Spending of other processes, added to this process's account.
 
     While the file cannot be read, or is locked, requests with a limit are rejected; after damage, until the lost spending cannot
@@ -54,6 +54,12 @@ class EarlierSpending:
         self._spending, self._store, self._said = spending, store, ""
         self._read_at = INF  # instant at which to read an unreadable file again; inf: it was read, or is being read
         self.known = set[str]()  # names of the records whose amounts are in the account
+
+    def after_fork(self) -> None:
+        """Have a file that could not be used tried again, in a forked child: the thread that was about to is the parent's."""
+        super().after_fork()
+        if self._spending.unknown:
+            self._read_at = 0.0
 
     def recall(self, lock: Lock, own_name: str) -> bool:
         """Read the records of other processes from the state file, and add each to the account once.

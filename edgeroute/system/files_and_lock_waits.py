@@ -26,8 +26,11 @@ LEAST_S = 0.25  # minimum time that is waited for each file after that instant, 
 
 
 def limited_waits(most_s: float) -> contextlib.AbstractContextManager[None]:
-    """Let this thread wait for locked files up to `most_s` seconds in all within the block, and a moment for each after that."""
-    return set_within(_WAIT_UNTIL, time.monotonic() + most_s)
+    """Let this thread wait for locked files up to `most_s` seconds in all within the block, and a moment for each after that.
+
+    A block within another one waits no longer than that one.
+    """
+    return set_within(_WAIT_UNTIL, min(_WAIT_UNTIL.get(), time.monotonic() + most_s))
 
 
 def wait_s(most_s: float) -> float:
