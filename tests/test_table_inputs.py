@@ -401,6 +401,23 @@ def test_a_row_of_pandas_is_the_same_wherever_it_is_given(make):
     assert router.infer_many(table[:0]) == []
 
 
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "timedelta64[ns]", "Int64", "boolean"])
+def test_values_of_pandas_own_types(make, dtype):
+    """A column's, and a row's of several such columns, are those of `iloc`: with pandas' methods, and NA where a number is missing."""
+    pd = pytest.importorskip("pandas")
+    column, seen = pd.Series([1, None], dtype="Int64").astype(dtype), []
+    router = make(lambda x: (seen.append(x), 0.9), None)
+    for X in (column, pd.DataFrame({"a": column, "b": column})):  # noqa: N806 - as in scikit-learn
+        seen.clear()
+        router.infer_many(X)
+        for x, expected in zip(seen, [X.iloc[0], X.iloc[1]], strict=True):
+            assert (type(x), str(x), getattr(x, "dtype", None)) == (
+                type(expected),
+                str(expected),
+                getattr(expected, "dtype", None),
+            )
+
+
 def test_the_data_class_of_a_column_is_that_of_its_own_row(make):
     """Not that of the row whose index is its number, as after a table was shuffled."""
     pd = pytest.importorskip("pandas")

@@ -76,13 +76,13 @@ def checked_batch(batch: Batch) -> Sequence[Any]:
 
 
 def rows_of_pandas(table: Any) -> list[Any]:
-    """Return the rows of a DataFrame, each as `table.iloc[i]`, or the values of a Series; both by position, whatever their index.
+    """Return the rows of a DataFrame, or the values of a Series, each as `table.iloc[i]`: by position, whatever their index.
 
     The values of a table's only column, if these are no numbers: `table[["text"]]` holds texts.
     """
     if table.ndim > 1 and table.shape[1] == 1 and table.dtypes.iloc[0].kind not in "biuf":
         table = table.iloc[:, 0]
-    return [*table.to_numpy()] if table.ndim == 1 else [row for _, row in table.iterrows()]
+    return [*table.array] if table.ndim == 1 else [table.iloc[i] for i in range(len(table))]
 
 
 class Request(NamedTuple):
