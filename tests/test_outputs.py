@@ -206,6 +206,15 @@ def test_a_mapping_from_class_to_probability():
     assert Reader().read_answer({"label": 3, "score": 0.7})[:2] == ({"label": 3, "score": 0.7}, None)
 
 
+def test_probabilities_by_class_beside_a_label():
+    """Of a cloud's answer all are checked, and fit names for the classes."""
+    for labels in (None, ["cat", "dog"]):
+        reader = ReplyReader(kind="label+probabilities", labels=labels)
+        assert reader.read_answer({"label": "dog", "p": {"cat": 0.1, "dog": 0.9}})[:2] == ("dog", pytest.approx(0.9))
+        with pytest.raises(BadReply, match="NaN"):
+            reader.read_answer({"label": "cat", "p": {"cat": 0.9, "dog": np.nan}})
+
+
 def test_probabilities_of_a_tree():
     """Are 0 and 1 alone: they are read beside a label, and are no reason for a warning where they may be logits."""
     read = Reader().read_answer({"label": np.array([1]), "probabilities": np.array([0.0, 1.0, 0.0])})

@@ -95,8 +95,9 @@ class ReplyReader(Reader):
         elif type(row) is np.ndarray:  # the usual case
             self._check_row(row)
         elif not boxes_without_batch(self.kind, row):
-            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [row]:
-                self._check_row(part if self.kind == "probabilities" and is_by_class(part) else _first(part))
+            first = row if self.kind == "probabilities" and is_by_class(row) else _first(row)
+            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [first]:
+                self._check_row(part)
         return super().read_answer(row)
 
     def _listed(self, row: Any) -> Prediction | None:
