@@ -92,16 +92,29 @@ def test_labels_with_scores_are_answers_on_both_sides(kind, result):
         assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "cloud")
 
 
+class Keyed:
+    """An application's own value, which is no mapping."""
+
+    def keys(self):
+        """Raise, as a method of another meaning may."""
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
     "result",
     [
         {"labels": 3, "scores": 0.5},
         {"labels": ["cat", "dog", "cow"], "scores": [0.9]},
         [{"label": "dog", "score": None}, {"label": "cat", "score": 0.9}],
+        {"label": "cat", "confidence": "high"},
+        {"label": "cat", "confidence": True},
+        {"value": "cat", "confidence": 95},
+        {"value": "cat", "score": 12.5},
+        [Keyed()],
     ],
 )
 def test_other_labels_with_scores_are_the_value_itself(kind, result):
-    """No score is the best of them, or there is not one for each label: they have no confidence."""
+    """No score is the best of them, there is not one for each label, or they are an application's own: they have no confidence."""
     with kind(lambda _: result, unsure, threshold=0.5, no_confidence="accept") as router:
         answer = router.infer("x")
         assert (answer.value, answer.confidence, answer.source) == (result, None, "edge")

@@ -226,7 +226,9 @@ def best_label(result: Any, *, several: bool = False) -> Any:
 
     The form is `{"label": ..., "score": ...}`, with `value`, `answer` or `token_str` and further keys for the label, `confidence`
     for the score, or a list of these, perhaps in a list, whose best one counts; or `{"labels": [...], "scores": [...]}` without
-    boxes. several: True: the labels are those of a score above .5, and the score is that of the least certain label.
+    boxes. With `value` or `confidence` only where the scores are None, NaN or from 0 to 1: others are an application's own.
+
+    several: True: the labels are those of a score above .5, and the score is that of the least certain label.
     """
     rows = result if isinstance(result, list) else [result]
     rows = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
@@ -241,11 +243,18 @@ def best_label(result: Any, *, several: bool = False) -> Any:
         sure = "score" if rows and isinstance(rows[0], dict) and "score" in rows[0] else "confidence"
         for name, keys in (("label", ()), ("value", ()), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
             if rows and all(isinstance(row, dict) and {name, sure} <= row.keys() <= {name, sure, *keys} for row in rows):
+                if (name == "value" or sure == "confidence") and not all(map(_is_share, (row[sure] for row in rows))):
+                    break
                 if several:
                     return [row[name] for row in rows if row[sure] > 0.5], min(max(row[sure], 1 - row[sure]) for row in rows)  # noqa: PLR2004
                 best = max(rows, key=lambda row: row[sure])
                 return best[name], best[sure]
     return result
+
+
+def _is_share(sure: Any) -> bool:
+    """Return True for None, NaN and a number from 0 to 1; TypeError or ValueError for what is no number."""
+    return sure is None or not (isinstance(sure, bool) or sure < 0 or sure > 1)
 
 
 def least_score(value: Any) -> float | None:
@@ -255,9 +264,9 @@ def least_score(value: Any) -> float | None:
     """
     parts = value if isinstance(value, list) else [value] if isinstance(value, Mapping) and not _POINTS.isdisjoint(value) else []
     parts = parts[0] if len(parts) == 1 and isinstance(parts[0], list) else parts
-    with suppress(AttributeError, KeyError, TypeError, ValueError):  # no mappings, none, or no numbers
-        if any("box" in str(key) for part in parts for key in part.keys()):  # noqa: SIM118 - of a mapping
-            return None
+    if not all(isinstance(part, Mapping) for part in parts) or any("box" in str(key) for part in parts for key in part):
+        return None
+    with suppress(KeyError, TypeError, ValueError):  # no scores, no parts, or no numbers
         given = [part["score" if _POINTS.isdisjoint(part) or "score" in part else "scores"] for part in parts]
         scores = np.concatenate([np.ravel(np.asarray(score, float)) for score in given])
         return float(scores.min()) if ((scores >= 0) & (scores <= 1)).all() else None
