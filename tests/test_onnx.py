@@ -112,7 +112,15 @@ def test_masked_arrays(model):
     """What is masked is not there; the numbers beneath the mask were read. Without a mask they are arrays."""
     with pytest.raises(BadInput, match="x: a masked array: fill it"):
         model.run_one(np.ma.array(X, mask=[0, 0, 1, 0]))
+    with pytest.raises(BadInput, match="x: a masked array: fill it"):
+        model.run_one(np.ma.array(X.astype(object), mask=[0, 0, 1, 0]))
     assert (model.run_one(np.ma.array(X)) == model.run_one(X)).all()
+
+
+def test_records_are_no_rows_of_numbers(model):
+    """Their fields were taken for the numbers of a row, where one holds objects."""
+    with pytest.raises(BadInput, match=r"expected \[4\] float32, got \[2\]"):
+        model.run_one(np.array([(1.0, 2.0), (3.0, 4.0)], [("a", "f4"), ("b", "O")]))
 
 
 def test_large_finite_values_are_fine(model):

@@ -115,12 +115,12 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         BadInput: wrong shape or dtype, NaN or infinity, masked values.
     """
     x: Array = given if isinstance(given, np.ndarray) else _array(given, spec)
-    if x.dtype.hasobject and spec.dtype != "object":
-        x = _array(x.tolist(), spec)  # a table's row of several types of numbers
     if isinstance(x, np.ma.MaskedArray):
         if np.ma.is_masked(x):
             raise _bad(spec, "a masked array: fill it, as with x.filled(0), since only you know the missing values")
         x = x.data
+    if x.dtype.kind == "O" and spec.dtype != "object":
+        x = _array(x.tolist(), spec)  # a table's row of several types of numbers
     if x.ndim == len(shape) + 1 and x.shape[0] == 1:
         x = x.reshape(x.shape[1:])
     elif not x.ndim and x.dtype.kind in "US" and shape and set(shape) <= {1, -1}:  # a text for a column of them
