@@ -1,6 +1,7 @@
 """Numbers and names in files are bounded before they are believed: a small file takes neither much memory nor much time."""
 
 import contextlib
+import gc
 import os
 import shutil
 import threading

@@ -77,9 +77,10 @@ class LabelsOnDemand:
         """Return warnings about a cloud that is worse than the edge by the labels that were read, or labels that fit neither."""
         losses = np.array(self._losses)
         neither = int(np.count_nonzero(losses == 0))
+        doubts = [*reference_doubts(losses < 0, losses > 0)]
         if len(losses) >= COMPARED and neither > len(losses) / 2:
-            return [f"of the {len(losses):,} labels read, {neither:,} are neither's answer: are they the labels of these inputs?"]
-        return [f"of the {len(losses):,} labels read, {doubt}" for doubt in reference_doubts(losses < 0, losses > 0)]
+            doubts.append(f"{neither:,} are neither's answer: are they the labels of these inputs?")
+        return [f"of the {len(losses):,} labels read, {doubt}" for doubt in doubts]
 
     def notes(self) -> list[str]:
         """Return notes on the numbers of labels that were read, and of those that are unknown."""

@@ -285,8 +285,10 @@ def _remove_left(file: Path) -> None:
         if sys.platform == "win32":
             file.unlink()
         elif (turn := ProcessLock(file)).take():
-            file.unlink()
-            turn.leave()
+            try:
+                file.unlink()
+            finally:
+                turn.leave()
 
 
 # Mark between row groups and footer, before the CRC-32 of all other bytes: pyarrow may abort the process for a damaged file.
