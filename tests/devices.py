@@ -15,12 +15,14 @@ class Device:
 
     def __init__(self, **says):
         self.says, self.reads = Reading(**says), 0
-        self.read = threading.Event()
+        self.read, self.may_end = threading.Event(), threading.Event()
+        self.may_end.set()
 
     def __call__(self):
         """What they say."""
         self.reads += 1
         self.read.set()
+        assert self.may_end.wait(LONG)
         if isinstance(self.says, Exception):
             raise self.says
         return self.says
@@ -32,11 +34,15 @@ def engine_of(router):
 
 
 def now_it_reads(router, device):
-    """The next request has them read, in the background; what they say holds from then on."""
+    """The next request has them read, in the background, once it is over; what they say holds from then on."""
     device.read.clear()
+    device.may_end.clear()
     observer = engine_of(router).observer
     observer.reads_at = time.monotonic()  # ten seconds have gone by
-    router.infer(1)
+    try:
+        router.infer(1)
+    finally:
+        device.may_end.set()
     assert device.read.wait(LONG)
     end = time.monotonic() + LONG
     while observer.reads_at == float("inf"):

@@ -323,6 +323,7 @@ def test_a_reading_has_three_digits():
             battery=0.0361, temperature_c=63.797, cpu=0.52525, memory_available=0.7177361, power_w=6893.2, mains=True
         )
         now_it_reads(router, device)
+        router.infer(1)
         reading = {**records[-1]["reading"]}
         reading.pop("age_s")
         expected = {

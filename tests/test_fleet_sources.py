@@ -220,6 +220,17 @@ def until_there(path, count):
         assert time.monotonic() < end
 
 
+def collect_all(broker, store, count):
+    """Collect for three seconds, and again where a busy machine did not get all in that time."""
+    until = time.monotonic() + LONG
+    while True:
+        with collecting(broker, store, "--for", "3s") as process:
+            added = json.loads(process.communicate(timeout=LONG)[0])["added"]
+        if rows(store)[1] >= count:
+            return
+        assert time.monotonic() < until, f"{added} in the last three seconds"
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_a_broker_is_collected_until_ctrl_c(broker, tmp_path):
     """Repeated messages count once; what is no digest is refused; and messages that came while nobody collected are not lost."""
@@ -235,8 +246,7 @@ def test_a_broker_is_collected_until_ctrl_c(broker, tmp_path):
     assert result["added"] == 10
     assert {why: n for why, n in result["refused"].items() if n} == {"foreign": 1, "malformed": 1}
     publish(broker, messages)
-    with collecting(broker, store, "--for", "3s") as process:
-        assert json.loads(process.communicate(timeout=LONG)[0])["added"] == len(digests) - 10
+    collect_all(broker, store, len(digests))
     assert rows(store) == (sum(row[2] for d in digests for row in d.requests), len(digests))
 
 
@@ -248,8 +258,7 @@ def test_a_killed_collector_loses_no_message(broker, tmp_path):
         publish(broker, [(f"plant/{path_of(digest)}", encode(digest)) for digest in digests])
         until_there(store / ".inbox", 5)
         process.kill()
-    with collecting(broker, store, "--for", "3s") as process:
-        process.communicate(timeout=LONG)
+    collect_all(broker, store, len(digests))
     assert rows(store)[1] == len(digests)
 
 

@@ -197,7 +197,7 @@ class Web:
         return Piece(begin if status == 206 else 0, tag, self._blocks(reply, path))  # noqa: PLR2004 - as above
 
     def _blocks(self, reply: httpx.Response, path: str) -> Iterator[bytes]:
-        """Yield the bytes of a reply. Raise CatalogAway if they come more slowly than `SLOWEST` a second over the patience."""
+        """Yield the bytes of a reply. Raise CatalogAway if fewer than `SLOWEST` a second come in a stretch of the patience."""
         since, got = monotonic(), 0
         for block in reply.iter_raw():
             yield block

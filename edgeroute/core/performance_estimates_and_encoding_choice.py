@@ -241,8 +241,8 @@ class Ceiling:
     def record_call(self, i: int, *, late: bool) -> None:
         """Record that a call with encoding number `i` was late, or in time; lower or raise `best` by it.
 
-        Late: the next worse encoding becomes the best one to try, and a better one is tried again after twice as many calls in
-        time as before, 128 at most. A call late with a worse encoding than `best` only restarts that count.
+        Late: the encoding after number `i` becomes the best one to try, and a better one is tried again after twice as many calls
+        in time as before, 128 at most. A call late with a better encoding than `best` only restarts that count.
         """
         if late:
             if i >= self.best:

@@ -188,7 +188,7 @@ class Fleet(ForkSafe, Part):
             self._new.append(_Event(at, walks[0].request.snapshot, plan, target, "", None, UNJUDGED, moved, usd))
 
     def compared(self, comparison: Compared) -> None:
-        """Queue an audit for counting, and start the counting thread; if a label is expected, it counts once that is reported."""
+        """Queue an audit, perhaps in place of the oldest, and start the counting thread, where it waits for an expected label."""
         self._audited.append((daily_digests.clock(), comparison))
         self._counter.start()
 

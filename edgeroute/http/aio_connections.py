@@ -364,7 +364,7 @@ class _Connection(Connection):
 
 
 async def _result_or_error(steps: Coroutine[Any, Any, T]) -> tuple[T | None, OSError | None]:
-    """Return (result, None), or (None, OSError): a system's ETIMEDOUT is a TimeoutError, but not the end of the time limit."""
+    """Return (result, None), or (None, any OSError): so a system's ETIMEDOUT is not taken for the end of the time limit."""
     try:
         return await steps, None
     except OSError as e:

@@ -275,7 +275,7 @@ class OfflineQueue:
             raise
 
     def close(self) -> None:
-        """Stop the delivery, and close the file; undelivered entries stay in it.
+        """Stop the delivery and the callbacks, and close the file; undelivered entries stay in it.
 
         Waits up to `CLOSE_S` for requests that are being stored; later ones are not stored any more.
         """

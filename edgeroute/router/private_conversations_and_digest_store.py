@@ -203,7 +203,7 @@ class Digests(ForkSafe):
                 )  # fmt: skip
 
     def _warn_others(self) -> None:
-        """Make the file that says to other processes that digests are missing; the next success to write deletes it."""
+        """Set `is_failing`, and make the file by which other processes know that digests are missing; success undoes both."""
         self.is_failing = True
         with suppress(OSError):
             self._sign.touch(0o600)

@@ -74,7 +74,7 @@ class Chat:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings on which answers depend."""
+        """Settings on which answers depend: if it is a chat, system text, rule of confidence, options; not the model's name."""
         return {"chat": self.is_chat, "system": self.system, "confidence": self.rule, **self.options}
 
     def request(self, x: Any) -> tuple[dict[str, Any], bool]:

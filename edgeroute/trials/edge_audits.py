@@ -507,9 +507,10 @@ class Auditor(ForkSafe):
     def _compare_or_queue(
         self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
     ) -> None:
-        """Compare each edge's answer with the cloud's at once, if the cloud answered; else queue a job that calls it.
+        """Compare each edge's answer with the cloud's at once, if the cloud answered; queue a job for what is still to run.
 
-        Starts jobs that wait. The job also runs hidden edges, unless `MOST_WAITING` jobs wait; it has copies of all values.
+        Starts jobs that wait. The job calls the cloud if that has not answered, and in any case runs hidden edges, unless
+        `MOST_WAITING` jobs wait; it has copies of all values.
         Nothing is done without a cloud, under another policy than now, or where calling the cloud has failed or would fail.
         """
         bound, legs, unheard = self._bound, request.plan.legs, request.plan.shadow_legs

@@ -51,7 +51,7 @@ class Bell:
         return threading.Event()
 
     def begin(self, router: Any, mode: Mode | None, data_class: str | None, x: Any, alone: bool, deadline: float | None) -> Call:
-        """Return a call of a router, to be polled; `alone`: of its edge only."""
+        """Return a call of a router, which begins only when it is first polled; `alone`: of its edge only, within that poll."""
         if alone:
             return PolledCall(once(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class)))
         return PolledCall(router._refine_steps(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it

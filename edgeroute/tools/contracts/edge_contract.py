@@ -79,7 +79,7 @@ def same(a: Prediction, b: Prediction, rtol: float) -> bool:
 
 
 def numbers(x: Any) -> bool:
-    """Return True for a number, or an array of numbers."""
+    """Return True for a real number or bool, or a numpy array of them; False for a list."""
     return isinstance(x, int | float | np.number | np.ndarray) and np.asarray(x).dtype.kind in "fiub"
 
 

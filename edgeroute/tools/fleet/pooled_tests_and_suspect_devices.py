@@ -90,12 +90,12 @@ class PooledDrift:
         return self._starts[best] if self._rise[best] > 0 else None
 
     def bet(self, events: Floats, expected: Floats, *, period: int, stake: float = 1 / 365, count: Ints | int = 1) -> bool:
-        """Bet on a closed period, once: update wealth and sums, and return True if the alarm is set now or was before.
+        """Bet on a closed period: update wealth and sums, and return True if the alarm is set now or was before.
 
         Args:
             events: [devices], number of events of each.
             expected: [devices], number expected by the usual rates; devices with 0 are left out.
-            period: number of the period, as a day's ordinal.
+            period: number of the period, as a day's ordinal; the caller passes each only once.
             stake: amount of the new bet. All stakes of a year, over all tests of a fleet, add up to 1.
             count: number of devices that have each pair of events and expected.
 
