@@ -13,7 +13,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.reason_text_and_trace_record import Took, reason_code, took
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
-from edgeroute.system.json_values import short, to_json_types
+from edgeroute.system.json_codec_and_short_repr import short, to_json_types
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures, call_logged
 
 if TYPE_CHECKING:

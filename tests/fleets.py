@@ -77,7 +77,7 @@ def put(folder, digests, key=b""):
 
 def write_store(folder, digests):
     """Write digests as a store of Parquet files, without `collect`: of each (device, day) there must be one."""
-    from edgeroute.tools.fleet.digest_tables import TABLES, rows_of, write_rows
+    from edgeroute.tools.fleet.digest_parquet_store import TABLES, rows_of, write_rows
 
     by_day = {}
     for digest in digests:

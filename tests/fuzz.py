@@ -62,7 +62,7 @@ from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.calls_and_tasks import settle
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import recorded_requests_and_statistics as records
-from edgeroute.tools.server import oip_messages_files_routes as protocol
+from edgeroute.tools.server import oip_requests_media_routes as protocol
 from edgeroute.types import TensorSpec
 
 reading.h11 = h11  # where there is httptools it is not imported

@@ -22,7 +22,7 @@ from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S, HttpClient, wait_s
 from edgeroute.cloud.oip_tensors import DTYPES, NAMES
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.http.messages_addresses_and_secrets import Address, Reply, bare
-from edgeroute.system import json_values
+from edgeroute.system import json_codec_and_short_repr
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 from edgeroute.types import TensorSpec
 
@@ -238,7 +238,7 @@ REPLIES = {
 @pytest.mark.parametrize("json_by", ["orjson", "json"])
 def test_a_bad_reply_says_what_is_wrong_with_it(case, json_by, monkeypatch):
     """With either JSON library."""
-    monkeypatch.setattr(json_values, "orjson", orjson if json_by == "orjson" else None)
+    monkeypatch.setattr(json_codec_and_short_repr, "orjson", orjson if json_by == "orjson" else None)
     body, message = REPLIES[case]
     with pytest.raises(BadReply, match=message if case != "infinite shape" else "broken JSON|OverflowError"):
         run(endpoint(output="y").talk([X]), said(body))
@@ -274,7 +274,7 @@ def test_a_damaged_reply_is_a_bad_reply_or_an_array(binary, json_by, data):
         tree["outputs"] = data.draw(st.just(tree["outputs"]) | jsons)
         body, headers = json.dumps(tree).encode(), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_values, "orjson", orjson if json_by == "orjson" else None)
+        patch.setattr(json_codec_and_short_repr, "orjson", orjson if json_by == "orjson" else None)
         try:
             _, out = run(endpoint(binary=binary, output="y").talk([X]), Reply(200, headers, bytes(body)))
         except BadReply:

@@ -22,7 +22,7 @@ pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.matrix
 
-from edgeroute.tools.fleet.digest_tables import TABLES, write_rows  # noqa: E402 - needs duckdb
+from edgeroute.tools.fleet.digest_parquet_store import TABLES, write_rows  # noqa: E402 - needs duckdb
 from edgeroute.tools.fleet.fleet_alarms import FleetAlarms  # noqa: E402
 
 FIRST = date(2026, 9, 7)  # a Monday

@@ -224,7 +224,7 @@ def test_a_ring_is_promoted_by_the_tables(fleet, tmp_path, bad):
 def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
     """As `fleet alarm` found it last; an alarm of another policy does not."""
     pytest.importorskip("duckdb")
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms, Looked, last_look
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
@@ -256,7 +256,7 @@ def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
 def test_a_ring_of_which_most_fail_does_not_go_on(fleet, tmp_path, silent):
     """The devices on which a policy fails send nothing, or go back by themselves and count as the rest: the others are well."""
     pytest.importorskip("duckdb")
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
@@ -272,7 +272,7 @@ def test_rows_of_before_the_switch_count_for_neither_side(fleet, tmp_path):
     """A digest of the day of the switch has rows of the old policy under the new name."""
     duckdb = pytest.importorskip("duckdb")
     assert duckdb
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
@@ -294,7 +294,7 @@ def test_few_liars_decide_nothing(fleet, tmp_path):
     Nor does the first one hide an alarm of the candidate's audits.
     """
     pytest.importorskip("duckdb")
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
     from edgeroute.tools.fleet.fleet_alarms import Looked
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
@@ -320,7 +320,7 @@ def test_few_liars_decide_nothing(fleet, tmp_path):
 def test_more_devices_than_a_ring_can_have_are_no_reason_to_go_on(fleet, tmp_path):
     """Others say that they are in it, where all is well, and outvote the devices that are."""
     pytest.importorskip("duckdb")
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables, published
 
     fleet.publish(0.4)
@@ -497,7 +497,7 @@ def test_a_store_that_was_away_multiplies_no_budget(fleet, tmp_path, silent, day
     from fleets import random_fleet, write_store
 
     from edgeroute.tools.fleet.budget_shares_and_signing import Rule, renew
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
 
     fleet.publish(0.4)
     late = str(DAY + timedelta(days=6))

@@ -207,7 +207,7 @@ def collecting(port, store, *options):
 
 def rows(store):
     """Requests of the store, and its digests."""
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
 
     with open_store(store) as connection:
         return connection.execute("SELECT (SELECT sum(requests) FROM requests), (SELECT count(*) FROM digests)").fetchone()

@@ -45,7 +45,7 @@ def collect(folder, **rules):
 
 def sums(folder):
     """Requests, audits and rows of digests in the store."""
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
 
     with open_store(folder / "store") as store:
         sql = "SELECT (SELECT sum(requests) FROM requests), (SELECT sum(audited) FROM audits), (SELECT count(*) FROM digests)"
@@ -101,7 +101,7 @@ def test_the_command_prints_what_it_did(tmp_path):
 
 def test_hostile_names_are_data(tmp_path):
     """Of folders, with quotes and patterns of the shell, and of sites, with SQL; a connection reads no other file."""
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
 
     folder = Path(tmp_path, 'it\'s [a-z]* "store"; --')
     digests = fleet(folder)
@@ -283,7 +283,7 @@ def test_damaged_tables_are_written_again(tmp_path):
 
 def test_a_damaged_day_whose_digests_are_gone_is_named(tmp_path):
     """The bucket was emptied meanwhile: each report says which table lacks the day, until its digests are collected again."""
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
 
     digests = fleet(tmp_path)
     collect(tmp_path)

@@ -24,7 +24,7 @@ from edgeroute import BadInput, Cache, EdgerouteError, Function, PlainJson, Poli
 from edgeroute.policy import load
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.json_lines_and_process_locks import read as lines
-from edgeroute.system.json_values import json_dumps, json_loads, to_json_types
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
 from edgeroute.tools.replay import parquet_trace_format as parquet
 from edgeroute.tools.replay import read
 from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords, pack, traces

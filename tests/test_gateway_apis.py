@@ -423,7 +423,7 @@ def test_a_stream_that_breaks():
 
 def test_stored_responses_are_bounded(monkeypatch, client):
     """The oldest are discarded."""
-    from edgeroute.tools.server import openai_responses_api as openai_responses
+    from edgeroute.tools.server import openai_responses_and_store as openai_responses
 
     monkeypatch.setattr(openai_responses, "MOST_STORED", 2)
     ids = [client.responses.create(model="edgeroute", input="hello").id for _ in range(3)]

@@ -219,7 +219,7 @@ def test_odd_bodies(url, what):
     assert httpx.post(url + CHATS, json=CHAT, timeout=LONG).status_code == 200
 
 
-json_values = st.recursive(
+json_codec_and_short_repr = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
@@ -231,7 +231,7 @@ KEYS = st.sampled_from(
 
 @pytest.mark.slow
 @settings(max_examples=draws(60))
-@given(changes=st.dictionaries(KEYS, json_values, max_size=4), path=st.sampled_from([CHATS, "/v1/completions"]))
+@given(changes=st.dictionaries(KEYS, json_codec_and_short_repr, max_size=4), path=st.sampled_from([CHATS, "/v1/completions"]))
 def test_whatever_comes(url, changes, path):
     """It is answered or refused; nothing is a fault of the gateway."""
     with httpx.Client(base_url=url, timeout=LONG) as client:
@@ -245,7 +245,7 @@ def test_whatever_comes(url, changes, path):
 def test_numbers_above_any_float(url, monkeypatch, library):
     """Wherever one stands in a request, it is the client's mistake, by either library; of `logprobs` only its truth counts."""
     if library == "json":
-        monkeypatch.setattr("edgeroute.system.json_values.orjson", None)
+        monkeypatch.setattr("edgeroute.system.json_codec_and_short_repr.orjson", None)
     huge = "1" + "0" * 400
     for key in ("temperature", "top_p", "max_tokens", "seed", "n", "logprobs", "stream_options", "stop", "messages"):
         for value in (huge, f"-{huge}", "1e999", f"[{huge}]"):

@@ -98,7 +98,7 @@ OWN = {
         "an answer of at most 65,536 characters, in which a key that comes twice is refused",
     ),
     "edge/gguf_format.py": (1, "an open file"),
-    "edge/llama_child_process.py": (1, "of the kernel"),
+    "edge/llama_isolated_engine.py": (1, "of the kernel"),
     "http/messages_addresses_and_secrets.py": (1, "the certificate that the operator names"),
     "models.py": (1, "an example that comes with the package"),
     "observe/device/kernel_files_and_cached_commands.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
@@ -183,7 +183,7 @@ def test_files_of_others_are_read_by_the_guarded_reader():
 
 THREADS = {
     "edge/llama_in_process_engines.py": "a generation, which ends",
-    "edge/llama_child_process.py": "the reader of a process, which ends with it",
+    "edge/llama_isolated_engine.py": "the reader of a process, which ends with it",
     "observe/device/kernel_files_and_cached_commands.py": "a program, which is waited for",
     "router/live/blocking_iterators.py": "the source of an iterator, whose exception its caller gets",
     "system/late_imports_and_plugins.py": "an import, whose exception its caller gets",

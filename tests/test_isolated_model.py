@@ -45,7 +45,7 @@ def tiny(tmp_path_factory):
 def children(process=None):
     """The processes of models that this process, or another, has started."""
     found = (process or psutil.Process()).children(recursive=True)
-    return [child for child in found if any("llama_child_process" in word for word in child.cmdline())]
+    return [child for child in found if any("llama_isolated_engine" in word for word in child.cmdline())]
 
 
 @pytest.fixture

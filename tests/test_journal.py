@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from edgeroute import StoreError
 from edgeroute.stores.json_lines_and_process_locks import Journal, read
-from edgeroute.system import json_values
+from edgeroute.system import json_codec_and_short_repr
 
 WRITER = """
 import sys
@@ -81,7 +81,7 @@ def make(path):
 def either(request, monkeypatch):
     """With the fast encoder and without."""
     if request.param == "json":
-        monkeypatch.setattr(json_values, "orjson", None)
+        monkeypatch.setattr(json_codec_and_short_repr, "orjson", None)
 
 
 def test_lines(path, make):

@@ -942,7 +942,7 @@ def test_what_is_held_is_looked_at_at_once(make, wide):
 def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatch):
     """After a probe alone what waits goes within the spread; with the device's own link, and for a while after that, at once."""
     clock = [0.0]
-    monkeypatch.setattr("edgeroute.observe.endpoint_probing.monotonic", lambda: clock[0])
+    monkeypatch.setattr("edgeroute.observe.breaker_probes_and_network.monotonic", lambda: clock[0])
     with link() as (_, relay):
         router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=wide)
         told, delivery = listen(router), router.engine.queue.delivery

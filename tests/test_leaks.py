@@ -17,7 +17,7 @@ from commands import cli
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
 from edgeroute.http.messages_addresses_and_secrets import Address
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.quotable_codes_and_secrets import MOST_COMPARED, MOST_READ, quote
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.testing import CannedServer, http_reply

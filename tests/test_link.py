@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from netns import LONG, Namespace, needs_namespaces
 
-from edgeroute.observe import endpoint_probing as health
+from edgeroute.observe import breaker_probes_and_network as health
 from edgeroute.observe import network_routes_and_monitor as link
 from edgeroute.observe.network_routes_and_monitor import NetworkMonitor
 

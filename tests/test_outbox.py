@@ -41,7 +41,7 @@ from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, decode_input, 
 from edgeroute.stores.outbox.delivery_and_callbacks import LockedWorker, backoff, longest
 from edgeroute.stores.outbox.schema_queries_and_eviction import TRUSTED_S, Heads
 from edgeroute.stores.outbox.sqlite_queue import COUNTED, LONGEST_S, ROW_BYTES, TIMES, spread_for
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.wall_clock import now
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested

@@ -38,7 +38,7 @@ from edgeroute import (
 from edgeroute.cloud.input_codecs import Coded, codec_of, own_zstd
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.preprocessing import MOST_SCANS
-from edgeroute.tools.server.oip_messages_files_routes import Decoder
+from edgeroute.tools.server.oip_requests_media_routes import Decoder
 from edgeroute.tools.server.serve import app
 from edgeroute.types import TensorSpec
 

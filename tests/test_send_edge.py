@@ -39,7 +39,7 @@ from edgeroute import (
 )
 from edgeroute.cloud.encoding_and_edge_answers import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
 from edgeroute.core.plan import plan
-from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
+from edgeroute.router.input_views_and_edge_answers import EdgeAnswers
 from edgeroute.system.late_imports_and_plugins import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve import app
@@ -635,4 +635,4 @@ def test_a_function_that_takes_answers():
     with pytest.raises(PolicyError, match="takes_edge"):
         CallableModel(later, takes_edge=True)
     with pytest.raises(BadInput):
-        importlib.import_module("edgeroute.tools.server.oip_messages_files_routes").edge_answers("[", 1)
+        importlib.import_module("edgeroute.tools.server.oip_requests_media_routes").edge_answers("[", 1)

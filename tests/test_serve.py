@@ -29,8 +29,8 @@ from edgeroute.cloud.oip_tensors import DTYPES, NAMES
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.model_card import Card
 from edgeroute.errors import Unfit
-from edgeroute.system import json_values
-from edgeroute.tools.server import oip_messages_files_routes as protocol
+from edgeroute.system import json_codec_and_short_repr
+from edgeroute.tools.server import oip_requests_media_routes as protocol
 from edgeroute.tools.server.batching_and_tensor_models import Batcher
 from edgeroute.tools.server.serve import app, serve
 from edgeroute.tools.server.uvicorn_with_client_limits import run
@@ -234,7 +234,7 @@ BAD = {
 def test_bad_request(client, monkeypatch, what, fast):
     """Each is a 400 that says so, with either JSON library."""
     if not fast:
-        monkeypatch.setattr(json_values, "orjson", None)
+        monkeypatch.setattr(json_codec_and_short_repr, "orjson", None)
     body = BAD[what] if isinstance(BAD[what], bytes) else json.dumps(BAD[what]).encode()
     reply = client.post(INFER, content=body)
     assert reply.status_code == 400, reply.text
@@ -505,7 +505,7 @@ def test_a_number_that_does_not_fit_is_found_wherever_it_is(monkeypatch):
 def test_no_number(monkeypatch, fast, dtype):
     """NaN and infinity become null, with either JSON library; numbers, integers and booleans keep their values."""
     if not fast:
-        monkeypatch.setattr(json_values, "orjson", None)
+        monkeypatch.setattr(json_codec_and_short_repr, "orjson", None)
     results = {
         "y": np.array([[np.nan, np.inf, -np.inf, 0.5]], dtype),
         "i": np.array([[2**63, 1]], np.uint64)[:, ::-1],

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgeroute.system import json_values
+from edgeroute.system import json_codec_and_short_repr
 from edgeroute.system.calls_and_tasks import await_within
 from edgeroute.system.files_and_lock_waits import file_stamp, replace_file
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.json_values import json_dumps, json_loads, to_json_types
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -34,7 +34,7 @@ values = st.recursive(
 def library(request, monkeypatch):
     """With the fast library and without."""
     if request.param == "json":
-        monkeypatch.setattr(json_values, "orjson", None)
+        monkeypatch.setattr(json_codec_and_short_repr, "orjson", None)
 
 
 def finite(value):

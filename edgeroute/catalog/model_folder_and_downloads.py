@@ -29,7 +29,7 @@ from edgeroute.errors import CatalogAway, CatalogError, ModelError, ModelMissing
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import file_sha256
 from edgeroute.system.fork_safety import ForkSafe, per_process
-from edgeroute.system.json_values import json_dumps
+from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.untrusted_files import read_json
 
 ENTRY = "entry.json"

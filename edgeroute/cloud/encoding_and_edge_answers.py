@@ -15,7 +15,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.input_checks_and_stacking import Array, shape_text
 from edgeroute.edge.preprocessing import Picture, Preprocess, picture_for
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.system.json_values import json_dumps, to_json_types
+from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.types import Escalated, TensorSpec
 
 # Edge's answer to an input, sent along with it: a hint for the model behind the endpoint, or the input of its next stage.

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Refused
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
-from edgeroute.system.json_values import json_loads
+from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.quotable_codes_and_secrets import MOST_READ, has_secret, quote
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.wall_clock import now

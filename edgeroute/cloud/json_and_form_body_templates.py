@@ -21,7 +21,7 @@ import numpy as np
 
 from edgeroute.core.error_codes_and_texts import class_name, clean
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
-from edgeroute.system.json_values import json_dumps
+from edgeroute.system.json_codec_and_short_repr import json_dumps
 
 # Encoding of values as JSON, multipart and form fields. An error names the value's place, and what to write instead.
 

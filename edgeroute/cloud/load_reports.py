@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any, Final
 
 from edgeroute.core.performance_estimates_and_encoding_choice import Report
-from edgeroute.system.json_values import json_loads
+from edgeroute.system.json_codec_and_short_repr import json_loads
 
 HEADER: Final = "endpoint-load-metrics"
 ASK: Final = ("endpoint-load-metrics-format", "text")  # request header by which Triton and vLLM are asked for reports

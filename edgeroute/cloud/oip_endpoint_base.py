@@ -26,7 +26,7 @@ from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
-from edgeroute.system.json_values import json_loads
+from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.quotable_codes_and_secrets import quoted_names
 from edgeroute.types import TensorSpec
 

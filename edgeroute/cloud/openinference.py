@@ -21,7 +21,7 @@ from edgeroute.cloud.oip_endpoint_base import Given, SentTensor, ServedModel, St
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Call, Reply
-from edgeroute.system.json_values import json_dumps
+from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.types import TensorSpec
 
 _DIGITS = re.compile("[0-9]{1,18}")

@@ -23,7 +23,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.input_copies import copy_input
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.text.read_openai_replies import NO_LOGPROBS

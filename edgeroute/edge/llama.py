@@ -20,8 +20,8 @@ from edgeroute.core.setting_units_and_ranges import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.answer_structure_checks import AnswerCheck, Given
-from edgeroute.edge.llama_child_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.llama_in_process_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
+from edgeroute.edge.llama_isolated_engine import EngineEnded, IsolatedEngine
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError

@@ -16,7 +16,7 @@ from edgeroute.edge.answer_structure_checks import AnswerCheck, Given
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.http.loopback_client import SHORT, Local, exchange
 from edgeroute.http.messages_addresses_and_secrets import Call
-from edgeroute.system.json_values import json_loads
+from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.text.build_openai_requests import Chat, checked_score, embedding_request
 from edgeroute.text.read_openai_replies import Gathered, answer, embeddings, events, failure
 from edgeroute.types import StopToken

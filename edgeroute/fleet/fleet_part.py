@@ -39,7 +39,7 @@ from edgeroute.stores.cache import fingerprint
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.trials.edge_audits import UNLABELLED_MOST, Compared
 from edgeroute.types import Answer

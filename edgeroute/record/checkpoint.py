@@ -15,7 +15,7 @@ from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, Link
 from edgeroute.observe.target_counts import Counts
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend

@@ -24,8 +24,8 @@ from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Done, Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held
+from edgeroute.observe.breaker_probes_and_network import EndpointHealth
 from edgeroute.observe.device_sensors_and_sampler import SAMPLER
-from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.facts_energy_and_rules import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_key_prefixes import LONGEST
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from edgeroute.observe.stats_and_status import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instrument_interface import Instruments
-    from edgeroute.router.cache_stage import Caching
+    from edgeroute.router.cache_and_singleflight import Caching
     from edgeroute.router.decision_and_check_results import Decision
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.router.trial_arms_and_guardrail import Trials

@@ -190,7 +190,7 @@ def _set_fixed_parts(engine: Engine, cache: Cache | None, outbox: Outbox | None,
         fixed_parts.append(kind(engine.instruments, engine.observer))
     fixed_parts += parts
     if cache is not None:
-        from edgeroute.router.cache_stage import Caching
+        from edgeroute.router.cache_and_singleflight import Caching
 
         engine.caching = Caching(cache, engine, spawn)
         fixed_parts.append(engine.caching)

@@ -20,7 +20,7 @@ from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
 from edgeroute.errors import BadInput, Busy, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
-from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
+from edgeroute.router.input_views_and_edge_answers import EdgeAnswers
 from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
 from edgeroute.system import wall_clock

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from edgeroute.core.routing_policy import Side, Target
 from edgeroute.core.walk import Done, Event, Failed, Start
 from edgeroute.errors import BadInput
-from edgeroute.router.inputs_and_forwarded_answers import TargetViews
+from edgeroute.router.input_views_and_edge_answers import TargetViews
 from edgeroute.router.request import Request
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input, copy_value

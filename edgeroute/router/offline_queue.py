@@ -23,7 +23,7 @@ from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import wall_clock
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input
-from edgeroute.system.json_values import json_loads
+from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.types import Escalated

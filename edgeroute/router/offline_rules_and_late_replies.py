@@ -28,7 +28,7 @@ from edgeroute.system.signature_types_and_units import runs_later
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
-    from edgeroute.router.cache_stage import Caching
+    from edgeroute.router.cache_and_singleflight import Caching
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.stores.outbox import Late
     from edgeroute.system.thread_pool_and_workers import ThreadPool

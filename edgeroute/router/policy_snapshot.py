@@ -29,7 +29,7 @@ from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors_and_sampler import LEAST_S, MOST_S
 from edgeroute.router.cache_key_prefixes import KeyPrefixes, fingerprint, score_print
 from edgeroute.router.constructor_checks import checked_cloud, is_float, threshold_advice
-from edgeroute.router.inputs_and_forwarded_answers import TargetViews, View, check_send_edge
+from edgeroute.router.input_views_and_edge_answers import TargetViews, View, check_send_edge
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.types import Backend
 

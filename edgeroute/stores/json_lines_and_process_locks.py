@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
-from edgeroute.system.json_values import json_dumps, json_loads, to_json_types
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
 from edgeroute.system.untrusted_files import open_file
 
 # A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.

@@ -15,7 +15,7 @@ from typing import Any
 from unicodedata import combining, normalize
 from urllib.parse import unquote_plus
 
-from edgeroute.system.json_values import json_dumps, json_loads
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
 
 MOST_READ = 1 << 16  # bytes of an error's body, beyond which it is not read ...
 MOST_COMPARED = 1 << 18  # ... and of a request's, beyond which nothing is quoted: comparing takes time.

@@ -24,7 +24,7 @@ from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
-from edgeroute.system.json_values import json_dumps
+from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.quotable_codes_and_secrets import has_secret, quote
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 

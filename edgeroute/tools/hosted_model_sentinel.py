@@ -33,7 +33,7 @@ from edgeroute.router.router_parts import Part, name_of
 from edgeroute.system import wall_clock
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.files_and_lock_waits import sha256
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
 
 log = logging.getLogger("edgeroute")

@@ -186,7 +186,7 @@ class Fleet:
 
     def sums(self, day: int) -> dict[str, Any]:
         """Return the sums of a day by the policy in force (devices, requests, deferred), and by site (audited, differing)."""
-        from edgeroute.tools.fleet.digest_tables import open_store
+        from edgeroute.tools.fleet.digest_parquet_store import open_store
 
         date = datetime.fromtimestamp(self.begin + day * DAY_S, timezone.utc).date()
         with open_store(self.home / "store") as store:

@@ -34,7 +34,7 @@ LOCKS = {
     "edge/coreml.py": "of a session, which a child sets aside",
     "edge/litert.py": "of an interpreter, which a child sets aside",
     "edge/llama_in_process_engines.py": "of an engine, which a child sets aside",
-    "edge/llama_child_process.py": "of an engine, which a child sets aside, and of a process that never forks",
+    "edge/llama_isolated_engine.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",
     "router/leg_execution.py": "of one call",
     "router/live/source_reader_mailbox_and_calls.py": "of one iterator",

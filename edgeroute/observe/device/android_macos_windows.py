@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from edgeroute.observe.device.kernel_files_and_cached_commands import SECOND, Commands, Measurement
-from edgeroute.system.json_values import json_loads
+from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
 
 PMSET_S = 10.0  # minimum time between two runs of macOS's `pmset`, seconds

@@ -14,7 +14,7 @@ from edgeroute.tools.cli.command_runner import CODES, command
 from edgeroute.tools.cli.convert_to_onnx_and_compare import convert
 from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.distil import distil
-from edgeroute.tools.cli.doctor_policies_and_systemd_service import doctor, policies, service
+from edgeroute.tools.cli.doctor_examples_service import doctor, policies, service
 from edgeroute.tools.cli.evaluate import evaluate
 from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.fleet_collect_report_rotate import fleet

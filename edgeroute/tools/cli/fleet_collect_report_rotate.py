@@ -94,7 +94,7 @@ def report(
         typer.BadParameter: the page's folder does not exist.
     """
     from edgeroute.tools.fleet import fleet_report
-    from edgeroute.tools.fleet.digest_tables import is_store, open_store, reading
+    from edgeroute.tools.fleet.digest_parquet_store import is_store, open_store, reading
 
     if html is not None:
         ui.check_output(html, ui.REPORT, "--html")

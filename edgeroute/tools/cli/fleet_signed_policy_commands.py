@@ -111,7 +111,7 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
     Raises:
         typer.BadParameter: `store` is None.
     """
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
     from edgeroute.tools.fleet.fleet_alarms import last_look
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables
 
@@ -143,7 +143,7 @@ def budget(
     Writes the signed budget into the catalog, and prints each limit, as a share of a device's mean use and for a new device.
     """
     from edgeroute.tools.fleet.budget_shares_and_signing import renew
-    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store
 
     today = (day or datetime.fromtimestamp(now(), timezone.utc)).date()
     with open_store(store) as connection:

@@ -14,7 +14,7 @@ import typer
 
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.tools.cli.command_runner import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.example_options_and_routers import DataClass, LabelColumn, edge_columns, edge_labels
 from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds, console, pairs

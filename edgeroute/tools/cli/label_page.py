@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
-from edgeroute.system.json_values import json_dumps
+from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.tools.cli.label_questions_and_answers import REPLIES, Asked, Reply
 

@@ -25,7 +25,7 @@ from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.stores.cache.input_keys_and_fingerprints import digest
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.json_values import to_json_types
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.untrusted_files import parse_json, read_bytes
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question
 from edgeroute.tools.measure.threshold_evaluation import Examples

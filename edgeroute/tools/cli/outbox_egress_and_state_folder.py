@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.errors import BadInput, PolicyError, StoreError
-from edgeroute.system import json_values, wall_clock
+from edgeroute.system import json_codec_and_short_repr, wall_clock
 from edgeroute.tools.cli.command_runner import FAILED, OK, command, line
 from edgeroute.tools.cli.tables_and_options import File, Json, OptionalPolicy, OptionalState, local_time, seconds, table
 
@@ -183,7 +183,7 @@ def _dumps(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        return json.dumps(json_values.to_json_types(value))
+        return json.dumps(json_codec_and_short_repr.to_json_types(value))
 
 
 def _open_outbox(policy: Path | None, state: Path | None) -> closing[Outbox]:

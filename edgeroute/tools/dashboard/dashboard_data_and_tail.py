@@ -22,7 +22,7 @@ from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors_and_sampler as sensors
 from edgeroute.record.tally_instrument_and_histograms import Tallied
 from edgeroute.system import wall_clock
-from edgeroute.system.json_values import json_dumps, json_loads
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.tools.dashboard.request_window_and_replays import (

@@ -20,7 +20,7 @@ from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Status
 from edgeroute.record.prometheus import Page, check_installed, of_status, of_tally, shown
-from edgeroute.system.json_values import json_dumps
+from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.tools.dashboard.dashboard_data_and_tail import OLD_S, Monitor
 from edgeroute.tools.replay.recorded_requests_and_statistics import MOST

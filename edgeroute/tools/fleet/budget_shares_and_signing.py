@@ -109,7 +109,7 @@ def renew(
     Holds the publisher's lock. The margin of each limit follows from the last signed budget and the last day's spending.
 
     Args:
-        connection: tables, as of `digest_tables.open_store`.
+        connection: tables, as of `digest_parquet_store.open_store`.
         name: name of the policy that the devices follow.
         totals: key of `[limits]`, of `BUDGETS` -> budget of the fleet for a day.
         catalog: folder of the catalog.

@@ -25,7 +25,7 @@ from edgeroute.system import files_and_lock_waits, wall_clock
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.fleet.digest_folders_and_buckets import Source
-from edgeroute.tools.fleet.digest_tables import (
+from edgeroute.tools.fleet.digest_parquet_store import (
     NEED,
     TABLES,
     Partition,

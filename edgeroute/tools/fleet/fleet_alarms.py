@@ -24,7 +24,7 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_json
 from edgeroute.system.wall_clock import now
-from edgeroute.tools.fleet.digest_tables import open_store, quoted, writing
+from edgeroute.tools.fleet.digest_parquet_store import open_store, quoted, writing
 from edgeroute.tools.fleet.fleet_audit_loss_bounds import AUDITS_POSSIBLE, FleetAudits, day_of
 from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     CELLS,

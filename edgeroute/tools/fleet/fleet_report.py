@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
 from edgeroute.system.wall_clock import now
-from edgeroute.tools.fleet.digest_tables import BUCKETS
+from edgeroute.tools.fleet.digest_parquet_store import BUCKETS
 from edgeroute.tools.measure.deferral_curve import student_quantile
 
 COUNTS = ("requests", "deferred", "degraded", "failed", "bytes", "usd", *BUCKETS)  # columns that are summed

@@ -179,7 +179,7 @@ def decide_by_tables(
     reference.
 
     Args:
-        connection: tables of digests, as of `digest_tables.open_store`.
+        connection: tables of digests, as of `digest_parquet_store.open_store`.
         data: the signed file's data.
         since: first day that counts; None: the day on which the ring began.
         look: last look of `fleet alarm`, of whose alarms one of the candidate's policy alone counts; None: there was none.

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from edgeroute.errors import BadInput
 from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S, name_of
-from edgeroute.system.json_values import json_loads
+from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.wall_clock import now
-from edgeroute.tools.fleet.digest_tables import BUCKETS, NEED, TABLES, connect, quoted, writing
+from edgeroute.tools.fleet.digest_parquet_store import BUCKETS, NEED, TABLES, connect, quoted, writing
 from edgeroute.tools.replay.parquet_trace_format import check_parquet, is_parquet, write_parquet
 from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords, traces
 

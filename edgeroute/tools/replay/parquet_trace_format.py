@@ -22,7 +22,7 @@ from edgeroute.core.device_rules import Reading
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import name_beside
-from edgeroute.system.json_values import json_dumps, json_loads
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import open_file
 

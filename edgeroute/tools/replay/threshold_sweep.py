@@ -14,7 +14,7 @@ from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.spending_limits import Limits
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.tools.fleet.digest_tables import connect
+from edgeroute.tools.fleet.digest_parquet_store import connect
 from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 from edgeroute.tools.replay.parquet_trace_format import check_parquet, is_parquet
 from edgeroute.tools.replay.replay_setup_and_result import Setup

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.stores import json_lines_and_process_locks as journal
-from edgeroute.system.json_values import json_dumps
+from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.tools.replay.parquet_trace_format import is_parquet, read_parquet, replacing, write_parquet
 
 OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})  # journals of a state folder that are no traces

@@ -31,7 +31,7 @@ from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNo
 from edgeroute.router.private_conversations_and_digest_store import bind_within
 from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
-from edgeroute.tools.server.oip_messages_files_routes import reply
+from edgeroute.tools.server.oip_requests_media_routes import reply
 
 # Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones.
 LARGE = 1 << 16

@@ -31,7 +31,7 @@ from edgeroute.record.prometheus import Measured, Prometheus, check_installed, m
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
-from edgeroute.system.json_values import json_dumps, to_json_types
+from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.types import Answer, TensorSpec
 
@@ -46,12 +46,12 @@ try:
 
     from edgeroute.tools.server import access_limits_and_options as access
     from edgeroute.tools.server import anthropic_messages as messages
-    from edgeroute.tools.server import oip_messages_files_routes as protocol
+    from edgeroute.tools.server import oip_requests_media_routes as protocol
     from edgeroute.tools.server import openai_chat_completions as openai
     from edgeroute.tools.server import openai_embeddings as embedding
-    from edgeroute.tools.server import openai_responses_api as responses
+    from edgeroute.tools.server import openai_responses_and_store as responses
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
-    from edgeroute.tools.server.oip_messages_files_routes import reply
+    from edgeroute.tools.server.oip_requests_media_routes import reply
     from edgeroute.tools.server.uvicorn_with_client_limits import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e

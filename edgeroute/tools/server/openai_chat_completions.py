@@ -22,7 +22,7 @@ from edgeroute.core.routing_policy import Rules
 from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams_and_stateful_calls import AsyncStream
-from edgeroute.system.json_values import json_dumps, json_loads, to_json_types
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
 from edgeroute.tools.server.access_limits_and_options import Fault, Options
 from edgeroute.tools.state_colours_and_marks import answer_state
 from edgeroute.types import Answer

@@ -36,10 +36,10 @@ try:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from edgeroute.tools.server import access_limits_and_options as access
-    from edgeroute.tools.server import oip_messages_files_routes as protocol
+    from edgeroute.tools.server import oip_requests_media_routes as protocol
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
     from edgeroute.tools.server.batching_and_tensor_models import EDGES, Batcher, Tensors, make_zeros, tensor_model
-    from edgeroute.tools.server.oip_messages_files_routes import TEXT, VERSION, Ask, Files, reply
+    from edgeroute.tools.server.oip_requests_media_routes import TEXT, VERSION, Ask, Files, reply
     from edgeroute.tools.server.systemd_notices import BEATS, Notify
     from edgeroute.tools.server.uvicorn_with_client_limits import run as host_run
 except ImportError as e:

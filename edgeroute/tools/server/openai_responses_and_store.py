@@ -14,7 +14,7 @@ from typing import Any, Final
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import BadInput
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
-from edgeroute.system.json_values import json_dumps, to_json_types
+from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.tools.server import openai_chat_completions as openai
 from edgeroute.tools.server.access_limits_and_options import Fault
 from edgeroute.types import Answer

@@ -32,7 +32,7 @@ from edgeroute.edge.llama_in_process_engines import LoadOptions, OnPiece, Pieces
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.fork_safety import ForkSafe
-from edgeroute.system.json_values import json_dumps, json_loads
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.types import StopToken
 
@@ -47,7 +47,9 @@ TURN_S: Final = 0.1  # time between two looks at a stop request while all slots 
 _HEAD: Final = 4
 _STACK: Final = 2 << 20  # stack of a thread that renders a template, bytes: smaller than those of usual threads
 _TAIL: Final = 40  # last lines of the child's stderr that are searched for a lack of memory
-_PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_child_process import main; main()"
+_PROGRAM = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_isolated_engine import main; main()"
+)
 _KINDS: Final = {kind.__name__: kind for kind in (PolicyError, RuntimeMissing)}
 PR_SET_PDEATHSIG: Final = 1  # Linux's number for the signal that a process gets at its parent's end
 _EMPTY: Final = {"role": "assistant", "content": None}  # delta of a piece that tells how far the prompt is read, or that it is

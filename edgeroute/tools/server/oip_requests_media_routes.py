@@ -30,7 +30,7 @@ from edgeroute.edge.input_checks_and_stacking import Array, row_shape, shape_tex
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.preprocessing import MOST_PIXELS, Layouts, Preprocess, picture_for
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.system.json_values import json_dumps, json_loads
+from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.thread_pool_and_workers import failing
 from edgeroute.types import TensorSpec
