@@ -18,7 +18,6 @@ from typing import Any, Final, TypeAlias
 
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.files_and_lock_waits import sha256
@@ -26,6 +25,7 @@ from edgeroute.system.input_copies import copy_input
 from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
+from edgeroute.system.signature_types_and_units import is_async
 from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
 try:

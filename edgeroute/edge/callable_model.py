@@ -13,10 +13,9 @@ from edgeroute.confidence.output_reader import checked_kind, checked_rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.edge_model_members_and_fingerprints import is_async
 from edgeroute.edge.fitted_estimator_as_function import Estimator, as_estimator
 from edgeroute.errors import PolicyError
-from edgeroute.system.signature_types_and_units import runs_later
+from edgeroute.system.signature_types_and_units import is_async, runs_later
 from edgeroute.types import Classifier, StopToken, TensorSpec
 
 

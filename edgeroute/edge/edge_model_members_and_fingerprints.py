@@ -18,6 +18,7 @@ import numpy as np
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.files_and_lock_waits import file_stamp, sha256
+from edgeroute.system.signature_types_and_units import is_async
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 
@@ -208,14 +209,6 @@ class LoadedFiles:
 def is_ensemble(model: EdgeModel) -> bool:
     """Return True if a model consists of several, listed as `models`."""
     return isinstance(getattr(model, "models", None), list)
-
-
-def is_async(function: Any) -> bool:
-    """Return True if a call returns a coroutine or an asynchronous generator; looks through `partial` and at `__call__`."""
-    while isinstance(function, partial):
-        function = function.func
-    called = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a coroutine function
-    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, called))
 
 
 def has_async_runs(model: EdgeModel) -> bool:

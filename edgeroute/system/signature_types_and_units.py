@@ -13,13 +13,22 @@ from edgeroute.core.setting_units_and_ranges import Unit
 from edgeroute.errors import check_number
 
 
+def is_async(function: Any) -> bool:
+    """Return True if a call returns a coroutine or an asynchronous generator; looks through `partial` and at `__call__`."""
+    return _is_any(function, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
+
 def runs_later(function: Any) -> bool:
-    """Return True if a call runs nothing, but returns a coroutine or a generator; looks through `partial` and at `__call__`."""
+    """Return True if a call runs nothing, but returns a coroutine or a generator; looks as `is_async` does."""
+    return is_async(function) or _is_any(function, inspect.isgeneratorfunction)
+
+
+def _is_any(function: Any, *kinds: Callable[[Any], bool]) -> bool:
+    """Return True if a function, or the `__call__` of an object, is of one of the kinds; looks through `partial`."""
     while isinstance(function, partial):
         function = function.func
     called = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be such a function
-    later = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
-    return any(kind(f) for kind in later for f in (function, called))
+    return any(kind(f) for kind in kinds for f in (function, called))
 
 
 @lru_cache(maxsize=256)

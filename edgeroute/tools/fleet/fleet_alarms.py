@@ -537,7 +537,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 class Looked(NamedTuple):
-    """What the last look of `fleet alarm` has found."""
+    """Result of the last look of `fleet alarm`."""
 
     closed: date | None = None
     """Last day that was counted; None: there was no look yet."""
