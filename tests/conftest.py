@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from weakref import WeakSet
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # where several workers have the cores, numpy's threads wait for them in loops
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves send nothing to its maker
@@ -32,6 +34,28 @@ def pytest_collection_modifyitems(items):
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
         if item.get_closest_marker("pure") and any(value is Tasks for value in values):
             item.add_marker("slow")
+
+
+_earlier = WeakSet()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Remembers the threads that earlier tests have left."""
+    _earlier.clear()
+    _earlier.update(set(threading.enumerate()) - {threading.current_thread()})
+
+
+@pytest.fixture
+def caplog(caplog):
+    """What this test logs: a thread that an earlier one has left, and that ends late, is not heard."""
+
+    def is_own(_record):
+        return threading.current_thread() not in _earlier
+
+    caplog.handler.addFilter(is_own)
+    yield caplog
+    caplog.handler.removeFilter(is_own)
 
 
 def pytest_collection_finish():
