@@ -1415,6 +1415,8 @@ PROCESS = """
 import os, sys, threading
 from edgeroute import Prediction
 from edgeroute.stores.outbox import *
+from edgeroute.stores.sqlite_file_and_key_values import Database
+Database.__init__.__kwdefaults__["busy_s"] = 120.0  # a machine may be so busy that the others' transactions outlast any other wait
 outbox = Outbox(sys.argv[1], parallel=1, rate_per_s=1e6)
 def send(waiting):
     print(waiting.id, flush=True)
