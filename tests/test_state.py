@@ -438,6 +438,7 @@ from pathlib import Path
 from edgeroute.stores import sqlite_file_and_key_values as state
 
 state.DELAY_S = 0.001
+state.Database.__init__.__kwdefaults__["busy_s"] = 120.0  # a machine may be busy
 kept, i = state.KeyValueStore(Path(sys.argv[1])), 0
 while True:
     kept.put("i", i)
