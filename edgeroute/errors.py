@@ -46,10 +46,13 @@ class EdgerouteError(Coded, Exception):
 
 
 class PolicyError(EdgerouteError, ValueError):
-    """Invalid policy file, or an invalid argument of the same meaning."""
+    """Invalid policy file, or an invalid argument of the same meaning.
+
+    Attributes:
+        key: key of the policy file whose value contradicts another one; empty if the message has it, or there is no such key.
+    """
 
     key = ""
-    """Key of the policy file whose value contradicts another one; empty if the message has it, or there is no such key."""
 
 
 class BadInput(EdgerouteError, ValueError):

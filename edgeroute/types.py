@@ -280,8 +280,7 @@ class Answer(Generic[V]):
         "_costs", "_note", "_outcome", "_plan",
         "confidence", "degraded", "final", "id", "latency_s", "leg", "outputs", "source", "value",
     )  # fmt: skip
-    __iter__ = None
-    """No iteration, so that `value, confidence = answer` fails."""
+    __iter__ = None  # so that `value, confidence = answer` fails
     value: V
     outputs: Any
     leg: str

@@ -114,32 +114,24 @@ def _evaluate_recorded(
 def _show(evaluation: Evaluation) -> None:
     """Print accuracy and latency of each side, threshold, deferrals, costs, and in words if the guarantee held."""
     from edgeroute.tools.measure.certification_and_verdicts import verdicts
-    from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import (
-        interval,
-        levels,
-        percent,
-        ranking,
-        side_rows,
-        size,
-        verdict,
-    )
+    from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as words
 
     examples, certificate = evaluation.examples, evaluation.certificate
-    ui.table(*side_rows(evaluation), ("",))
+    ui.table(*words.side_rows(evaluation), ("",))
     rows: list[tuple[str, object]] = [
         ("examples", f"{evaluation.n:,}" + ("" if evaluation.labelled else ", without labels")),
-        ("threshold", levels(evaluation.threshold, evaluation.thresholds, evaluation.ladder)),
-        ("deferred", f"{percent(evaluation.deferral.value)} ({interval(evaluation.deferral)})"),
+        ("threshold", words.levels(evaluation.threshold, evaluation.thresholds, evaluation.ladder)),
+        ("deferred", f"{words.percent(evaluation.deferral.value)} ({words.interval(evaluation.deferral)})"),
     ]
     if (accepted := evaluation.accuracy().get("accepted")) is not None:
-        rows.append(("right where accepted", f"{percent(accepted.value)} ({interval(accepted)})"))
+        rows.append(("right where accepted", f"{words.percent(accepted.value)} ({words.interval(accepted)})"))
     if examples.sent_bytes or examples.usd:
-        cost = f", ${examples.usd:,.4g}" if examples.usd else ""
-        rows.append(("the cloud for all", f"{size(examples.sent_bytes)} sent, {size(examples.received_bytes)} received{cost}"))
+        sizes = f"{words.size(examples.sent_bytes)} sent, {words.size(examples.received_bytes)} received"
+        rows.append(("the cloud for all", sizes + (f", ${examples.usd:,.4g}" if examples.usd else "")))
     if (area := evaluation.area()) is not None and not isnan(area.value):
-        rows.append(("score's area", ranking(area)))
+        rows.append(("score's area", words.ranking(area)))
     if certificate is not None:
         rows.append(("guarantee", certificate.label))
     ui.pairs(rows)
-    short, long = verdict(evaluation, verdicts(evaluation))
+    short, long = words.verdict(evaluation, verdicts(evaluation))
     ui.console().print(f"{short} {long}", markup=False)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from queue import Empty
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
@@ -59,7 +58,7 @@ class LabelPage:
         print(f"answer on {self.url}", file=sys.stderr, flush=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
         self._thread.join(START_S)
 

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """Result of a run of the command."""
+    """Result of a run of the command.
+
+    Attributes:
+        did: nothing, waiting, switched, rolled_back, by_hand (the text tells what to write) or refused.
+    """
 
     did: str
-    """nothing, waiting, switched, rolled_back, by_hand (the text tells what to write) or refused."""
     text: str
     code: int = OK
     more: Mapping[str, Any] = {}

@@ -279,7 +279,11 @@ class Opened(NamedTuple):
 
 
 class Status(NamedTuple):
-    """Contents of a state folder, as `status` shows them."""
+    """Contents of a state folder, as `status` shows them.
+
+    Attributes:
+        alarms: part, such as a sentinel -> text of its alarm.
+    """
 
     edges: list[Edge]
     latency: dict[str, dict[str, Any]]
@@ -293,7 +297,6 @@ class Status(NamedTuple):
     fleet: dict[str, Any] | None
     notes: list[str]
     alarms: dict[str, str]
-    """Part, such as a sentinel -> text of its alarm."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON data, without energies and digests if there are none."""

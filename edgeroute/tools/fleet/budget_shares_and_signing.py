@@ -34,15 +34,18 @@ COLUMNS = {"usd_per_day": "sum(usd)", "mb_per_day": "sum(bytes) / 1e6"}  # limit
 
 
 class Rule(NamedTuple):
-    """Rule by which each device computes its limit."""
+    """Rule by which each device computes its limit.
+
+    Attributes:
+        factor: limit by unit of the device's mean use a day.
+        new: limit of a device without known use.
+        most: largest limit: a device that reports any use does not leave the others nothing.
+    """
 
     least: float
     factor: float
-    """Limit by unit of the device's mean use a day."""
     new: float
-    """Limit of a device without known use."""
     most: float
-    """Largest limit: a device that reports any use does not leave the others nothing."""
 
 
 def shares(usage: ArrayLike, total: float, *, margin: float = 0.0, arrivals: float = 1.0) -> Rule:

@@ -68,34 +68,43 @@ REASONS = {
 
 
 class Rules(NamedTuple):
-    """Conditions that a digest must fulfil."""
+    """Conditions that a digest must fulfil.
+
+    Attributes:
+        key: key of the signatures; empty: none is asked for.
+        models: known models, as `name` or `name:digest`; empty: all are.
+    """
 
     today: date
     key: bytes = b""
-    """Key of the signatures; empty: none is asked for."""
     models: frozenset[str] = frozenset()
-    """Known models, as `name` or `name:digest`; empty: all are."""
 
 
 class Refusal(NamedTuple):
-    """A digest that is in no sum."""
+    """A digest that is in no sum.
+
+    Attributes:
+        why: code, see `REASONS`.
+    """
 
     name: str
     why: str
-    """Code, see `REASONS`."""
 
 
 class Collected(NamedTuple):
-    """Result of a run."""
+    """Result of a run.
+
+    Attributes:
+        added: digests that are in the store now, and were not before.
+        days: days whose tables were written.
+        refused: code -> digests.
+        repeated: digests that were in the store already, or are older than a revision there.
+    """
 
     added: int
-    """Digests that are in the store now, and were not before."""
     days: tuple[date, ...]
-    """Days whose tables were written."""
     refused: Counter[str]
-    """Code -> digests."""
     repeated: int = 0
-    """Digests that were in the store already, or are older than a revision there."""
 
     def plus(self, other: Collected) -> Collected:
         """Return the result of both runs."""

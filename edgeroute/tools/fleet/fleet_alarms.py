@@ -51,11 +51,14 @@ _VERSION, _ZERO = 2, "DATE '1970-01-01'"
 
 
 class Metric(NamedTuple):
-    """Kind of event that is tested."""
+    """Kind of event that is tested.
+
+    Attributes:
+        events: SQL of the number of events of a row.
+    """
 
     table: str
     events: str
-    """SQL of the number of events of a row."""
     text: str
 
 
@@ -537,14 +540,17 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 class Looked(NamedTuple):
-    """Result of the last look of `fleet alarm`."""
+    """Result of the last look of `fleet alarm`.
+
+    Attributes:
+        closed: last day that was counted; None: there was no look yet.
+        alarmed: policies whose audits have an alarm, as digests name them.
+        tested: policies whose audits are tested; others have no alarm yet, whatever their audits are.
+    """
 
     closed: date | None = None
-    """Last day that was counted; None: there was no look yet."""
     alarmed: frozenset[str] = frozenset()
-    """Policies whose audits have an alarm, as digests name them."""
     tested: frozenset[str] = frozenset()
-    """Policies whose audits are tested; others have no alarm yet, whatever their audits are."""
 
 
 def last_look(store: Path) -> Looked:

@@ -40,15 +40,18 @@ class FleetCounts(LossCounts):
 
 
 class Device(NamedTuple):
-    """Audits of a device whose answers the threshold accepts."""
+    """Audits of a device whose answers the threshold accepts.
+
+    Attributes:
+        low: lower end of the 95 % interval of the share of all its requests that differ, for this device alone.
+        high: upper end.
+    """
 
     device: str
     audited: int
     differ: int
     low: float
-    """Lower end of the 95 % interval of the share of all its requests that differ, for this device alone."""
     high: float
-    """Upper end."""
 
 
 class FleetAudits:
@@ -65,6 +68,10 @@ class FleetAudits:
             near 0 does not take the weight of all others. None: that which a tenth of the devices is at or below now.
         begun: number of times that the audits have begun anew, after alarms.
         policy: the policy's identity; empty: all policies.
+
+    Attributes:
+        base: low rate of drawing.
+        devices: number of devices.
     """
 
     def __init__(self, db: Any, key: str, *, since: int = 0, base: float | None = None, begun: int = 0, policy: str = "") -> None:
@@ -73,9 +80,7 @@ class FleetAudits:
             (SELECT min(rate) AS least FROM audits WHERE {_HERE} AND grid >= -1 GROUP BY device)"""
         row = db.execute(select, self._values).fetchone()
         self.base = float(row[0] or 1.0) if base is None else base
-        """Low rate of drawing."""
         self.devices = int(row[1])
-        """Number of devices."""
         self._begun, self._since = begun, since
         db.execute(
             f"""CREATE OR REPLACE TEMP TABLE fleet_audits AS SELECT *, share * ? / rate AS weight FROM (

@@ -34,7 +34,11 @@ SEASON, PAST = 14, 28
 
 
 class Sums(NamedTuple):
-    """Sums of a part of the fleet."""
+    """Sums of a part of the fleet.
+
+    Attributes:
+        latencies: answered requests by latency bucket.
+    """
 
     name: str
     devices: int
@@ -45,7 +49,6 @@ class Sums(NamedTuple):
     bytes: int
     usd: float
     latencies: tuple[int, ...]
-    """Answered requests by latency bucket."""
     audited: int = 0
     differ: int = 0
 
@@ -61,71 +64,81 @@ class Sums(NamedTuple):
 
 
 class Outlier(NamedTuple):
-    """Device whose share is higher than is usual in the fleet."""
+    """Device whose share is higher than is usual in the fleet.
+
+    Attributes:
+        low: lower end of the share's interval of 99 %: the lower one of by requests and by days.
+        fleet: the whole fleet's share.
+        usual: highest share of a usual device: the fleet's, or the devices' median and three standard deviations (robust), if
+            higher.
+        of: requests, or audits.
+    """
 
     device: str
     site: str
     measure: str
     share: float
     low: float
-    """Lower end of the share's interval of 99 %: the lower one of by requests and by days."""
     fleet: float
-    """The whole fleet's share."""
     usual: float
-    """Highest share of a usual device: the fleet's, or the devices' median and three standard deviations (robust), if higher."""
     of: int
-    """Requests, or audits."""
     days: int
 
 
 class Forecast(NamedTuple):
-    """Money of the month of the newest day."""
+    """Money of the month of the newest day.
+
+    Attributes:
+        until: newest day with digests.
+        expected: US dollars at the month's end; None with less than a week of complete days.
+        low, high: interval of 95 % of the month's end, if days to come are as the last ones.
+        verdict: within, over, open (the budget is in the interval), spent (over it already), or unknown.
+    """
 
     month: str
     spent: float
     until: date
-    """Newest day with digests."""
     expected: float | None
-    """Expected at the month's end; None with less than a week of complete days."""
     low: float | None
     high: float | None
-    """Interval of 95 % of the month's end, if days to come are as the last ones."""
     budget: float | None
     verdict: str
-    """within, over, open (the budget is in the interval), spent (over it already), or unknown."""
 
 
 class FleetReport(NamedTuple):
-    """Everything that a report shows."""
+    """Everything that a report shows.
+
+    Attributes:
+        parts: model, policy, site and week -> their sums, the most requests first; weeks in order.
+        days: sums of each day, whose name is its date.
+        incomplete: days at the end of which less than the usual number of devices has sent a final digest.
+        worse: measure -> devices whose interval is above what is usual.
+        compared: devices with enough evidence to be compared.
+        spread: devices with enough evidence by their deferral, in 20 bins of 5 %.
+        costly: (device, site, US dollars, requests) of the `WORST` devices that cost most; none if nothing costs anything.
+        missing: (device, site, newest day) of devices that have sent nothing for days, at most `WORST`.
+        refused: damaged files of the store, and why.
+        versions: versions of edgeroute, and the devices of the newest complete day that have them.
+        age: days since the newest digest's day.
+    """
 
     first: date
     last: date
     total: Sums
     parts: Mapping[str, Sequence[Sums]]
-    """model, policy, site and week -> their sums, the most requests first; weeks in order."""
     days: Sequence[Sums]
-    """Sums of each day, whose name is its date."""
     incomplete: Sequence[str]
-    """Days at the end of which less than the usual number of devices has sent a final digest."""
     worst: Sequence[Outlier]
     worse: Mapping[str, int]
-    """Measure -> devices whose interval is above what is usual."""
     compared: int
-    """Devices with enough evidence to be compared."""
     spread: Sequence[int]
-    """Devices with enough evidence by their deferral, in 20 bins of 5 %."""
     costly: Sequence[tuple[str, str, float, int]]
-    """(device, site, US dollars, requests) of the `WORST` devices that cost most; none if nothing costs anything."""
     missing: Sequence[tuple[str, str, date]]
-    """(device, site, newest day) of devices that have sent nothing for days, at most `WORST`."""
     missing_count: int
     forecast: Forecast
     refused: Sequence[tuple[str, str]]
-    """Damaged files of the store, and why."""
     versions: Sequence[tuple[str, int]]
-    """Versions of edgeroute, and the devices of the newest complete day that have them."""
     age: int
-    """Days since the newest digest's day."""
 
     def json(self) -> dict[str, Any]:
         """Return the report as JSON data."""

@@ -52,12 +52,15 @@ Did = Literal["go_on", "wait", "halt", "roll_back"]
 
 
 class Condition(NamedTuple):
-    """Limit of a rollout."""
+    """Limit of a rollout.
+
+    Attributes:
+        amount: one of `AMOUNTS`, by request; `alarm`: an alarm of the fleet's audits.
+        most: largest value, or the largest increase against the rest of the fleet, 0.2 for +20 %.
+    """
 
     amount: str
-    """One of `AMOUNTS`, by request; `alarm`: an alarm of the fleet's audits."""
     most: float = 0.0
-    """Largest value, or the largest increase against the rest of the fleet, 0.2 for +20 %."""
     relative: bool = False
 
     def __str__(self) -> str:
@@ -84,16 +87,19 @@ def parse_halt(text: str) -> tuple[Condition, ...]:
 
 
 class Sums(NamedTuple):
-    """Sums by device and block of hours."""
+    """Sums by device and block of hours.
+
+    Attributes:
+        ring: True for devices with the candidate, bool [devices].
+        requests: [devices, blocks].
+        amounts: name in `AMOUNTS` -> [devices, blocks]; cost in US dollars.
+        before: `requests`, and the names in `AMOUNTS`, of these devices in the days before the ring, [devices]; empty: unknown.
+    """
 
     ring: NDArray[Any]
-    """True for devices with the candidate, bool [devices]."""
     requests: NDArray[Any]
-    """[devices, blocks]."""
     amounts: Mapping[str, NDArray[Any]]
-    """Name in `AMOUNTS` -> [devices, blocks]; cost in US dollars."""
     before: Mapping[str, NDArray[Any]] = {}
-    """`requests`, and the names in `AMOUNTS`, of these devices in the days before the ring, [devices]; empty: unknown."""
 
 
 class Decision(NamedTuple):
@@ -245,15 +251,19 @@ def decide_by_tables(
 
 
 class _Test(NamedTuple):
-    """Distance of a ring from a limit, and from the rest of the fleet, each in standard errors; above 0: beyond, worse."""
+    """Distance of a ring from a limit, and from the rest of the fleet, each in standard errors; above 0: beyond, worse.
+
+    Attributes:
+        devices: effective number of devices.
+        bound: standard errors by which a share is beyond both, by Chernoff's bound: for few devices of which some fail
+            altogether.
+    """
 
     beyond: float
     worse: float
     devices: float
-    """Effective number of devices."""
     text: str
     bound: float = 0.0
-    """Standard errors by which a share is beyond both, by Chernoff's bound: for few devices of which some fail altogether."""
 
 
 def _test(condition: Condition, sums: Sums, *, middle: bool) -> _Test:

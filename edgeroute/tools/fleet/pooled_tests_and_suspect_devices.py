@@ -64,6 +64,10 @@ class PooledDrift:
         level: highest ratio of scores to weights that is no change; from `highest_usual`.
         alpha: probability of a false alarm while the stakes add up to 1.
         liars: share of the devices that may report anything, 0..1.
+
+    Attributes:
+        alarmed: True once the wealth has reached 1 / alpha.
+        periods, devices: number of periods, and of devices in the last one.
     """
 
     def __init__(self, level: float, *, alpha: float = 0.05, liars: float = 0.0) -> None:
@@ -71,9 +75,7 @@ class PooledDrift:
             raise ValueError(f"level {level}, alpha {alpha} or liars {liars} is out of range")
         self.level, self.alpha, self.liars = level, alpha, liars
         self.alarmed = False
-        """True once the wealth has reached 1 / alpha."""
         self.periods = self.devices = 0
-        """Number of periods, and devices in the last one."""
         self._wealth = np.full(len(_RATES), -np.inf)
         self._sums = np.zeros((len(_RATES), 5))  # since the change: score, weight, score^2, score * weight, weight^2
         self._rise, self._starts = np.zeros(len(_RATES)), [0] * len(_RATES)

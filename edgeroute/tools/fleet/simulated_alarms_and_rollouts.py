@@ -54,7 +54,12 @@ TOLERANCE: Final = 1.1  # ratio to the usual disagreement from which on a device
 
 
 class Fleet(NamedTuple):
-    """Fleet to simulate."""
+    """Fleet to simulate.
+
+    Attributes:
+        drift: share of the devices whose disagreement rises, by `SUDDEN`.
+        liars: share of the devices that report false counts, one half that all differs and the other that nothing does.
+    """
 
     devices: int = 1_000_000
     days: int = 365
@@ -63,9 +68,7 @@ class Fleet(NamedTuple):
     rings: tuple[float, ...] = (0.01, 0.1, 1.0)
     bad_policy: bool = True
     drift: float = 0.05
-    """Share of the devices whose disagreement rises, by `SUDDEN`."""
     liars: float = 0.05
-    """Share of the devices that report false counts, one half that all differs and the other that nothing does."""
     outage_s: float = 6 * 3600.0
     seed: int = 0
 
@@ -186,28 +189,34 @@ class Rollout:
 
 
 class Named(NamedTuple):
-    """Suspects of a window of days who were not named before."""
+    """Suspects of a window of days who were not named before.
+
+    Attributes:
+        day: last day of the window.
+        drift: devices that drift, of those named.
+        wrong: honest devices without drift, of those named.
+    """
 
     day: int
-    """Last day of the window."""
     drift: int
-    """Devices that drift, of those named."""
     liars: int
     wrong: int
-    """Honest devices without drift, of those named."""
 
 
 class Days(NamedTuple):
-    """Result of the days of a fleet."""
+    """Result of the days of a fleet.
+
+    Attributes:
+        level: highest ratio to the usual disagreement that is no change.
+        alarms: share of liars that the test allows for -> day of its alarm; None: there was none.
+        drift: devices that drift.
+    """
 
     level: float
-    """Highest ratio to the usual disagreement that is no change."""
     alarms: dict[float, int | None]
-    """Share of liars that the test allows for -> day of its alarm; None: there was none."""
     rollouts: dict[str, Rollout]
     suspects: list[Named]
     drift: int
-    """Devices that drift."""
     liars: int
 
 

@@ -90,13 +90,16 @@ LOW = 0.1  # an area below this whose interval includes 0 counts as no better th
 
 
 class Area(NamedTuple):
-    """Area under the deferral curve with its 95 % interval. 0: random, 1: an oracle; below 0: worse than random."""
+    """Area under the deferral curve with its 95 % interval. 0: random, 1: an oracle; below 0: worse than random.
+
+    Attributes:
+        events: number of harms and wins; of graded answers the sum of the differences.
+    """
 
     value: float
     low: float
     high: float
     events: float
-    """Number of harms and wins; of graded answers the sum of the differences."""
 
     @property
     def by_chance(self) -> bool:

@@ -155,12 +155,15 @@ EVEN_STARTS = {0.2: 0.4, 0.4: 0.3, 0.6: 0.3}
 
 
 class Step(NamedTuple):
-    """Threshold at which a test sequence stopped, and the test used."""
+    """Threshold at which a test sequence stopped, and the test used.
+
+    Attributes:
+        highest: first threshold of those tested without a gap: higher ones are not certified. inf: all are.
+    """
 
     threshold: float
     method: str
     highest: float = INF
-    """First threshold of those tested without a gap: higher ones are not certified. inf: all are."""
 
 
 def lowest_threshold(

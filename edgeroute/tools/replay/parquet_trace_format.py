@@ -90,18 +90,21 @@ def _is_text(value: Any) -> bool:
 
 
 class _Columns:
-    """Columns of a table under construction, whose first record is in this line of the trace."""
+    """Columns of a table under construction, whose first record is in this line of the trace.
+
+    Attributes:
+        ends: number of events after each record; None before a record whose events are in its template.
+        kinds: template and words of a record -> their number, in the order in which they came.
+        kind: number of each record's kind.
+    """
 
     def __init__(self, line: int) -> None:
         self.line = line
         self.columns: dict[str, list[Any]] = {name: [] for name in schema().names if name not in {"events", "line"}}
         self.events: dict[str, list[Any]] = {name: [] for name in EVENT}
         self.ends: list[int | None] = [0]
-        """Number of events after each record; None before a record whose events are in its template."""
         self.kinds: dict[tuple[Any, ...], int] = {}
-        """Template and words of a record -> their number, in the order in which they came."""
         self.kind: list[int] = []
-        """Number of each record's kind."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Split a record into columns and template, and append them; the record is not changed.

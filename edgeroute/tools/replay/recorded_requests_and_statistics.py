@@ -36,7 +36,21 @@ _INFINITE: Final = {"inf": INF, "-inf": -INF}  # infinite confidences as a trace
 
 
 class Numbers(NamedTuple):
-    """Totals of a run. A request is answered by the edge, the cloud or the cache, or not at all."""
+    """Totals of a run. A request is answered by the edge, the cloud or the cache, or not at all.
+
+    Attributes:
+        degraded: requests answered, but not as the policy requires.
+        queued: degraded and unanswered requests stored in the outbox.
+        deferred: requests that needed the cloud, whether it was called or held.
+        calls: requests sent to the cloud; the rows of a batch share one.
+        held: requests rejected for a local reason: breaker, limits, consent.
+        deadline_misses: requests with a target that had not answered at the deadline.
+        edge_runs: runs of edges that started.
+        sent_bytes: bytes of the calls' bodies.
+        usd: cost of the calls, US dollars.
+        joules: energy of the device: for calls, by the endpoints' terms; and for runs of the edge, as far as known.
+        p50_s, p90_s, p99_s: quantiles of the time of a request, seconds; None: there is none.
+    """
 
     requests: int
     edge: int
@@ -44,28 +58,17 @@ class Numbers(NamedTuple):
     cache: int
     unanswered: int
     degraded: int
-    """Requests answered, but not as the policy requires."""
     queued: int
-    """Degraded and unanswered requests stored in the outbox."""
     deferred: int
-    """Requests that needed the cloud, whether it was called or held."""
     calls: int
-    """Requests sent to the cloud; the rows of a batch share one."""
     held: int
-    """Requests rejected for a local reason: breaker, limits, consent."""
     deadline_misses: int
-    """Requests with a target that had not answered at the deadline."""
     edge_runs: int
-    """Runs of edges that started."""
     sent_bytes: float
-    """Bytes of the calls' bodies."""
     received_bytes: float
     usd: float
-    """Cost of the calls, US dollars."""
     joules: float
-    """Energy of the device: for calls, by the endpoints' terms; and for runs of the edge, as far as known."""
     p50_s: float | None
-    """Quantiles of the time of a request, seconds; None: there is none."""
     p90_s: float | None
     p99_s: float | None
 
@@ -272,20 +275,23 @@ class Past:
 
 
 class Recording(NamedTuple):
-    """Trace in memory, with its totals."""
+    """Trace in memory, with its totals.
+
+    Attributes:
+        requests: sorted by start.
+        endpoints: endpoint's name -> its recorded calls.
+        recorded: totals of the recorded run.
+        skipped: incomplete or invalid lines.
+        untimed: records without a time, which were skipped.
+        readings: readings of the device's sensors, with their times, sorted.
+    """
 
     requests: list[Request]
-    """Sorted by start."""
     endpoints: Mapping[str, Past]
-    """Endpoint's name -> its recorded calls."""
     recorded: Tally
-    """Totals of the recorded run."""
     skipped: int
-    """Incomplete or invalid lines."""
     untimed: int
-    """Records without a time, which were skipped."""
     readings: list[tuple[float, Reading]]
-    """Readings of the device's sensors, with their times, sorted."""
 
 
 def read(path: str | Path) -> Recording:
@@ -367,8 +373,7 @@ class _Reader:
         self._rows: dict[tuple[str, str], int] = {}  # (batch, target) -> number of its rows that called it
         self._first: float | None = None
         self._readings: list[tuple[float, Reading]] = []
-        self._sensed: Mapping[str, Any] | None = None
-        """Values of the latest reading as its record has them."""
+        self._sensed: Mapping[str, Any] | None = None  # values of the latest reading as its record has them
         self._latest = -INF
 
     def take(self, record: Mapping[str, Any]) -> None:

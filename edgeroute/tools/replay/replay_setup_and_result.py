@@ -31,20 +31,22 @@ class Port(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """Policy prepared for a replay."""
+    """Policy prepared for a replay.
+
+    Attributes:
+        targets: edges and clouds, in order.
+        ports: cloud's name -> its call settings.
+        limits: spending limits; by default there are none.
+        metered: True if the link is metered: then nothing is hedged.
+        cached: True if there is a cache.
+    """
 
     policy: Policy
-    """Policy of the replay."""
     targets: tuple[Target, ...]
-    """Edges and clouds, in order."""
     ports: Mapping[str, Port]
-    """Cloud's name -> its call settings."""
     limits: Limits = Limits()
-    """Spending limits; by default there are none."""
     metered: bool = False
-    """True if the link is metered: then nothing is hedged."""
     cached: bool = True
-    """True if there is a cache."""
 
     @classmethod
     def read(cls, path: str | Path) -> Setup:
@@ -110,26 +112,32 @@ def _no_guard(runner: Any) -> Any:
 
 
 class Change(NamedTuple):
-    """Request whose route changes."""
+    """Request whose route changes.
+
+    Attributes:
+        recorded: results of its targets in the recording.
+        replayed: reason of its answer in the replay.
+    """
 
     id: str
     recorded: str
-    """Results of its targets in the recording."""
     replayed: str
-    """Reason of its answer in the replay."""
 
 
 class Gated(NamedTuple):
-    """Statistics of one endpoint's admission control."""
+    """Statistics of one endpoint's admission control.
+
+    Attributes:
+        asked: requests that were admitted and sent.
+        held: requests that were rejected for a local reason: breaker, limits, consent.
+        probes: number of health checks, without user data.
+        opened: number of times the breaker opened.
+    """
 
     asked: int
-    """Requests that were admitted and sent."""
     held: int
-    """Requests that were rejected for a local reason: breaker, limits, consent."""
     probes: int
-    """Number of health checks, without user data."""
     opened: int
-    """Number of times the breaker opened."""
 
 
 class Energy(NamedTuple):
@@ -149,38 +157,41 @@ class Values(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """Trace as recorded and as replayed. Makes no statement on accuracy: a trace has no labels."""
+    """Trace as recorded and as replayed. Makes no statement on accuracy: a trace has no labels.
+
+    Attributes:
+        recorded: totals of the recording.
+        replayed: totals under the policy of the replay.
+        unknown: reason why requests could not be replayed -> their number; they are in `recorded` only.
+        refused: reason why the policy has no plan for requests -> their number.
+        unserved: requests after the battery was empty.
+        changed: requests answered by another target, or with another status.
+        examples: first changed requests.
+        values: targets that answer, compared with the recording.
+        estimated: quantity that was not recorded and so estimated, from similar calls or the network -> how often.
+        gates: endpoint's name -> its admission control.
+        energy: battery at the end; None: no battery was given.
+        span_s: seconds from the first request to the last.
+        skipped: incomplete or invalid lines of the trace.
+        untimed: records without a time, which were skipped.
+        notes: assumptions of the replay.
+    """
 
     recorded: Numbers
-    """Totals of the recording."""
     replayed: Numbers
-    """Totals under the policy of the replay."""
     unknown: Mapping[str, int]
-    """Reason why requests could not be replayed -> their number; they are in `recorded` only."""
     refused: Mapping[str, int]
-    """Reason why the policy has no plan for requests -> their number."""
     unserved: int
-    """Requests after the battery was empty."""
     changed: int
-    """Requests answered by another target, or with another status."""
     examples: tuple[Change, ...]
-    """First changed requests."""
     values: Values
-    """Targets that answer, compared with the recording."""
     estimated: Mapping[str, int]
-    """Quantity that was not recorded and so estimated, from similar calls or the network -> how often."""
     gates: Mapping[str, Gated]
-    """Endpoint's name -> its admission control."""
     energy: Energy | None
-    """Battery at the end; None: no battery was given."""
     span_s: float
-    """Seconds from the first request to the last."""
     skipped: int
-    """Incomplete or invalid lines of the trace."""
     untimed: int
-    """Records without a time, which were skipped."""
     notes: tuple[str, ...]
-    """Assumptions of the replay."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON data, with the deferral rates added to both totals."""

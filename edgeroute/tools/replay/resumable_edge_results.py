@@ -23,15 +23,18 @@ LONGEST: Final = 4096  # most bytes of a line
 
 
 class Result(NamedTuple):
-    """Result for one request of the log."""
+    """Result for one request of the log.
+
+    Attributes:
+        confidence: that of the edge's answer; None: it has none, or there is no answer.
+        grade: agreement with the cloud's answer, 0..1.
+        why: code or type of the error in place of an answer.
+    """
 
     confidence: float | None
-    """Confidence of the edge's answer; None: it has none, or there is no answer."""
     grade: float
-    """Grade against the cloud's answer, 0..1."""
     took_s: float
     why: str = ""
-    """Code or type of the error in place of an answer."""
 
 
 class Results:

@@ -39,16 +39,19 @@ NEED: Final = "--engine ray needs Ray Data: pip install 'edgeroute[ray]'"
 
 
 class FleetReplay(NamedTuple):
-    """Replay of the traces of many devices."""
+    """Replay of the traces of many devices.
+
+    Attributes:
+        replay: sums over the devices; battery: the joules of all, and the lowest charge and the earliest end of any.
+        devices: number of traces replayed.
+        damaged: trace -> why it is left out, of the first 20 by name.
+        left_out: number of traces that are left out.
+    """
 
     replay: Replay
-    """Sums over the devices; battery: the joules of all, and the lowest charge and the earliest end of any."""
     devices: int
-    """Number of traces replayed."""
     damaged: Mapping[str, str]
-    """Trace -> why it is left out, of the first 20 by name."""
     left_out: int
-    """Number of traces that are left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON data."""

@@ -212,14 +212,17 @@ def heat(course: tuple[Heat, ...], now: float) -> Heat:
 
 
 class Battery(NamedTuple):
-    """Battery at the beginning, and its base load."""
+    """Battery at the beginning, and its base load.
+
+    Attributes:
+        level: charge at the first request, 0..1.
+        wh: capacity, watt hours.
+        idle_w: base load, watts.
+    """
 
     level: float
-    """Charge at the first request, 0..1."""
     wh: float = 10.0
-    """Capacity, watt hours."""
     idle_w: float = 0.0
-    """Base load, watts."""
 
     @property
     def joules(self) -> float:

@@ -47,25 +47,31 @@ FROM lines WHERE list_contains(getvariable('exact'), file) GROUP BY passed
 
 
 class Point(NamedTuple):
-    """Result of one threshold."""
+    """Result of one threshold.
+
+    Attributes:
+        deferred: requests that call the cloud.
+        usd: dollars, for each price of a call.
+    """
 
     threshold: float
     requests: int
     deferred: int
-    """Requests that call the cloud."""
     usd: tuple[float, ...]
-    """Dollars, for each price of a call."""
 
 
 class Sweep(NamedTuple):
-    """Results of all thresholds, over the devices for which counting is exact."""
+    """Results of all thresholds, over the devices for which counting is exact.
+
+    Attributes:
+        prices: dollars a call.
+        inexact: reason why counting is not exact -> number of devices, which are in no sum.
+    """
 
     points: tuple[Point, ...]
     prices: tuple[float, ...]
-    """Dollars a call."""
     devices: int
     inexact: Mapping[str, int]
-    """Reason why counting is not exact -> number of devices, which are in no sum."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON data."""

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 from queue import Empty
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 from edgeroute.errors import Closed, PolicyError
@@ -143,7 +143,7 @@ class InProcess(AbstractContextManager["InProcess"]):
         """Run a coroutine on the loop, and wait for it."""
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -12,7 +12,6 @@ import socket
 from collections.abc import MutableMapping
 from contextlib import AbstractContextManager
 from time import monotonic
-from types import TracebackType
 
 _log = logging.getLogger("edgeroute")
 BEATS = 3  # notices of life in a watchdog's period: two may be late
@@ -60,7 +59,7 @@ class Notify(AbstractContextManager["Notify"]):
         """Send that the service stops."""
         self._send("STOPPING=1")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stopping()
         if self._socket is not None:
             self._socket.close()

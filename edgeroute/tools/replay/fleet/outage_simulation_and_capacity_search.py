@@ -33,41 +33,45 @@ TOOK_MOST_S: Final = 60.0
 
 @dataclass
 class Result:
-    """Counts of a run. Arrays have one element per second."""
+    """Counts of a run. Arrays have one element per second.
+
+    Attributes:
+        attempts: attempts that reached the cloud's address, rejected ones too, by their start; probes are counted separately.
+        good: attempts answered in time.
+        asked: requests deferred by the edge.
+        answered: requests answered by the cloud in time, by their start.
+        degraded: requests answered by the edge instead.
+        kept: requests that the edge answered itself because the cloud was loaded; they are not degraded.
+        refused: attempts that the cloud refused because its queue was full.
+        late: attempts that devices gave up.
+        right: expected number of right answers.
+        took: requests by the time until their answer, in steps of `TOOK_S`, without the edge's own time.
+        queued: degraded requests stored in an outbox.
+        delivered, waiting: those of them that were delivered later, and that still wait.
+        served: requests served by the cloud.
+        wasted: those of them that were served after the device had given up.
+        device: effect of the rules, if the devices have a state.
+    """
 
     scenario: Scenario
     client: Client
     attempts: Ints
-    """Attempts that reached the cloud's address, rejected ones too, by their start; probes are counted separately."""
     good: Ints
-    """Attempts answered in time."""
     asked: Ints
-    """Requests deferred by the edge."""
     answered: Ints
-    """Requests answered by the cloud in time, by their start."""
     degraded: int = 0
-    """Requests answered by the edge instead."""
     kept: int = 0
-    """Requests that the edge answered itself because the cloud was loaded; they are not degraded."""
     refused: int = 0
-    """Attempts that the cloud refused because its queue was full."""
     late: int = 0
-    """Attempts that devices gave up."""
     right: float = 0.0
-    """Expected number of right answers."""
     took: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Requests by the time until their answer, in steps of `TOOK_S`, without the edge's own time."""
     queued: int = 0
-    """Degraded requests stored in an outbox: `delivered` later, or still `waiting`."""
     delivered: int = 0
     waiting: int = 0
     probes: int = 0
     served: int = 0
-    """Requests served by the cloud ..."""
     wasted: int = 0
-    """... and those served after the device had given up."""
     device: parts.DeviceResult | None = None
-    """Effect of the rules, if the devices have a state."""
 
     @classmethod
     def empty(cls, scenario: Scenario, client: Client, seconds: int) -> Result:

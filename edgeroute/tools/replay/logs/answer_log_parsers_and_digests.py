@@ -46,30 +46,36 @@ class RequestAlone(Skip):
 
 
 class RecordedAnswer(NamedTuple):
-    """Recorded answer, without its texts."""
+    """Recorded answer, without its texts.
+
+    Attributes:
+        key: digest of the request's identity.
+        model: empty: not recorded.
+        answer: digest of the answer, equal where two answers count as the same.
+        confidence: 10 % quantile of the token probabilities, 0..1; NaN: not recorded.
+        score: correctness, 0..1; None: not recorded.
+        tokens: tokens of prompt and completion.
+    """
 
     key: bytes
-    """Digest of the request's identity."""
     model: str
-    """Empty: not recorded."""
     answer: bytes
-    """Digest of the answer, equal where two answers count as the same."""
     confidence: float
-    """10 % quantile of the token probabilities, 0..1; NaN: not recorded."""
     score: float | None
-    """Correctness, 0..1; None: not recorded."""
     usd: float | None
     tokens: tuple[float, float] | None
-    """Tokens of prompt and completion."""
 
 
 class Options(NamedTuple):
-    """Options for reading a log."""
+    """Options for reading a log.
+
+    Attributes:
+        id: dotted path of a request's id; empty: the format's own id, or its messages.
+        score: dotted path of the answer's correctness; empty: none.
+    """
 
     id: str = ""
-    """Dotted path of a request's id; empty: the format's own id, or its messages."""
     score: str = ""
-    """Dotted path of the answer's correctness; empty: none."""
     match: Match = "text"
 
 
