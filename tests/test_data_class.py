@@ -437,6 +437,15 @@ def test_names_of_other_types(make):
         assert (trace["data_class"], type(trace["data_class"])) == ("tree", str)
 
 
+@pytest.mark.parametrize("found", [None, "", 3, ["tree"]])
+def test_an_input_without_a_name_is_logged(make, caplog, found):
+    """With the type that the function gave; the input stays."""
+    answer = make(unsure, lambda _: "cloud", egress=rules(data_class=lambda _: found)).infer(1)
+    assert (answer.source, answer.trace["data_class"]) == ("edge", "unclassified")
+    (record,) = [record for record in caplog.records if "data_class" in record.getMessage()]
+    assert f"it gave {type(found).__name__} in place of a data class's name" in record.getMessage()
+
+
 def test_a_stale_answer_is_revalidated_by_the_class_of_now(make):
     """By itself nothing leaves that may not leave any more."""
     asked, kinds = [], iter(["tree", "tree", "face"])

@@ -143,7 +143,6 @@ def test_a_rule_without_a_reading(make):
 def test_a_limit_of_a_router_that_sends_nothing(make):
     """Is no problem: it applies to calls with another mode."""
     assert never(make(unsure, sure, threshold=0.5, mode="only_edge", limits=Limits(usd_per_day=5.0))) == []
-    assert never(make(unsure, limits=Limits(usd_per_day=5.0))) == []
 
 
 def test_the_price_of_tokens(make):
@@ -238,6 +237,39 @@ def test_an_edge_without_confidence(make, tmp_path):
         assert never(make(edge, sure, threshold=0.5, score=lambda outputs: 0.4)) == []
         assert never(make(edge)) == []
     assert make(model, sure, threshold=0.5).infer(np.ones(4, np.float32)).source == "cloud"
+
+
+@pytest.mark.parametrize("answer", ["a", ("a", None), ["a", 0.9], np.array([1.5]), {"label": "a"}])
+def test_a_function_that_gave_no_confidence(make, answer):
+    """Before its first call nobody knows; then `check` says it, until an answer has a confidence."""
+    for accepted in ({}, {"no_confidence": "accept"}):
+        router = make(lambda x: ("a", 0.9) if x == 3 else answer, sure, threshold=0.5, **accepted)
+        assert never(router) == []
+        assert "is ready (what it answers is known after its first call" in str(router.check())
+        router.infer(1)
+        router.infer_many([2])
+        if not accepted:
+            (line,) = never(router)
+            assert line.startswith(
+                "edge has given 2 answers, all without a confidence, so that each input went on: return (value, "
+            )
+        router.infer(3)
+        assert never(router) == []
+
+
+def test_answers_that_fail_their_check_are_not_without_confidence(make):
+    """A structure that is wrong is another fault."""
+    router = make(CallableModel(lambda x: ("a", 0.9), check=lambda value: "wrong"), sure, threshold=0.5)
+    router.infer(1)
+    assert never(router) == []
+
+
+@pytest.mark.parametrize("name", ["usd_per_day", "mb_per_day", "calls_per_minute"])
+def test_a_limit_without_a_cloud(make, name):
+    """Nothing could count under it; energy is that of the edge, too."""
+    (line,) = never(make(sure, limits=Limits(**{name: 1.0, "joules_per_hour": 1.0})))
+    assert line == f"{name} = 1 never applies: there is no cloud. Write one, or leave {name} out"
+    assert never(make(sure, limits=Limits(joules_per_hour=1.0))) == []
 
 
 @pytest.mark.parametrize(("axes", "ctc"), [((5,), True), ((5, 4), False)])

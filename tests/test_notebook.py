@@ -49,7 +49,7 @@ def test_one_line_for_each(router):
     assert re.match(
         r"<Stats of 20 requests: 20 deferred, \d+ degraded, 0 unanswered; edge answered 20 of 20; cloud answered", stats
     )
-    assert repr(router.check()).startswith("<Check, ready: edge: unsure is ready; ")
+    assert repr(router.check()).startswith("<Check, ready: edge: unsure is ready (")
     assert re.match(r"<Decision: mode prefer_edge; .*=> cloud: would send this input to the function", repr(router.decide(1)))
     for text in (repr(router), stats, repr(router.check()), repr(router.decide(1))):
         assert "\n" not in text

@@ -39,7 +39,7 @@ def route(texts: list[str]) -> list[str]:
         lines += [show(answer) for answer in router.infer_many(texts)]
         lines += [answer.reason for answer in router.refine("again")]
         with router.stream("in pieces") as pieces:
-            lines += [str(piece) for piece in pieces]
+            lines += [str(piece) for piece in pieces] + [pieces.answer.reason]
         stats, check, decision = router.stats(), router.check(), router.decide("where to")
         times: dict[str, float | None] = {leg.name: leg.p50_s for leg in stats.legs}
         slowest: list[LegStats] = sorted(stats.legs, key=lambda leg: leg.p99_s or 0.0)

@@ -85,8 +85,8 @@ class Egress:
     def class_of(self, x: Any, named: str | None, never: Collection[str] = ()) -> str | None:
         """Return the data class of an input: the stricter of the call's own and the one that the function `data_class` gives.
 
-        Without a function, or if `named` is no text, it is `named`. If the function fails, which is logged, or gives no name, and
-        within its own calls, it is UNCLASSIFIED, which never leaves. May block, as it calls the application's function.
+        Without a function, or if `named` is no text, it is `named`. If the function fails or gives no name, which is logged,
+        and within its own calls, it is UNCLASSIFIED, which never leaves. May block, as it calls the application's function.
 
         Args:
             x: the input.
@@ -103,7 +103,11 @@ class Egress:
         except Exception as e:  # noqa: BLE001 - whatever the application raises: the input stays
             self._failures.log("data_class", e, coded=True)
             found = UNCLASSIFIED
-        classes = [named, str.__str__(found) if isinstance(found, str) and found else UNCLASSIFIED]
+        if not isinstance(found, str) or not found:
+            wrong = PolicyError(f"it gave {class_name(found)} in place of a data class's name, a text that is not empty")
+            self._failures.log("data_class", wrong, coded=True)
+            found = UNCLASSIFIED
+        classes = [named, str.__str__(found)]
         return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
 
     def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> tuple[list[Any], list[Any] | None]:

@@ -76,6 +76,7 @@ class CallableModel:
         self.labels, self.kind = label_names(labels), checked_kind(kind)
         self.score, self.check, self.none_found = score, check, checked_rule(none_found or "defer")
         self.version, self.parallel, self.inputs, self.outputs = version, parallel, inputs, outputs
+        self.grounds = "" if estimator is not None or inputs else "what it answers is known after its first call"
         self.settings: Mapping[str, Any] = {"function": self._given}
         self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None
         method = getattr(call, "__call__", None)  # noqa: B004 - an object's method may be a generator function

@@ -128,8 +128,9 @@ def _table(rows: Sequence[Any], columns: list[str]) -> Any:
         ValueError: the rows have no column of the fit, or differ in their columns.
     """
     named = [_by_name(x, columns) for x in rows]
-    present = [name for name in columns if name in named[0]]
-    if not present or any((name in x) != (name in named[0]) for x in named[1:] for name in columns):
+    first = named[0].keys()
+    present = [name for name in columns if name in first]
+    if not present or any((name in x) != (name in first) for x in named if x.keys() != first for name in columns):
         raise ValueError("no columns, or rows that differ in them")
     cells: Any = [[x[name] for name in present] for x in named]
     if all(type(x) is np.ndarray for x in rows):
@@ -145,8 +146,10 @@ def _by_name(x: Any, columns: list[str]) -> Mapping[str, Any]:
     Raises:
         BadInput: it is none of these, or has another number of values.
     """
-    if hasattr(x, "_asdict") or (hasattr(x, "iloc") and x.ndim == 1):  # a row of pandas' itertuples, or of pandas
-        return dict(x._asdict() if hasattr(x, "_asdict") else x.to_dict())
+    if hasattr(type(x), "iloc") and x.ndim == 1:  # a row of pandas, whose to_dict, and missing attributes, are slow
+        return dict(zip(x.index.tolist(), x.tolist(), strict=True))
+    if hasattr(x, "_asdict"):  # of its itertuples
+        return dict(x._asdict())
     if isinstance(x, Mapping) or (isinstance(x, list | tuple | np.ndarray) and _shape(x) == (len(columns),)):
         return x if isinstance(x, Mapping) else dict(zip(columns, x, strict=True))
     raise BadInput(f"expected {len(columns)} values, {', '.join(columns)}, by name or in this order; got {_form(x)}")

@@ -11,7 +11,7 @@ from edgeroute.core.error_codes_and_texts import UNFIT, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.walk import Left, Mark, Outcome, judged
+from edgeroute.core.walk import Left, Malformed, Mark, Outcome, judged
 from edgeroute.system.fork_safety import ForkSafe, per_process
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class _Leg:
 
     def __init__(self) -> None:
         self.started = self.answered = self.accepted = self.failed = self.cancelled = 0
-        self.judged = self.below = self.runs = 0
+        self.judged = self.below = self.unsure = self.runs = 0
         self.since = self.busy_s = 0.0
         self.latency = Latency()
         self.deficits: deque[float] = deque(maxlen=RECENT)
@@ -153,6 +153,7 @@ class Counts(ForkSafe):
                 if counted and judged(legs[i]):
                     leg.judged += 1
                     leg.below += kind == "below"
+                    leg.unsure += detail is None or (detail != detail and type(detail) is not Malformed)  # noqa: PLR0124 - NaN
                     limit = limits.get(i, legs[i].threshold)
                     self.spared += leg.note_deficit(legs[i], detail, limit, accepted=kind == "accepted")
                 if whole and not batch:
@@ -236,6 +237,10 @@ class Counts(ForkSafe):
     def judged(self, name: str) -> tuple[int, int]:
         """Return (answers of an edge that were compared with its threshold, answers below the threshold)."""
         return self._figures([name], lambda leg: (leg.judged, leg.below)).get(name, (0, 0))
+
+    def unsure(self, name: str) -> int:
+        """Return the number of an edge's answers if all of them lacked a confidence; 0: one had it, or there are none."""
+        return self._figures([name], lambda leg: leg.unsure if leg.unsure == leg.judged else 0).get(name, 0)
 
     def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
         """Return the current statistics, without those of audits, trials and parts; counts the stored outcomes first.

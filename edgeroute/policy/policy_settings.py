@@ -406,6 +406,8 @@ def _suggestion(word: str, model: type[Section | Settings]) -> str:
         return "may_leave and never_leave name classes of data, which go to the addresses in [cloud] alone"
     if model is Settings and word in REPLACED:
         return REPLACED[word]
+    if begun := [key for key in model.model_fields if key.startswith(f"{word}_")]:
+        return nearest(word, begun)
     if word in SECTIONS:
         return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:

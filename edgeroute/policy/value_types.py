@@ -181,7 +181,7 @@ def _threshold(value: Any, *, words: str = _ONE_THRESHOLD.replace(", ", ", or ")
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
-    raise expected_error(words)
+    raise expected_error(words, "85 % is 0.85" if str(value).endswith("%") else "")
 
 
 def _verify(value: bool | str) -> bool | Path:

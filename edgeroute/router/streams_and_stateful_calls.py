@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
-from edgeroute.errors import BadInput, Closed, MayNotLeave
+from edgeroute.errors import BadInput, Closed, MayNotLeave, NoAnswer
 from edgeroute.router.io_steps_and_stages import Result, Shown
 from edgeroute.system.calls_and_tasks import ClosedByWith, set_within
 from edgeroute.system.fork_safety import ForkSafe, per_process
@@ -26,18 +26,29 @@ if TYPE_CHECKING:
 # Streams: an answer in pieces, for threads and for asyncio.
 
 
-class Stream:
-    """Iterator over the pieces of one answer; use it in a `with`. Leaving the `with` early cancels the call.
+class _Pieces:
+    """Pieces of one answer, for threads and for asyncio.
 
     Attributes:
         leg: name of the target whose pieces are shown, or of the cache; None before the first piece.
-        answer: whole answer, once the last piece was yielded; None before.
     """
 
-    def __init__(self, pieces: Generator[Any, None, Answer]) -> None:
-        self.answer: Answer | None = None
-        self.leg: str | None = None
+    _answer: Answer | None = None
+    leg: str | None = None
+
+    def __init__(self, pieces: Any) -> None:
         self._pieces = pieces
+
+    @property
+    def answer(self) -> Answer:
+        """Return the whole answer. Raises NoAnswer before the last piece was yielded, and if the stream was left before it."""
+        if self._answer is None:
+            raise NoAnswer("the stream was not read to its end: its answer is known after the last piece")
+        return self._answer
+
+
+class Stream(_Pieces):
+    """Iterator over the pieces of one answer; use it in a `with`. Leaving the `with` early cancels the call."""
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -45,7 +56,7 @@ class Stream:
                 try:
                     shown = next(self._pieces)
                 except StopIteration as end:
-                    self.answer = end.value
+                    self._answer = end.value
                     return
                 self.leg = shown.source
                 yield shown.piece
@@ -59,23 +70,13 @@ class Stream:
         self._pieces.close()
 
 
-class AsyncStream:
-    """Asynchronous iterator over the pieces of one answer; use it in an `async with`. Leaving that early cancels the call.
-
-    Attributes:
-        leg: name of the target whose pieces are shown, or of the cache; None before the first piece.
-        answer: whole answer, once the last piece was yielded; None before.
-    """
-
-    def __init__(self, pieces: AsyncGenerator[Any, None]) -> None:
-        self.answer: Answer | None = None
-        self.leg: str | None = None
-        self._pieces = pieces
+class AsyncStream(_Pieces):
+    """Asynchronous iterator over the pieces of one answer; use it in an `async with`. Leaving that early cancels the call."""
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for shown in self._pieces:
             if type(shown) is Last:
-                self.answer = shown.answer
+                self._answer = shown.answer
             else:
                 self.leg = shown.source
                 yield shown.piece
@@ -249,7 +250,6 @@ class Session(States, ClosedByWith):
             pieces = iter(stream)
             while (piece := _next(turn, pieces)) is not _END:
                 yield Shown(stream.leg or "", piece)
-            assert stream.answer is not None, "it has ended"
             return stream.answer
 
 
@@ -284,7 +284,6 @@ class AsyncSession(States):
                 pieces = stream.__aiter__()
                 while (piece := await _anext(turn, pieces)) is not _END:
                     yield Shown(stream.leg or "", piece)
-            assert stream.answer is not None, "it has ended"
         yield Last(stream.answer)
 
     async def __aenter__(self) -> Self:
@@ -406,7 +405,6 @@ class Conversation(History):
         with stream:
             for piece in stream:
                 yield Shown(stream.leg or "", piece)
-        assert stream.answer is not None, "it has ended"
         return self._append_answer(messages, stream.answer)
 
 
@@ -434,5 +432,4 @@ class AsyncConversation(History):
         async with stream:
             async for piece in stream:
                 yield Shown(stream.leg or "", piece)
-        assert stream.answer is not None, "it has ended"
         yield Last(self._append_answer(messages, stream.answer))

@@ -92,7 +92,8 @@ def check(engine: Engine, timeout: float) -> Check:
     lines = [*observer.rule_lines(), *observer.budget_lines(), *observer.lacking_lines(snapshot.backends)]
     lines += impossible_settings.settings_to_confirm(snapshot, spending.limits)
     lines += [line for part in engine.fixed for line in part.check_lines()]
-    lines += [f"! {line}" for line in impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
+    never = impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused, engine.counts.unsure)
+    lines += [f"! {line}" for line in never]
     return Check(result.ok and not any(line.startswith("!") for line in lines), (*result.lines, *lines))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,9 @@ BOX_AND_SCORE = 5  # fewest columns of boxes with scores
 JUDGED = {"prefer_edge", "shadow"}  # modes in which an edge's confidence is compared with its threshold
 
 
-def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: str = "") -> Iterator[str]:
+def problems(
+    snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: str = "", unsure: Callable[[str], int] = lambda _: 0
+) -> Iterator[str]:
     """Yield a line for each setting that can never work, with what to write in its place. Nothing is sent.
 
     Call it after the models were loaded and the endpoints pinged: what these told is compared.
@@ -47,6 +49,7 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
         limits: limits of spending in force.
         edge_j: energy of a run of the edge, joules; 0: not known.
         refused: error of the last reload of the policy; empty: none.
+        unsure: returns the number of an edge's answers so far if none had a confidence, else 0.
     """
     if refused:
         yield f"the policy on disk was refused, and the one before is in force: {refused}"
@@ -63,9 +66,12 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
         if snapshot.policy.rules.nothing and (not edges or snapshot.policy.mode == "only_cloud"):
             yield "nothing may leave this device by its rules, and only a cloud may answer: write may_leave, or an edge"
         yield from _unlike(snapshot, edges, clouds)
+    for name in set(limits._fields) - {"joules_per_hour"} if not clouds else ():  # an edge's runs take energy
+        if getattr(limits, name) < INF:
+            yield f"{name} = {getattr(limits, name):g} never applies: there is no cloud. Write one, or leave {name} out"
     for judged in filter(None, (snapshot, snapshot.shown)):
         if judged.policy.mode in JUDGED:
-            yield from _thresholds(judged)
+            yield from _thresholds(judged, unsure)
 
 
 def settings_to_confirm(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
@@ -161,7 +167,7 @@ def smallest_cost(cloud: Any, inputs: list[Any]) -> Cost:
     return Cost(*map(min, zip(*costs, strict=True)))
 
 
-def _thresholds(snapshot: Snapshot) -> Iterator[str]:
+def _thresholds(snapshot: Snapshot, unsure: Callable[[str], int]) -> Iterator[str]:
     """Yield a line for each edge whose answers all pass its threshold, or never do, if there is a target after it.
 
     Also for an edge without confidences, or whose output is read as classes by its form alone.
@@ -195,6 +201,11 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
             yield (
                 f"{target.name} gives no confidence, so each input goes on: write {kind}score=, a function of its outputs, or "
                 'no_confidence = "accept", which takes each answer'
+            )
+        elif snapshot.policy.no_confidence == "defer" and (count := unsure(target.name)):
+            yield (
+                f"{target.name} has given {count} answers, all without a confidence, so that each input went on: return "
+                '(value, confidence), or write no_confidence = "accept", which takes each answer'
             )
         elif _ends_in_branches(backend) and snapshot.policy.no_confidence == "defer":
             yield (
