@@ -291,7 +291,7 @@ def got(address, path, token=None, **headers):
 def test_the_page_needs_its_token(capsys):
     """Without it there is the page, and no data; other sites' pages and names are refused; a reply counts once."""
     needs("uvicorn")
-    from edgeroute.tools.cli.label_page import LabelPage
+    from edgeroute.tools.cli.label_questions_web_server import LabelPage
 
     asked = Asked(EVIL, tuple(parts_of(EVIL)), (EVIL, "dog"), 0, 3)
     with LabelPage() as page, ThreadPoolExecutor() as threads:

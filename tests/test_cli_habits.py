@@ -426,7 +426,7 @@ SIGINT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 def test_ctrl_c_while_the_command_line_is_imported(interruptible):
     """It ends at once, without a traceback of an import; where Ctrl-C is ignored it goes on."""
-    at = f"class At:\n  def find_spec(self, name, *_):\n    if name == 'edgeroute.tools.cli.check_decide_docs_sensors': exec({SIGINT!r})\nsys.meta_path[:0] = [At()]"
+    at = f"class At:\n  def find_spec(self, name, *_):\n    if name == 'edgeroute.tools.cli.check_decide_sensors_commands': exec({SIGINT!r})\nsys.meta_path[:0] = [At()]"
     assert main("docs", first=at) == (INTERRUPTED, "", "")
     code, out, err = main("docs", first=f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{at}")
     assert (code, "quickstart" in out, err) == (0, True, "")

@@ -419,8 +419,8 @@ def test_the_token(browser, served):
 
 def test_a_person_says_which_answer_is_right(browser):
     """On the page of `calibrate --ask --page`: text that looks like markup is text, pictures and sounds are there, and keys answer."""
-    from edgeroute.tools.cli.label_page import LabelPage
     from edgeroute.tools.cli.label_questions_and_answers import Asked, parts_of
+    from edgeroute.tools.cli.label_questions_web_server import LabelPage
 
     inputs = [
         "<img src=x onerror=alert(1)><script>document.title = 'evil'</script>",

@@ -105,7 +105,7 @@ OWN = {
     "stores/json_lines_and_process_locks.py": (3, "its own lock and file, which it writes"),
     "system/untrusted_files.py": (3, "the reader itself"),
     "system/wall_clock.py": (1, "a file of the kernel"),
-    "tools/cli/check_decide_docs_sensors.py": (1, "the pages of the package"),
+    "tools/cli/check_decide_sensors_commands.py": (1, "the pages of the package"),
     "tools/cli/command_runner.py": (2, "the null device"),
     "tools/cli/demo.py": (1, "the first line of a process that the demo started"),
     "tools/cli/demo_measurements_and_report.py": (2, "arrays that come with the package"),

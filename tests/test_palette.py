@@ -13,7 +13,7 @@ import pytest
 from both import sure, unsure
 
 from edgeroute import Egress, Function, Router
-from edgeroute.tools.state_colours_and_marks import STATES, answer_state, css, legend, marked, svg_hatches
+from edgeroute.tools.state_colours_and_marks import STATES, answer_state, css, marked, svg_hatches
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGHT = {
@@ -59,7 +59,6 @@ def test_marks_and_hatches_differ():
     """In print and in a terminal without colour a state is still one of six."""
     assert len({state.mark for state in STATES.values()}) == len({state.hatch for state in STATES.values()}) == len(STATES) == 6
     assert all(len(state.mark) == 1 for state in STATES.values())
-    assert legend(["edge", "waiting"]) == "● edge  ○ waiting"
     assert marked("edge", "edge alone") == "● edge alone"
 
 

@@ -164,7 +164,7 @@ def test_power_from_the_battery(values, watts, tmp_path):
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     """A line for each reading; in JSON null for what is not known."""
-    from edgeroute.tools.cli import check_decide_docs_sensors as cli
+    from edgeroute.tools.cli import check_decide_sensors_commands as cli
 
     monkeypatch.setattr(cli, "BETWEEN_S", 0.0)
     plant(tmp_path, tree("laptop")[0])

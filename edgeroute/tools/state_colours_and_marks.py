@@ -79,8 +79,3 @@ def svg_hatches(names: Iterable[str] = STATES) -> str:
 def marked(name: str, text: str = "") -> str:
     """Return a state's mark before its word, or before another text that has the word."""
     return f"{STATES[name].mark} {text or name}"
-
-
-def legend(names: Iterable[str] = STATES) -> str:
-    """Return the marks and words of states in one line of plain text."""
-    return "  ".join(map(marked, names))

@@ -9,7 +9,7 @@ import typer
 from edgeroute import __version__
 from edgeroute.tools.cli import fleet_signed_policy_commands as _  # noqa: F401 - adds commands to the group
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import calibrate
-from edgeroute.tools.cli.check_decide_docs_sensors import check, decide, docs, schema, sensors
+from edgeroute.tools.cli.check_decide_sensors_commands import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.command_runner import CODES, command
 from edgeroute.tools.cli.convert_to_onnx_and_compare import convert
 from edgeroute.tools.cli.demo import demo

@@ -194,7 +194,7 @@ def _calibrate_asking(
     with answers_file(path) as file, ExitStack() as stack:
         asker: Ask | None = in_terminal if ask else None
         if page:
-            from edgeroute.tools.cli.label_page import LabelPage
+            from edgeroute.tools.cli.label_questions_web_server import LabelPage
 
             asker = stack.enter_context(LabelPage()).ask
         return run(label=AskedLabels(file, asker, examples.labels, examples.names))

@@ -89,7 +89,7 @@ class LabelPage:
     def _app(self) -> Starlette:
         """Return the web application: the page, open to all, and the question and replies, which need the token."""
         guard = Middleware(Guard, token=self._token, without_token=OPEN, what="calibrate", links=OPEN)
-        page = Route("/", lambda _: page_reply("edgeroute.tools.cli", "label_page.html"))
+        page = Route("/", lambda _: page_reply("edgeroute.tools.cli", "label_questions_page.html"))
         routes = [page, Route("/question", self._show), Route("/reply", self._take)]
         return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard])
 
