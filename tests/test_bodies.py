@@ -100,6 +100,14 @@ class Tensor:
         return [1.0, 2.0]
 
 
+class Endless(Tensor):
+    """One whose list is another one, as of a mock."""
+
+    def tolist(self):
+        """No list."""
+        return Endless()
+
+
 def test_a_tensor_is_a_list():
     """Whatever has `dtype` and `tolist`."""
     assert json.loads(PlainJson("http://h/x").encode([{"t": Tensor()}]).body) == {"input": {"t": [1.0, 2.0]}}
@@ -279,6 +287,7 @@ def test_a_value_that_no_field_takes(template, kind, x, why):
         ("{input}", {(1, 2): 3}, "a key of the type tuple, and JSON's keys are text"),
         ("{input}", np.array(["2020-01-01"], "M8[D]"), "an array of datetime64"),
         ("{input}", np.zeros(2, complex), "an array of complex128"),
+        ("{input}", Endless(), "a value of the type Endless"),
     ],
 )  # fmt: skip
 def test_an_input_that_does_not_fit(template, x, why):

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import threading
+from enum import Enum
 from queue import Queue
 
 import httpx
@@ -505,6 +506,29 @@ def test_values_of_a_request():
     }  # fmt: skip
     with pytest.raises(TypeError):
         masked(np.array(["a"]))
+
+
+class Role(str, Enum):
+    """Texts whose `str` is another one."""
+
+    USER = "user"
+    MAIL = "john@example.com"
+
+
+class Number(int, Enum):
+    """The same of numbers."""
+
+    CARD = 4111111111111111
+
+
+def test_enums_are_masked_by_their_values(server):
+    """A role was sent as "Role.USER", and a card's number as it is."""
+    assert masked({"n": Number.CARD}) == {"n": "[MASKED_CARD_1]"}
+    assert masked(Role.MAIL) == "[MASKED_EMAIL_1]"
+    with Router(unsure, cloud(server), threshold=0.5, egress=rules()) as router:
+        for x in ([{"role": Role.USER, "content": Role.MAIL}], Role.MAIL):
+            assert router.infer(x).value == "You said: john@example.com"
+    assert [asked(request)["messages"] for request in server.requests] == [[{"role": "user", "content": "[MASKED_EMAIL_1]"}]] * 2
 
 
 def test_keys_that_may_be_data():

@@ -49,7 +49,7 @@ def scalar(value: Any, where: str) -> str:
     """
     value = value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)
     if isinstance(value, bool | int) or (isinstance(value, float) and abs(value) < np.inf):
         return json_dumps(value).decode()
     hint = "write |base64 after it" if isinstance(value, BYTES) else "write |json after it, or pick a part of it"
@@ -144,7 +144,8 @@ def _to_json_form(value: Any) -> Any:
         return value.item() if value.dtype.kind in "biufU" else value
     if isinstance(value, Mapping):
         return dict(value)
-    return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value  # a tensor
+    listed = value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value  # of a tensor
+    return listed if isinstance(listed, list | bool | int | float | str) else value
 
 
 def description_of(value: Any) -> str:

@@ -178,14 +178,15 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
         TypeError: with `strict`, for a value of another type, or a message's part of an image, sound or file.
     """
     if isinstance(x, str):
-        return leaf(str(x), key)
+        return leaf(str.__str__(x), key)  # its own `str` may be another text, as an enum's is
     if isinstance(x, Mapping) and not (strict and isinstance(x.get("type"), str) and MEDIA & x.keys()):
         names = {name: name if _is_plain(name) else _rebuild(name, leaf, strict=strict) for name in x}
         return {names[name]: _rebuild(value, leaf, name, strict=strict) for name, value in x.items()}
     if type(x) in (list, tuple):
         return type(x)([_rebuild(value, leaf, key, strict=strict) for value in x])
     if strict and isinstance(x, int | float) and abs(x) >= SHORTEST:
-        return x if (masked := leaf(str(x), key)) == str(x) else masked
+        text = (float if isinstance(x, float) else int).__repr__(x)
+        return x if (masked := leaf(text, key)) == text else masked
     if strict and not isinstance(x, int | float | None):
         raise TypeError(f"a {type(x).__name__} is no text")
     return x

@@ -272,7 +272,7 @@ class Engine(ForkSafe):
             data_class = class_of(self, snapshot.egress, x, data_class)
         plan: Plan | None = None
         if kind is np.ndarray:
-            talks = x.dtype.hasobject
+            talks = x.dtype.kind in "OUTV"
         elif kind is str:
             talks = mode is not None or data_class is not None or snapshot.policy.rules != NO_RULES
         else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import binascii
 import json
 import re
-from collections import UserList, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
@@ -18,6 +17,7 @@ from enum import Enum
 from hashlib import blake2b
 from itertools import islice, pairwise
 from pathlib import PurePath
+from types import MemberDescriptorType
 from typing import Any, Final, NamedTuple
 from unicodedata import normalize
 from urllib.parse import unquote_to_bytes
@@ -36,6 +36,7 @@ LONG_PAIR: Final = 64  # minimum bytes of two messages in a row that identify a 
 LONGEST_RUN: Final = 64
 MOST_COMPARED: Final = 4_000  # maximum segments of a conversation to compare; of a longer one the form counts as unknown
 MOST_BOUND: Final = 64  # maximum digests that one call stores, beside that of the whole conversation
+MOST_OBJECTS: Final = 5_000  # maximum objects whose attributes are searched for messages; with more, an input counts as unknown
 MOST_LEAVES: Final = 20_000  # maximum values in an input to read; the form of a larger one counts as unknown
 MOST_LETTERS: Final = 1 << 18  # maximum characters of the texts in an input to read; the form of a larger one counts as unknown
 DEEPEST: Final = 16
@@ -104,56 +105,67 @@ def _segments(text: str) -> list[bytes]:
 # Reading an input.
 
 
-def is_conversation(x: Any, depth: int = 0, *, texts: bool = True) -> bool:
-    """Return True if an input is a message, a list of messages or of texts, or holds one of these, or a prompt, at any depth.
+class _Search:
+    """Search for messages in an input. Each part is examined once, also where it occurs again, or within itself."""
 
-    A text or bytes alone are none; what is nested too deeply counts as one.
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, bool], tuple[Any, bool]] = {}  # with the part, so that no other gets its id
+        self.left = MOST_OBJECTS  # objects whose attributes may still be searched
 
-    Args:
-        x: the input.
-        depth: number of containers around it.
-        texts: True if a list of texts counts.
-    """
-    if depth > DEEPEST:
-        return True
-    if type(x) in SCALARS or isinstance(x, str | bytes):
-        return False
-    if (dtype := getattr(x, "dtype", None)) is not None and not isinstance(x, Mapping):
-        return bool(getattr(dtype, "hasobject", False)) and is_conversation(x.tolist(), depth + 1)
-    if _is_message(x) or _requested(x, depth):
-        return True
-    if isinstance(x, Mapping) or not isinstance(x, Collection):
-        return False
-    kinds = {*map(type, x)}
-    if kinds and all(issubclass(kind, str) for kind in kinds):
-        return texts
-    return not kinds <= SCALARS and any(is_conversation(value, depth + 1, texts=texts) for value in x)
+    def is_conversation(self, x: Any, depth: int = 0, *, texts: bool = True) -> bool:
+        """Return True if a part is a message, a list of messages or of texts, or holds one of these, or a prompt, at any depth.
 
+        A text or bytes alone are none; what is nested too deeply, or in too many objects, counts as one.
 
-def _requested(x: Any, depth: int) -> dict[Any, Any]:
-    """Return the items of a request, or attributes, that have its messages: by their names, or else by their form."""
-    asked = {key: x.get(key) if isinstance(x, Mapping) else getattr(x, key, None) for key in REQUEST_KEYS}
-    asked = {key: v for key, v in asked.items() if isinstance(v, str) or (v is not None and is_conversation(v, depth + 1))}
-    if asked:
-        return asked
-    items = x if isinstance(x, Mapping) else getattr(x, "__dict__", {})
-    return {
-        key: value
-        for key, value in items.items()
-        if isinstance(value, Mapping | list | tuple | deque | UserList) and is_conversation(value, depth + 1, texts=False)
-    }
+        Args:
+            x: the input, or a part of it.
+            depth: number of containers around it.
+            texts: True if a list of texts counts.
+        """
+        if type(x) in SCALARS or isinstance(x, str | bytes):
+            return False
+        if depth > DEEPEST or self.left < 0:
+            return True
+        if (part := (id(x), texts)) not in self._found:
+            self._found[part] = x, False
+            self._found[part] = x, self._examine(x, depth, texts)
+        return self._found[part][1]
+
+    def _examine(self, x: Any, depth: int, texts: bool) -> bool:
+        """Return `is_conversation` of a part that was not examined before."""
+        if (dtype := getattr(x, "dtype", None)) is not None and not isinstance(x, Mapping):
+            may_have = getattr(dtype, "kind", "") in {"O", "U", "T"} or getattr(dtype, "names", None)
+            return bool(may_have) and self.is_conversation(x.tolist(), depth + 1, texts=texts)
+        if _is_message(x) or self.requested(x, depth):
+            return True
+        if isinstance(x, Mapping) or not isinstance(x, Collection):
+            return False
+        kinds = {*map(type, x)}
+        if kinds and all(issubclass(kind, str) for kind in kinds):
+            return texts
+        return not kinds <= SCALARS and any(self.is_conversation(value, depth + 1, texts=texts) for value in x)
+
+    def requested(self, x: Any, depth: int) -> dict[Any, Any]:
+        """Return the items of a request, or attributes, that have its messages: by their names, or else by their form."""
+        asked = {key: x.get(key) if isinstance(x, Mapping) else getattr(x, key, None) for key in REQUEST_KEYS}
+        asked = {k: v for k, v in asked.items() if isinstance(v, str) or (v is not None and self.is_conversation(v, depth + 1))}
+        if asked:
+            return asked
+        items = x if isinstance(x, Mapping) else _attributes(x)
+        self.left -= items is not x
+        return {key: value for key, value in items.items() if self.is_conversation(value, depth + 1, texts=False)}
 
 
 def read_conversation(x: Any) -> Conversation | None:
     """Return the messages of an input; None if it is no conversation. Never raises: what cannot be read is unknown."""
     reader = _Reader()
     try:
-        if not isinstance(x, str) and not is_conversation(x):
+        if not isinstance(x, str) and not reader.search.is_conversation(x):
             return None
         messages = reader.messages(x, 0)
     except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
         return Conversation([], True)
-    return Conversation(messages, reader.unknown)
+    return Conversation(messages, reader.unknown or reader.search.left < 0)
 
 
 def _is_message(value: Any) -> bool:
@@ -179,7 +191,7 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        self.unknown = False
+        self.search, self.unknown = _Search(), False
         self._left, self._letters = MOST_LEAVES, MOST_LETTERS
 
     def messages(self, x: Any, depth: int) -> list[Message]:
@@ -193,11 +205,11 @@ class _Reader:
             return [self._read_message(x)]
         if hasattr(x, "dtype"):
             x = x.tolist()
-        asked = _requested(x, depth)
+        asked = self.search.requested(x, depth)
         if not asked and isinstance(x, Collection):
             found: list[Message] = []
             for value in x:
-                if depth < DEEPEST and not isinstance(value, str) and is_conversation(value):
+                if depth < DEEPEST and not isinstance(value, str) and self.search.is_conversation(value):
                     found += self.messages(value, depth + 1)
                 else:
                     found.append(self._message("", value))
@@ -242,7 +254,7 @@ class _Reader:
             message.beside.append(self._segments(_flattened(value) if self._letters >= 0 else ""))
             message.calls.append(b"".join(message.beside[-1]))
         elif isinstance(value, str):
-            self._read_text(str(value), message, key)
+            self._read_text(str.__str__(value), message, key)
         elif isinstance(value, bytes | bytearray | memoryview):
             message.media.append(_digest(b"media", bytes(value)))
             with suppress(UnicodeDecodeError):
@@ -299,10 +311,15 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
         return value
     if isinstance(value, Collection) and not hasattr(value, "content"):
         return None
-    names = {name: getattr(value, name) for name in _MESSAGE_NAMES if hasattr(value, name)}
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    names |= {name: getattr(value, name, None) for name in slots} | {**getattr(value, "__dict__", {})}
+    names = {name: getattr(value, name) for name in _MESSAGE_NAMES if hasattr(value, name)} | _attributes(value)
     return {name: part for name, part in names.items() if not name.startswith("_") and not callable(part)} or None
+
+
+def _attributes(x: Any) -> dict[str, Any]:
+    """Return an object's attributes, in its slots and in its `__dict__`, without Python's own (`__name__`)."""
+    slots = [name for kind in type(x).__mro__ for name, slot in vars(kind).items() if isinstance(slot, MemberDescriptorType)]
+    values = {name: getattr(x, name, None) for name in slots} | {**getattr(x, "__dict__", {})}
+    return {name: value for name, value in values.items() if not name.startswith("__")}
 
 
 def _decoded(data: str) -> bytes:

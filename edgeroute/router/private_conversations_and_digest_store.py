@@ -393,6 +393,7 @@ class PrivateConversations(Part):
 
     def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
         self._digests = Digests(path, submit)
+        self._is_lost = False  # True once a private call could not be read: all conversations stay
         self._shared: OrderedDict[bytes, None] = OrderedDict()  # digests of texts that have left the device
         # Ids of calls that stay, and that have not ended -> beginning of the answer; None: the answer binds nothing.
         self.awaited: dict[str, bytes | None] = {}
@@ -406,9 +407,13 @@ class PrivateConversations(Part):
         """
         valid = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
         private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
-        if not private and (isinstance(x, str) or not self._digests.refreshed()):
+        if not private and (issubclass(type(x), str) or not (self._digests.refreshed() or self._is_lost)):
             return ""
-        content = _content()
+        try:
+            content = _content()
+        except (ImportError, OSError):  # no file can be opened now
+            self._is_lost |= private
+            return "" if private else UNKNOWN
         conversation: Conversation | None = content.read_conversation(x)
         if conversation is None:
             return ""
@@ -420,7 +425,7 @@ class PrivateConversations(Part):
             self._digests.add([_MARK, *found])
         elif self._digests.blind:
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
-        elif conversation.unknown or content.too_long(conversation):
+        elif self._is_lost or conversation.unknown or content.too_long(conversation):
             return UNKNOWN
         elif self._is_bound(conversation, scope):
             spoken = conversation._replace(messages=conversation.spoken)  # without what comes again with each call

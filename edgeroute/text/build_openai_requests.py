@@ -92,10 +92,10 @@ class Chat:
         if isinstance(x, np.ndarray) and not x.ndim and x.dtype.kind == "U":
             x = x.item()
         if isinstance(x, str):
-            _check_text(x)
+            _check_text(x := str.__str__(x))
             if not self.is_chat:
-                return {**self.options, "prompt": str(x)}, False
-            return {**self.options, "messages": self._with_system([{"role": "user", "content": str(x)}])}, True
+                return {**self.options, "prompt": x}, False
+            return {**self.options, "messages": self._with_system([{"role": "user", "content": x}])}, True
         if isinstance(x, Mapping):
             return self._from_request(x)
         if isinstance(x, list | tuple):
