@@ -207,6 +207,19 @@ def test_threads_that_live_long_are_workers():
     assert found == {*THREADS}
 
 
+def test_a_text_stands_where_help_shows_it():
+    """At the head of a module, class or function: fields are explained in the class's docstring, or by a comment on their line."""
+    found, headed = [], (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            body = node.body if isinstance(getattr(node, "body", None), list) else []
+            texts = [part for part in body[isinstance(node, headed) :] if isinstance(getattr(part, "value", None), ast.Constant)]
+            found += [
+                (path.name, part.lineno) for part in texts if isinstance(part, ast.Expr) and isinstance(part.value.value, str)
+            ]
+    assert not found
+
+
 def test_the_packages_of_a_users_program_are_pinned():
     """What an index offers tomorrow changes no verdict on this tree: each package of that part has its version."""
     ci = (Path(__file__).parent.parent / ".ci" / "run").read_text()
