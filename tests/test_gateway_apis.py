@@ -7,7 +7,7 @@ import json
 
 import httpx
 import pytest
-from gateways import LONG, serving
+from gateways import LONG, events, serving
 from lazily import Later, needs
 
 from edgeroute import AsyncRouter, Egress, OpenAIChat, Prediction
@@ -203,6 +203,49 @@ def test_a_response_that_is_cut():
     with serving(AsyncRouter(model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
         answer = client.responses.create(model="edgeroute", input="x")
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.output[0].status == "incomplete"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_a_response(stream):
+    """Those that the server counted of a kind are told, and the response has all that the client's own types need."""
+    reply = completion({"content": "yes"})
+    reply["usage"] |= {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    with serving(AsyncRouter(Whole(reply))) as url:
+        body = {"model": "edgeroute", "input": "x", "stream": stream}
+        answer = httpx.post(f"{url}/v1/responses", json=body, timeout=LONG)
+    got = events(answer.text)[-1]["response"] if stream else answer.json()
+    usage = openai.types.responses.Response.model_validate(got).usage
+    details = usage.input_tokens_details.cached_tokens, usage.output_tokens_details.reasoning_tokens
+    assert (usage.input_tokens, usage.output_tokens, details) == (3, 2, (2, 1))
+    assert got["usage"]["input_tokens_details"]["cache_write_tokens"] == 0
+
+
+def test_a_response_that_is_a_refusal():
+    """The client's `parse` takes it for one, not for the object that was asked for."""
+    pydantic = pytest.importorskip("pydantic")
+
+    class City(pydantic.BaseModel):
+        name: str
+
+    reply = json.dumps(completion({"content": None, "refusal": "I cannot."})).encode()
+    with (
+        CannedServer(http_reply(reply)) as far,
+        serving(AsyncRouter(cloud=OpenAIChat(far.url, model="m", retries=0))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client,
+    ):
+        answer = client.responses.parse(model="edgeroute", input="where?", text_format=City)
+    (part,) = answer.output[0].content
+    assert (part.type, part.refusal, answer.output_parsed) == ("refusal", "I cannot.", None)
+
+
+def test_an_empty_response_is_continued():
+    """Its message has an empty text, as models take no message without one."""
+    model = Whole(completion({"content": ""}))
+    with serving(AsyncRouter(model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        first = client.responses.create(model="edgeroute", input="x")
+        client.responses.create(model="edgeroute", input="y", previous_response_id=first.id)
+    assert model.asked[1]["messages"][1] == {"role": "assistant", "content": ""}
 
 
 def test_the_asynchronous_clients(url):
@@ -294,6 +337,24 @@ def test_a_message_uses_a_tool():
     assert (model.asked[0]["tool_choice"], model.asked[0]["parallel_tool_calls"]) == ("required", False)
 
 
+@pytest.mark.parametrize(
+    ("given", "read"), [('{"a": 1}', {"a": 1}), ("", {}), ("{no", {"arguments": "{no"}), ("[1]", {"arguments": "[1]"})]
+)
+def test_calls_of_a_server_that_says_stop(given, read):
+    """The client makes them; arguments that are no object are the same whole and in pieces, which its helper can read."""
+    needs("anthropic")
+    call = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": given}}
+    options = {"model": "edgeroute", "max_tokens": 9, "messages": HELLO, "tools": [{"name": "weather", "input_schema": WEATHER}]}
+    with (
+        serving(AsyncRouter(Whole(completion({"content": None, "tool_calls": [call]})))) as url,
+        anthropic.Anthropic(base_url=url, api_key="any") as client,
+    ):
+        answer = client.messages.create(**options)
+        with client.messages.stream(**options) as stream:
+            streamed = stream.get_final_message()
+    assert [(got.stop_reason, got.content[0].input) for got in (answer, streamed)] == [("tool_use", read)] * 2
+
+
 def test_tokens_are_estimated(claude, edge):
     """Before a message is sent; nothing is asked, even if the message shall be streamed."""
     few, many = (
@@ -335,6 +396,9 @@ REFUSED = [
     ("responses", {"input": "x", "instructions": 3}, "instructions"),
     ("responses", {"input": "x", "previous_response_id": {"a": 1}}, "previous_response_id"),
     ("responses", {"input": "x", "text": {"format": {"type": "grammar"}}}, "response_format"),
+    ("responses", {"input": "x", "text": "json"}, "text"),
+    ("responses", {"input": "x", "text": {"format": "json"}}, "format"),
+    ("responses", {"input": "x", "store": "false"}, "store"),
     ("messages", {"messages": HELLO, "max_tokens": 9, "tools": [{"type": "web_search_20250305", "name": "w"}]}, "web_search"),
     ("messages", {"messages": HELLO, "max_tokens": 9, "mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
     ("messages", {"messages": HELLO, "max_tokens": 9, "top_k": 3}, "top_k"),

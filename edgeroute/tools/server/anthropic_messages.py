@@ -23,7 +23,7 @@ IGNORED: Final = ("metadata", "service_tier", "thinking", "inference_geo", "cont
 HANDLED: Final = (
     *IGNORED, "model", "stream", "messages", "system", "stop_sequences", "tools", "tool_choice", "output_config", "output_format",
 )  # fmt: skip
-# Finish reason of a chat -> Anthropic's stop reason; all others are `end_turn`.
+# Finish reason of a chat -> Anthropic's stop reason; all others are `end_turn`, or `tool_use` if there are calls.
 STOPS: Final = {"length": "max_tokens", "tool_calls": "tool_use", "function_call": "tool_use", "content_filter": "refusal"}
 # Bytes of a request that count as one token where tokens are estimated: more than the 4 of English prose, as code has.
 BYTES_PER_TOKEN: Final = 3
@@ -186,13 +186,9 @@ class MessageReply:
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
         """Return the whole message: text, calls of tools, stop reason, usage, and the origin of the answer as `edgeroute`."""
         _, choice = openai.reply_of(answer)
-        text = openai.text_of(answer, choice)
-        content = [{"type": "text", "text": text}] if text else []
-        content += [
-            {"type": "tool_use", "id": call["id"], "name": name, "input": _arguments(arguments)}
-            for call, name, arguments in _functions(answer, choice)
-        ]
-        return {**self._message, "content": content, **_stop(answer, choice), **_about(answer)}
+        text, uses = openai.text_of(answer, choice), _uses(answer, choice)
+        content = [*([{"type": "text", "text": text}] if text else []), *uses]
+        return {**self._message, "content": content, **_stop(answer, choice, uses), **_about(answer)}
 
     def begin(self) -> bytes:
         """Return the first event of a stream."""
@@ -202,20 +198,21 @@ class MessageReply:
         """Return the event of a piece of the text, before the first one that opens the block; empty bytes for an empty piece."""
         if not (text := openai.piece_text(text)):
             return b""
-        opening = b"" if self._open else _start(0, {"type": "text", "text": ""})
+        opening = b"" if self._open else _block("start", 0, content_block={"type": "text", "text": ""})
         self._open = True
-        return opening + _delta(0, {"type": "text_delta", "text": text})
+        return opening + _block("delta", 0, delta={"type": "text_delta", "text": text})
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
         """Yield the last events: the text's end if any came, calls of tools, the stop reason with usage and origin, the stop."""
-        (_, choice), index = openai.reply_of(answer), int(self._open)
+        _, choice = openai.reply_of(answer)
+        uses = _uses(answer, choice)
         if self._open:
-            yield _stopped(0)
-        for call, name, arguments in _functions(answer, choice):
-            yield _start(index, {"type": "tool_use", "id": call["id"], "name": name, "input": {}})
-            yield _delta(index, {"type": "input_json_delta", "partial_json": arguments}) + _stopped(index)
-            index += 1
-        yield openai.typed_event({"type": "message_delta", "delta": _stop(answer, choice), **_about(answer)})
+            yield _block("stop", 0)
+        for index, use in enumerate(uses, int(self._open)):
+            yield _block("start", index, content_block={**use, "input": {}})
+            delta = {"type": "input_json_delta", "partial_json": json_dumps(use["input"]).decode()}
+            yield _block("delta", index, delta=delta) + _block("stop", index)
+        yield openai.typed_event({"type": "message_delta", "delta": _stop(answer, choice, uses), **_about(answer)})
         yield openai.typed_event({"type": "message_stop"})
 
     def error(self, fault: Fault) -> bytes:
@@ -223,27 +220,28 @@ class MessageReply:
         return openai.typed_event(fault.anthropic())
 
 
-def _functions(answer: Answer[Any], choice: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any, str]]:
-    """Return each call of an answer with its function's name and arguments, as text. Calls without a function are left out."""
-    functions = [(call, call.get("function")) for call in openai.calls_of(choice, answer.id)]
+def _uses(answer: Answer[Any], choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the blocks of an answer's calls of tools. Calls without a function are left out."""
     return [
-        (call, function.get("name"), str(function.get("arguments") or "{}"))
-        for call, function in functions
-        if isinstance(function, Mapping)
+        {"type": "tool_use", "id": call["id"], "name": function.get("name"), "input": _arguments(function.get("arguments"))}
+        for call in openai.calls_of(choice, answer.id)
+        if isinstance(function := call.get("function"), Mapping)
     ]
 
 
-def _arguments(text: str) -> Any:
-    """Return the arguments of a call, JSON text, as an object; other text under the key `arguments`."""
+def _arguments(arguments: Any) -> Any:
+    """Return the arguments of a call, JSON text, as an object, empty if there are none; other text under the key `arguments`."""
+    text = str(arguments or "{}")
     with suppress(ValueError):
         if isinstance(value := parse_json(text), dict):
             return value
     return {"arguments": text}
 
 
-def _stop(answer: Answer[Any], choice: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stop reason."""
-    return {"stop_reason": STOPS.get(openai.finish_of(answer, choice), "end_turn"), "stop_sequence": None}
+def _stop(answer: Answer[Any], choice: Mapping[str, Any], uses: Collection[Any]) -> dict[str, Any]:
+    """Return the stop reason: `tool_use` also where a server says "stop" beside calls of tools, which clients would not make."""
+    other = "tool_use" if uses else "end_turn"
+    return {"stop_reason": STOPS.get(openai.finish_of(answer, choice), other), "stop_sequence": None}
 
 
 def _about(answer: Answer[Any]) -> dict[str, Any]:
@@ -252,16 +250,6 @@ def _about(answer: Answer[Any]) -> dict[str, Any]:
     return {"usage": {"input_tokens": prompt, "output_tokens": completion}, "edgeroute": openai.origin_of(answer)}
 
 
-def _start(index: int, block: Mapping[str, Any]) -> bytes:
-    """Return the event that opens a block of the content."""
-    return openai.typed_event({"type": "content_block_start", "index": index, "content_block": block})
-
-
-def _delta(index: int, delta: Mapping[str, Any]) -> bytes:
-    """Return the event with more of a block."""
-    return openai.typed_event({"type": "content_block_delta", "index": index, "delta": delta})
-
-
-def _stopped(index: int) -> bytes:
-    """Return the event that closes a block."""
-    return openai.typed_event({"type": "content_block_stop", "index": index})
+def _block(what: str, index: int, **fields: Any) -> bytes:
+    """Return an event of a block of the content: its `start`, a `delta` with more of it, or its `stop`."""
+    return openai.typed_event({"type": f"content_block_{what}", "index": index, **fields})

@@ -98,22 +98,21 @@ def read_request(
         raise BadInput("instructions is a text")
     previous = body.get("previous_response_id")
     earlier, scope = ([], b"") if previous is None else stored.get(previous)
+    if not isinstance(store := body.get("store"), bool | None):
+        raise BadInput("store is true or false")
     messages = [*earlier, *_chat_messages(items)]
     system = [{"role": "system", "content": instructions}] if instructions else []
     keys = {key: value for key, value in body.items() if key not in HANDLED}
     keys |= {"max_completion_tokens": body.get("max_output_tokens"), "response_format": _response_format(body.get("text"))}
     keys |= {"tools": _tools(body.get("tools")), "tool_choice": _tool_choice(body.get("tool_choice"))}
-    reasoning = body.get("reasoning")
-    if "reasoning_effort" in allow and isinstance(reasoning, Mapping):  # else how a model thinks is the policy's
+    if "reasoning_effort" in allow and isinstance(reasoning := body.get("reasoning"), Mapping):  # else it is the policy's
         keys["reasoning_effort"] = reasoning.get("effort")
     x = {"messages": openai.client_messages([*system, *messages]), **openai.client_keys(keys, (), allow)}
     echo = {key: body[key] for key in ECHOED if body.get(key) is not None}
-    included = body.get("include") or []
-    if not isinstance(included, list):
+    if not isinstance(included := body.get("include") or [], list):
         raise BadInput("include is a list of names")
     logprobs = "message.output_text.logprobs" in included
-    kept = None if body.get("store") is False else messages
-    return openai.CompletionRequest(x, True, model, stream, True, logprobs, echo, kept, scope)
+    return openai.CompletionRequest(x, True, model, stream, True, logprobs, echo, None if store is False else messages, scope)
 
 
 def _chat_messages(items: Any) -> list[dict[str, Any]]:
@@ -136,9 +135,7 @@ def _chat_messages(items: Any) -> list[dict[str, Any]]:
                 messages.append({"role": "assistant", "content": None})
             messages[-1].setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
-            output = item.get("output")
-            text = output if isinstance(output, str) else _content(output)
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"))})
         elif kind == "reasoning":
             thought = _reasoning_text(item)
         else:
@@ -213,10 +210,12 @@ def _tool_choice(choice: Any) -> Any:
 def _response_format(text: Any) -> Any:
     """Return the format of a response's text as a chat has it: a JSON schema in its own object, others as they are.
 
-    None: plain text.
+    None: plain text. Raises BadInput for what is no object.
     """
-    wanted = text.get("format") if isinstance(text, Mapping) else None
-    if not isinstance(wanted, Mapping) or wanted.get("type") == "text":
+    wanted = text.get("format") if isinstance(text, Mapping) else text
+    if not isinstance(wanted, Mapping | None):
+        raise BadInput("text is an object, and its format, too")
+    if wanted is None or wanted.get("type") == "text":
         return None
     if wanted.get("type") != "json_schema":
         return dict(wanted)
@@ -252,14 +251,15 @@ class ResponseReply:
         text, calls = openai.text_of(answer, choice), openai.calls_of(choice, answer.id)
         thought = openai.message_of(choice).get("reasoning_content")
         output = [_reasoning(thought)] if isinstance(thought, str) and thought else []
-        output += [self._message(text, choice)] if text or not calls else []
+        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(openai.finish_of(answer, choice))
+        status = "incomplete" if cut else "completed"
+        output += [self._message(text, choice, status)] if text or not calls else []
         output += [_call_item(call) for call in calls]
         if self._request.messages is not None:
-            said = {"role": "assistant", "content": text or None, **({"tool_calls": calls} if calls else {})}
-            self._stored.put(self._response["id"], [*self._request.messages, said])
-        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(openai.finish_of(answer, choice))
-        status = {"status": "incomplete" if cut else "completed", "incomplete_details": {"reason": cut} if cut else None}
-        return {**self._response, **status, "output": output, "usage": _usage(reply), "edgeroute": openai.origin_of(answer)}
+            said = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
+            self._stored.put(self._response["id"], [*self._request.messages, {"role": "assistant", **said}])
+        response = {**self._response, "status": status, "incomplete_details": {"reason": cut} if cut else None}
+        return {**response, "output": output, "usage": _usage(reply), "edgeroute": openai.origin_of(answer)}
 
     def begin(self) -> bytes:
         """Return the first two events of a stream, which have the response without output; each event gets the next number."""
@@ -282,8 +282,7 @@ class ResponseReply:
         Stores the messages, as `body` does, when the first event is taken.
         """
         response = self.body(answer)
-        items = [item for item in response["output"] if item["type"] != "reasoning"]
-        response["output"] = [*items, *(item for item in response["output"] if item["type"] == "reasoning")]
+        response["output"].sort(key=lambda item: item["type"] == "reasoning")
         for index, item in enumerate(response["output"]):
             if item["type"] == "message":
                 yield (b"" if self._text else self._open()) + self._close(item)
@@ -319,12 +318,17 @@ class ResponseReply:
         """Return the keys of an event that name the text of the message."""
         return {"item_id": self._item, "output_index": 0, "content_index": 0}
 
-    def _message(self, text: str, choice: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the item of a completed message with its text, and the logprobs if the request asked for them."""
+    def _message(self, text: str, choice: Mapping[str, Any], status: str) -> dict[str, Any]:
+        """Return the item of a message with its text, and the logprobs if the request asked for them.
+
+        A refusal is a part of its own, but in a stream, where it was sent as text.
+        """
         logprobs = choice.get("logprobs") if self._request.logprobs else None
         tokens = (logprobs.get("content") if isinstance(logprobs, Mapping) else None) or []
-        content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}]
-        return {"id": self._item, "type": "message", "role": "assistant", "status": "completed", "content": content}
+        part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
+        if text and not self._request.stream and openai.message_of(choice).get("refusal") == text:
+            part = {"type": "refusal", "refusal": text}
+        return {"id": self._item, "type": "message", "role": "assistant", "status": status, "content": [part]}
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         """Encode fields as a server-sent event of a type, with the next number."""
@@ -349,9 +353,14 @@ def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usage(reply: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the tokens that the model counted in the API's form; None if it does not count."""
-    if not isinstance(reply.get("usage"), Mapping):
+    """Return the tokens that the model counted in the API's form, 0 for what it does not count; None if it counts none."""
+    if not isinstance(usage := reply.get("usage"), Mapping):
         return None
     prompt, answer = openai.tokens_of(reply)
-    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
-    return {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer, **details}
+    parts = [usage.get(f"{of}_tokens_details") for of in ("prompt", "completion")]
+    known = {key: count for part in parts if isinstance(part, Mapping) for key, count in part.items() if type(count) is int}
+    return {
+        "input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer,
+        "input_tokens_details": {key: known.get(key, 0) for key in ("cached_tokens", "cache_write_tokens")},
+        "output_tokens_details": {"reasoning_tokens": known.get("reasoning_tokens", 0)},
+    }  # fmt: skip
