@@ -167,6 +167,23 @@ def test_traces_and_digests_of_the_same_requests_are_the_same_report(tmp_path):
 
 
 @pytest.mark.matrix
+def test_a_traces_sample_counts_for_all_requests(tmp_path):
+    """Of 800 requests about 200 are in the trace, and about 800 in the report, with their costs and times."""
+    priced = Function(lambda x: "large", usd_per_call=0.25)
+    with Router(lambda x: ("small", x), priced, threshold=0.5, trace=Trace(tmp_path / "in" / "a.jsonl", sample=0.25)) as router:
+        for _ in range(200):
+            router.infer(0.9)
+            router.infer_many([0.1, 0.2, 0.9])
+    code, out, err = cli("fleet", "report", tmp_path / "in", "--json")
+    assert code == 0, err
+    total = json.loads(out)["total"]
+    assert 300 < total["requests"] < 1300
+    assert total["requests"] % 4 == 0
+    assert total["usd"] == pytest.approx(0.25 * total["deferred"])
+    assert sum(total["latencies"]) == total["requests"]
+
+
+@pytest.mark.matrix
 def test_what_is_wrong_in_traces_is_named_and_in_no_sum(tmp_path):
     """Cut off, of the future, with costs that are none, no records; a folder with nothing else is an error."""
     records = []
@@ -189,14 +206,17 @@ def test_what_is_wrong_in_traces_is_named_and_in_no_sum(tmp_path):
     cut.write_bytes(cut.read_bytes()[:-9])
     costs = [{**good[1]["events"][-1], "usd": usd} for usd in (-1.0, 1e300)]
     odd = [{**good[1], "events": [*good[1]["events"][:-1], cost]} for cost in costs]
-    odd += [{**good[0], **change} for change in ({"at": 4e9}, {"at": 3.0}, {"at": None}, {"latency_s": -1.0}, {"plan": 3})]
+    odd += [
+        {**good[0], **change}
+        for change in ({"at": 4e9}, {"at": 3.0}, {"at": None}, {"latency_s": -1.0}, {"plan": 3}, {"sample": 0})
+    ]
     put("odd.jsonl", [*map(json.dumps, [*odd, {"note": "no record"}]), "not JSON"])
     code, out, err = cli("fleet", "report", tmp_path / "traces", "--json")
     report = json.loads(out)
     assert (code, report["total"]["requests"], report["total"]["deferred"]) == (0, 3, 1), err
     assert report["total"]["usd"] == pytest.approx(0.25)
-    assert [(file, [n for n in ("8 records", "1 lines", "damaged") if n in why]) for file, why in report["refused"]] == [
-        ("cut.parquet", ["damaged"]), ("odd.jsonl", ["1 lines"]), ("odd.jsonl", ["8 records"]),
+    assert [(file, [n for n in ("9 records", "1 lines", "damaged") if n in why]) for file, why in report["refused"]] == [
+        ("cut.parquet", ["damaged"]), ("odd.jsonl", ["1 lines"]), ("odd.jsonl", ["9 records"]),
     ]  # fmt: skip
     (tmp_path / "traces" / "good.jsonl").unlink()
     code, _, err = cli("fleet", "report", tmp_path / "traces")

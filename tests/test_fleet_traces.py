@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -191,6 +192,20 @@ def test_a_conversion_deletes_what_a_killed_one_left(tmp_path):
         assert sorted([written, out, trace, *others]) == sorted(tmp_path.iterdir())
         lives.communicate(timeout=LONG)
     assert not written.exists()
+
+
+def test_a_trace_is_converted_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    """As on some network mounts; nothing but the new file is there afterwards."""
+    trace, out = tmp_path / "trace.jsonl", tmp_path / "out.parquet"
+    trace.write_text('{"at": 1.0, "id": "a"}\n')
+
+    def no_locks(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    code, _, err = cli("trace", "convert", trace, out)
+    assert (code, err) == (0, "")
+    assert sorted(tmp_path.iterdir()) == [out, trace]
 
 
 def test_a_folder_is_converted(tmp_path):

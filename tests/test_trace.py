@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,18 @@ def test_a_sample(make, sample, least, most):
     for _ in range(1000):
         router.infer(1)
     assert least <= len(traces) <= most
+    assert all(trace.get("sample", 1) == sample for trace in traces)
+
+
+def test_rows_of_a_batch_are_drawn_together(make):
+    """What a batch has cost is in each of its records."""
+    traces = []
+    router = make(sure, None, trace=Trace(traces.append, sample=0.5))
+    for _ in range(60):
+        router.infer_many([1, 1, 1])
+    batches = Counter(trace["id"].partition(".")[0] for trace in traces)
+    assert 0 < len(batches) < 60
+    assert {*batches.values()} == {3}
 
 
 @pytest.mark.parametrize("sample", [-0.1, 1.1, float("nan")])

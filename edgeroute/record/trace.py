@@ -32,7 +32,7 @@ class Trace(Instrument):
 
     Args:
         to: a function, called with each trace, a JSON-serialisable mapping; or the path of a file of JSON lines.
-        sample: share of answers traced, drawn at random, 0..1.
+        sample: share of answers traced, drawn at random, a batch's together, 0..1; below 1 each record has it.
         inputs: include the input, base64 of the form in which the outbox would store it, and an answer that is a text or number.
         max_bytes: size at which the file is rotated.
         keep: number of rotated files that are kept; the oldest is deleted.
@@ -76,9 +76,13 @@ class Trace(Instrument):
         answer = ended.answer
         if answer is None:
             return
-        if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
-            return
         line: dict[str, Any] = {"at": round(wall_clock.now(), 3), **answer.trace}
+        if self.sample < 1:
+            batch, row, _ = answer.id.partition(".")
+            draw = random.Random(batch).random if row else random.random  # noqa: S311 - a sample, not a secret
+            if draw() >= self.sample:
+                return
+            line["sample"] = self.sample
         if ended.origin is not None:
             line["fleet"] = ended.origin
         if ended.edge_w is not None and "events" in line:

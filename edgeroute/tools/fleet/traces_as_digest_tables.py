@@ -1,7 +1,8 @@
 """Tables of a fleet from traces in place of digests (`write_tables`), counted by DuckDB, so that one report reads both.
 
 A trace is a device. A record counts as its device's digest would count the request, by the names of site, policy and models that
-it has from `[fleet]`; without these by its targets' names. Traces have no failed requests, and no audits.
+it has from `[fleet]`; without these by its targets' names. One of a sample counts as often as makes up for those not drawn.
+Traces have no failed requests, and no audits.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords, trace
 _SHAPES: Final = {
     **dict.fromkeys(("shape", "site", "policy", "signed", "arm", "first_leg", "cached_leg", "answered", "reason"), "VARCHAR"),
     **dict.fromkeys(("edges", "targets", "models"), "VARCHAR[]"), "first_is_edge": "BOOLEAN", "own": "BOOLEAN",
-    **dict.fromkeys(("at_ms", "us"), "BIGINT"), "held_leg": "VARCHAR", **dict.fromkeys(("cost", "moved"), "DOUBLE"),
+    **dict.fromkeys(("at_ms", "us"), "BIGINT"), "held_leg": "VARCHAR", **dict.fromkeys(("cost", "moved", "sample"), "DOUBLE"),
 }  # fmt: skip
+_LEAST: Final = 1e-6  # share of the answers traced that is believed
 _HELD: Final = ("below", "kept")  # events of an answer that was not accepted
 _MOVED: Final = ("sent_bytes", "received_bytes")
 _ENDS: Final = ("accepted", *_HELD, "failed", "cancelled", "timeout")  # events that tell what a call has cost
@@ -47,7 +49,7 @@ WITH lines AS (
         coalesce(list_filter(events, {_IS_HELD})[-1].leg, held_leg) AS held,
         coalesce(cost, list_sum(list_transform({_COSTS}, lambda e: coalesce(e.usd, 0))), 0)::DOUBLE AS usd,
         coalesce(moved, list_sum(list_transform({_COSTS}, {_BYTES})), 0)::DOUBLE AS bytes,
-        site, policy, signed, arm, edges, targets, models, first_leg, first_is_edge, cached_leg
+        site, policy, signed, arm, edges, targets, models, first_leg, first_is_edge, cached_leg, sample
     FROM read_parquet(getvariable('files'), filename = true) l LEFT JOIN shapes s USING (shape)
 ), judged AS (
     SELECT *, accepted AND list_contains(edges, answered) AS kept, cached_leg IS NOT NULL AS cached,
@@ -56,7 +58,7 @@ WITH lines AS (
             AND usd >= 0 AND usd < 1e15 AND bytes >= 0 AND bytes < 1e15, false) AS valid
     FROM lines
 )
-SELECT file, batch, valid, {_DAY} AS day, (ms // 3600000 % 24)::INTEGER AS hour, site, policy, signed, arm, data_class,
+SELECT file, batch, valid, sample, {_DAY} AS day, (ms // 3600000 % 24)::INTEGER AS hour, site, policy, signed, arm, data_class,
     coalesce(models[list_position(targets, target)], left(target, 51) || ':') AS model, count(*) AS requests,
     count(*) FILTER (CASE WHEN cached THEN answered = 'cloud' WHEN kept THEN false WHEN held IS NOT NULL THEN true
         ELSE first_is_edge OR reason = 'input' END) AS deferred,
@@ -70,9 +72,9 @@ WITH shared AS (
     SELECT *, CASE WHEN batch = '' THEN 1 ELSE greatest(1, sum(paid) OVER (PARTITION BY file, batch)) END AS rows
     FROM sums WHERE valid
 )
-SELECT day, device, site, model, policy, arm, data_class, signed, hour, sum(requests) AS requests, sum(deferred) AS deferred,
-    sum(degraded) AS degraded, 0 AS failed, round(sum(bytes / rows))::BIGINT AS bytes, sum(usd / rows) AS usd,
-    {", ".join(f"sum({name}) AS {name}" for name in BUCKETS)}
+SELECT day, device, site, model, policy, arm, data_class, signed, hour,
+    {", ".join(f"round(sum({name} / sample))::BIGINT AS {name}" for name in ("requests", "deferred", "degraded", *BUCKETS))},
+    0 AS failed, round(sum(bytes / rows / sample))::BIGINT AS bytes, sum(usd / rows / sample) AS usd
 FROM shared JOIN devices USING (file) GROUP BY ALL
 """
 _DIGESTS: Final = """
@@ -157,10 +159,10 @@ def _row(shape: str) -> tuple[Any, ...] | None:
         own = (None, None, None) if record.get("events") is None else _of_events(record["events"], edges)
         times = [None if (time := record.get(key)) is None else int(time * n) for key, n in (("at", 1e3), ("latency_s", 1e6))]
         said = [_text(record.get(key)) or None for key in ("answered_by", "reason_code")]
-        accepted = record.get("accepted")
-        return (
+        accepted, sample = record.get("accepted"), float(record.get("sample", 1.0))
+        return None if not _LEAST <= sample <= 1 else (
             shape, *texts, _text(record.get("arm")), first[0], cached, *said, edges, [*models], [*models.values()],
-            first[1] == "edge", accepted if isinstance(accepted, bool) else None, *times, *own,
+            first[1] == "edge", accepted if isinstance(accepted, bool) else None, *times, *own, sample,
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

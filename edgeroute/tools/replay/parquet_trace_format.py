@@ -272,14 +272,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _begin(path: Path) -> tuple[Path, ProcessLock | None]:
-    """Create a file beside a path, and return it, with a lock that says that it is being written; without one on Windows."""
-    if sys.platform == "win32":  # where an open file cannot be deleted, and is not renamed while locked
-        new = name_beside(path)
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        return new, None
-    while not ((turn := ProcessLock(name_beside(path))).take() and turn.path.exists()):
+    """Create a file beside a path, and return it, with a lock that says that it is being written.
+
+    Without a lock on Windows, where an open file cannot be deleted, and is not renamed while locked; and on a file system that
+    has none.
+    """
+    while sys.platform != "win32":
+        turn = ProcessLock(name_beside(path))
+        try:
+            if turn.take() and turn.path.exists():
+                return turn.path, turn
+        except OSError:
+            turn.path.unlink(missing_ok=True)
+            break
         turn.leave()  # it was taken for a file that is left
-    return turn.path, turn
+    new = name_beside(path)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    return new, None
 
 
 def _remove_left(file: Path) -> None:
