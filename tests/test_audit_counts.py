@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from math import inf, nan
 
 import numpy as np
 import pytest
@@ -291,6 +292,16 @@ def test_audits_of_one_input_are_doubted(tmp_path):
     assert "all 300 audits have the same confidence" in doubt
     used(tmp_path, 0.8, cloud="a")
     assert looked(tmp_path, prints).doubts == ()
+
+
+def test_audits_without_a_confidence_are_doubted(tmp_path):
+    """They are not of one input: nothing that the edge answers has a confidence, so all of it is deferred."""
+    used(tmp_path, *[nan] * 300, cloud="a")
+    with Router(edge(), says("a"), threshold=0.5) as router:
+        found = looked(tmp_path, router.fingerprints())
+    (doubt,) = found.doubts
+    assert "none of the 300 audits has a confidence" in doubt
+    assert found.threshold == inf
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -12,7 +12,7 @@ import tiny
 from both import flat
 
 from edgeroute import Audit, Egress, Ensemble, OnnxModel, OpenInference, Options, PlainJson, PolicyError, Router
-from edgeroute.confidence import Learned, calibrate, fit
+from edgeroute.confidence import Certificate, Learned, calibrate, fit
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.observe.target_counts import TOGETHER
 
@@ -50,6 +50,20 @@ def test_the_reason_quotes_the_promise(certificate):
         assert "the threshold of edge: certified, loss <= 2 %, 95 % sure" in router.check().lines
 
 
+@pytest.mark.parametrize("change", [{"threshold": 0.0}, {"thresholds": {"edge": 0.0}}, {"value": 0.001}, {"sure": 0.999}])
+def test_another_threshold_or_limit_is_not_what_was_certified(certificate, tmp_path, change):
+    """Also of a file that was written since; what is said beside it may change."""
+    changed = certificate._replace(**change)
+    changed.save(tmp_path / "changed.json")
+    for other in (changed, Certificate.load(tmp_path / "changed.json")):
+        with Router(edge, cloud, threshold=other) as router:
+            assert routes.uncalibrated(router.infer(1.0))
+    noted = certificate._replace(doubts=("the labels are old",))
+    noted.save(tmp_path / "noted.json")
+    with Router(edge, cloud, threshold=Certificate.load(tmp_path / "noted.json")) as router:
+        assert not routes.uncalibrated(router.infer(1.0))
+
+
 def test_for_another_model_it_is_uncalibrated(certificate):
     """The threshold is used, and every reason says that nothing is guaranteed for this edge or this cloud."""
     for given in (
@@ -79,7 +93,7 @@ def promising(edge):
     """A certificate for the edge as its files are now, with a threshold that all answers reach."""
     with Router(edge, cloud, threshold=0.1) as router:
         return calibrate(SCORE, RIGHT, CLOUD, max_loss=0.02, fingerprints=router.fingerprints(), name="msp")._replace(
-            threshold=0.1
+            threshold=0.1, seal=""
         )
 
 

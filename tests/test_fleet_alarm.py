@@ -443,6 +443,7 @@ def test_devices_draw_at_rates_of_their_own_and_unstated_confidences_are_left_ou
     assert later["threshold"] == result["threshold"]
     _, out, err = cli("fleet", "calibrate", home / "store", "--policy", home / "policy.toml", "--max-loss", "5%")
     assert "do not state the confidence" in err
+    assert any("do not state the confidence" in doubt for doubt in Certificate.load(result["certificate"]).doubts)
     assert "with each device counted the same" in out
 
 

@@ -126,7 +126,7 @@ def promise(value=0.01, rate=0.3, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = calibrate(np.linspace(0, 1, 2000), np.ones(2000, bool), max_loss=value)
-    return BoundCertificate(made._replace(deferral_interval=(0.0, rate), **more), {}, math.inf)
+    return BoundCertificate(made._replace(deferral_interval=(0.0, rate), seal="", **more), {}, math.inf)
 
 
 def labels(*given):

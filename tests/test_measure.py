@@ -116,7 +116,7 @@ def test_a_threshold_with_the_guarantee_that_answers_then_quote(kind, model):
         found = router.calibrate(X, Y, max_loss=0.05, sure=0.9)
     wanted = calibrate(msp(logits(X)), right, np.ones(600, bool), agree=right, max_loss=0.05, sure=0.9, name="msp")
     assert found.certificate.threshold == pytest.approx(wanted.threshold, abs=1e-6)
-    same = {"threshold": 0, "fingerprints": {}, "examples": ""}  # the sketch is of the outputs, where there are any
+    same = {"threshold": 0, "fingerprints": {}, "examples": "", "seal": ""}  # the sketch is of the outputs, where there are any
     assert found.certificate._replace(**same) == wanted._replace(**same)
     assert (found.score, found.why, found.fitted, found.notes) == ("msp", "", None, [])
     with closing(

@@ -22,6 +22,7 @@ from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
 from edgeroute.system.files_and_lock_waits import replace_file, sha256
+from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.untrusted_files import read_json
 from edgeroute.system.wall_clock import now
 
@@ -95,6 +96,7 @@ class Certificate(NamedTuple):
         reach: share of the examples that reach the edge model, 0..1; less for a later one of a ladder.
         ladder: fields of each edge model, as in the file, of a guarantee about several edge models together; empty: it is about
             one.
+        seal: hash of the limit, its confidence and the thresholds that were tested, from `sealed`; empty: not known.
     """
 
     kind: Kind
@@ -122,6 +124,13 @@ class Certificate(NamedTuple):
     doubts: tuple[str, ...] = ()
     reach: float = 1.0
     ladder: tuple[Mapping[str, Any], ...] = ()
+    seal: str = ""
+
+    def sealed(self) -> Certificate:
+        """Return the certificate with the seal of its fields, by which later changes of threshold or limit are noticed."""
+        thresholds = [*self.thresholds.items(), *(("", each["threshold"]) for each in self.ladder or [self._asdict()])]
+        tested = self.kind, float(self.value), self.sure, [(label, float(t)) for label, t in thresholds]
+        return self._replace(seal=checksum_of({"tested": tested}))
 
     def of_edge(self, i: int, count: int) -> Certificate:
         """Return the certificate with the threshold, fingerprints and other own fields of edge model number `i` of `count`.
@@ -195,10 +204,8 @@ class Certificate(NamedTuple):
 
     def raised(self, at_least: float, label: str = "") -> float:
         """Return the threshold of a class, or of all, raised to `at_least`, but not above `highest`. inf: defer everything."""
-        threshold = self.thresholds.get(label, self.threshold)
-        if at_least == INF or self.highest is None:
-            return max(threshold, at_least)
-        return max(threshold, min(at_least, self.highest))
+        most = INF if at_least == INF or self.highest is None else self.highest
+        return max(self.thresholds.get(label, self.threshold), min(at_least, most))
 
     def matches(
         self,
@@ -223,6 +230,8 @@ class Certificate(NamedTuple):
             max_age_days: maximum age of the calibration, days.
         """
         differ = [] if served is None else _served_differs(self.fingerprints.get("served", ""), served)
+        if self.seal not in {"", self.sealed().seal}:
+            differ.append("its threshold or limit is not the one that was tested")
         for name, used in {"edge": edge, "cloud": cloud, "score": score, "codec": codec, "earlier": earlier}.items():
             calibrated = self.fingerprints.get(name, "" if name == "earlier" else None)
             if used is None or used == calibrated:
@@ -264,17 +273,9 @@ class Certificate(NamedTuple):
 
     def _data(self) -> dict[str, Any]:
         """Return the file's contents without the checksum."""
-        return {
-            "version": VERSION,
-            **self._asdict(),
-            "threshold": finite(self.threshold),
-            "thresholds": {label: finite(t) for label, t in self.thresholds.items()},
-            "deferral_interval": list(self.deferral_interval),
-            "area": None if self.area is None else list(self.area),
-            "doubts": list(self.doubts),
-            "ladder": list(self.ladder),
-            "guarantee": self.guarantee,
-        }
+        thresholds = {label: finite(t) for label, t in self.thresholds.items()}
+        fields = to_json_types(self._asdict() | {"threshold": finite(self.threshold), "thresholds": thresholds})
+        return {"version": VERSION, **fields, "guarantee": self.guarantee}
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Certificate:
@@ -303,10 +304,8 @@ class Certificate(NamedTuple):
                 "threshold": float(data["threshold"]),
                 "thresholds": {label: float(t) for label, t in data["thresholds"].items()},
                 "deferral_interval": (low, high),
+                "area": None if data.get("area") is None else tuple(data["area"]),
             }
-            if data.get("area") is not None:
-                value, *between = data["area"]
-                data["area"] = (value, *between)
             data["doubts"] = tuple(map(str, data.get("doubts", ())))
             data["ladder"] = tuple(data.get("ladder", ()))
             made = cls(**{name: data[name] for name in cls._fields if name in data or name not in cls._field_defaults})
@@ -373,13 +372,9 @@ def _differing_parts(calibrated: str, used: str) -> tuple[str, str]:
                 part.pop(end)
     if any(words[0][end] == words[1][end] for end in (0, -1)):
         words = [text.split(" ") for text in (calibrated, used)]
-    then, here = (" ".join(map(_shorten, part)) for part in words)
+    shorter = ([word if len(word) <= 16 else f"...{word[-12:]}" for word in part] for part in words)  # noqa: PLR2004 - to be read
+    then, here = map(" ".join, shorter)
     return (then, here) if then != here else (calibrated, used)
-
-
-def _shorten(word: str) -> str:
-    """Return a word of a fingerprint shortened to its end."""
-    return word if len(word) <= 16 else f"...{word[-12:]}"  # noqa: PLR2004 - short enough to read
 
 
 # A certificate with the models, score and codec in use, and the threshold and label in force.

@@ -100,7 +100,7 @@ def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | Non
     """
     if promise is None or promise._replace(max_age_days=routing.INF).broken() is None:
         return promise
-    return promise._replace(certificate=promise.certificate._replace(threshold=routing.INF, thresholds={}))
+    return promise._replace(certificate=promise.certificate._replace(threshold=routing.INF, thresholds={}, seal=""))
 
 
 # Validation of a policy and its thresholds against the targets.

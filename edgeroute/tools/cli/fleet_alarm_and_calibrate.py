@@ -180,13 +180,15 @@ def calibrate(
                 "(--liars): collect from more devices, or trust all, by --liars 0%"
             )
         certificate = certify_audits(store / "alarm", audits.counts(), calls, value * (1 - part), 1 - risk, remember=True)
-        certificate = certificate._replace(value=value)
+        doubts = [*certificate.doubts]
+        if unstated := audits.unstated:
+            doubts.append(f"{unstated:,} audits are left out: their digests do not state the confidence")
+        certificate = certificate._replace(value=value, doubts=tuple(doubts)).sealed()
         if catalog and certificate.threshold == INF:
             raise BadInput(f"no threshold keeps the loss within {value:.3g} by {certificate.n:,} audits: nothing is published")
         certificate.save(out)
         index = threshold_index(certificate.threshold)
         rows, mean = audits.worst(index), audits.mean_bound(index, risk)
-        unstated = audits.unstated
     if catalog and name and version and keys:
         from edgeroute.tools.catalog_keys_and_publishing import publish_certificate
 
@@ -200,7 +202,7 @@ def calibrate(
         print(json.dumps(result))
         return
     _show(certificate, result)
-    print_notes([f"{unstated:,} audits are left out: their digests do not state the confidence"] if unstated else [])
+    print_notes(certificate.doubts)
 
 
 def _show(certificate: Certificate, result: dict[str, Any]) -> None:

@@ -161,4 +161,4 @@ def certify_together(
         examples=sketch(table),
         doubts=tuple(doubts),
         ladder=tuple(ladder),
-    )
+    ).sealed()

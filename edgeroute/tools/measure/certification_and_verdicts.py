@@ -177,6 +177,7 @@ def certify_counts(
     weights = np.array([[number / rate, number / rate * (i < lowest)] for (rate, i, _), number in counts.numbers.items()])
     rate = float(weights[:, 1].sum() / weights[:, 0].sum())
     alike = f"all {n:,} audits have the same confidence: if they are of one input, so is the guarantee"
+    alike = alike if counts.accepted(0)[0] else f"none of the {n:,} audits has a confidence: the edge's answers are all deferred"
     certificate = Certificate(
         kind="max_loss",
         value=value,
@@ -196,7 +197,7 @@ def certify_counts(
         fingerprints=dict(fingerprints),
         disagreement=upper_bound(harms, kept, RISK) if kept else None,
         doubts=(alike,) if len({i for _, i, _ in counts.numbers}) == 1 else (),
-    )
+    ).sealed()
     return certificate, certified
 
 

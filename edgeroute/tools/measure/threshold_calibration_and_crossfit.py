@@ -332,7 +332,7 @@ def calibrate(
         area=None if area is None or isnan(area.value) else (round(area.value, 6), round(area.low, 6), round(area.high, 6)),
         examples=sketch(scores),
         doubts=tuple(doubts),
-    )
+    ).sealed()
 
 
 def crossfit(
