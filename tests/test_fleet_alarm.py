@@ -29,8 +29,8 @@ FIRST = date(2026, 9, 7)  # a Monday
 INDEX = rounded(grid_index(0.9))  # of the threshold that accepts an audit
 MODEL, POLICY = "small:0123456789ab", "aaaaaaaaaaaa"
 DEVICES, AUDITS, REQUESTS, RATE, DEFERRED = 120, 12, 400, 0.03, 0.25
-HOURS = (3, 9, 15, 21)
-CYCLE = {3: 0.5, 9: 1.0, 15: 1.8, 21: 0.7}
+HOURS = (0, 6, 12, 18)
+CYCLE = {0: 0.5, 6: 1.0, 12: 1.8, 18: 0.7}
 
 
 class Store:
@@ -40,8 +40,13 @@ class Store:
         self.folder, self.seed, self.model, self.policy, self.devices = Path(folder), seed, model, policy, devices
         self.tables = {}
 
-    def add(self, day, *, times=1.0, deferral=1.0, who=None, more=(), final=True, labelled=False, index=INDEX, rate=0.02):
-        """Draw a day. times: of the usual rate of differing; who: devices that report, all by default; more: further rows."""
+    def add(
+        self, day, *, times=1.0, deferral=1.0, who=None, more=(), final=True, labelled=False, index=INDEX, rate=0.02, coarse=0
+    ):
+        """Draw a day. times: of the usual rate of differing; who: devices that report, all by default; more: further rows.
+
+        coarse: 4, digests with one block of hours a day.
+        """
         rng = np.random.default_rng([self.seed, abs(day)])
         nature = np.random.default_rng(self.seed).gamma(4, 1 / 4, (self.devices, 1))
         weekend = 1.3 if (FIRST + timedelta(days=day)).weekday() >= 5 else 1.0
@@ -54,10 +59,11 @@ class Store:
         for i in range(self.devices) if who is None else sorted(who):
             head = (device_id(i), f"site-{i % 5}", self.model, self.policy, "", "")
             counts = zip(HOURS, *(part[i].tolist() for part in (asked, deferred, audited, differ, wins)), strict=True)
-            for hour, n, later, k, differing, won in counts:
+            for at, n, later, k, differing, won in counts:
+                hour = 0 if coarse else at
                 tables["requests"].append((*head, "", hour, n, later, 0, 0, 100, 0.01, *[0] * 8))
                 tables["audits"] += [(*head, hour, index, k, differing, differing - won, won, rate)] * (k > 0)
-            tables["digests"].append((device_id(i), f"site-{i % 5}", "", "0.9.0", 1, final, 0))
+            tables["digests"].append((device_id(i), f"site-{i % 5}", "", "0.9.0", 1, final, coarse))
         tables["audits"] += more
         for name, rows in tables.items():
             write_rows(self.folder / name / f"day={FIRST + timedelta(days=day)}" / "rows.parquet", name, rows)
@@ -113,6 +119,17 @@ def test_a_look_a_day_is_the_same_as_one_look(usual, tmp_path):
         store.add(day)
         report = look(store.folder)
     assert report == whole
+
+
+def test_digests_that_have_no_room_for_hours_any_more_are_no_alarm(usual, tmp_path):
+    """As of a fleet with more traffic: each was compared with the usual rate of midnight."""
+    store = copied(usual, tmp_path)
+    for day in range(28, 42):
+        store.add(day, coarse=4)
+    assert only(look(store.folder))["alarms"] == []
+    for day in range(42, 56):
+        store.add(day, coarse=4, times=2.5)
+    assert [alarm["test"] for alarm in only(look(store.folder))["alarms"]] == ["differ"]
 
 
 def test_a_week_is_a_reference_where_it_is_asked_for(tmp_path):

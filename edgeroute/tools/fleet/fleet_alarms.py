@@ -70,13 +70,20 @@ METRICS = {
 }
 # A model without a digest, as of a function that cannot be identified, is told apart by its name.
 _KEY = "coalesce(nullif(split_part(model, ':', -1), ''), model) AS key, model, policy, device, site, day"
-_CELL = "(24 * (isodow(day) - 1) + hour)::INTEGER AS cell"
+# A digest without room for each hour has the sums of blocks. They are spread evenly over a block's hours: else a fleet with more
+# traffic, whose digests have blocks, would be compared with the usual rates of the blocks' first hours alone.
+_SPREAD = """SELECT *, coalesce(span, 1) AS hours, unnest(range(hour, least(24, hour + hours::BIGINT))) AS h
+        FROM {} LEFT JOIN spans USING (device, day)"""
+_CELL = "(24 * (isodow(day) - 1) + h)::INTEGER AS cell"
 _REQUESTS_POSSIBLE = "hour BETWEEN 0 AND 23 AND requests > 0 AND deferred BETWEEN 0 AND requests"
 _VIEWS = f"""
-    CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, grid AS index, audited AS n, differ, harms, wins, 0 AS deferred
-        FROM audits WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
-    CREATE TEMP VIEW asked AS SELECT {_KEY}, {_CELL}, 0 AS index, requests AS n, 0 AS differ, 0 AS harms, 0 AS wins, deferred
-        FROM requests WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
+    CREATE TEMP VIEW spans AS SELECT device, day, CASE WHEN coarse >= 4 THEN 24.0 ELSE 6.0 END AS span FROM digests
+        WHERE coarse >= 1;
+    CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, grid AS index, audited / hours AS n, differ / hours AS differ,
+        harms / hours AS harms, wins / hours AS wins, 0 AS deferred
+        FROM ({_SPREAD.format("audits")}) WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
+    CREATE TEMP VIEW asked AS SELECT {_KEY}, {_CELL}, 0 AS index, requests / hours AS n, 0 AS differ, 0 AS harms, 0 AS wins,
+        deferred / hours AS deferred FROM ({_SPREAD.format("requests")}) WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
     CREATE TEMP TABLE rates (metric VARCHAR, key VARCHAR, policy VARCHAR, cell INTEGER, first INTEGER, rate DOUBLE);
     CREATE TEMP TABLE fresh (device VARCHAR, day DATE);
     CREATE TEMP TABLE bets (device VARCHAR, mask UBIGINT);
@@ -290,8 +297,9 @@ class FleetAlarms:
             f"""SELECT r.key || ' ' || r.policy AS stream, sum({metric.events})::DOUBLE AS events, sum(n * rate) AS expected,
             sum(wins)::DOUBLE AS wins, sum(n)::DOUBLE AS n FROM {metric.table} c JOIN rates r
             ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND index >= first AND r.metric = {quoted(name)}
-            {join} WHERE day IN ({", ".join("?" * len(days))}) GROUP BY r.key, r.policy, device ORDER BY stream""",
-            days,
+            {join} WHERE day IN ({", ".join("?" * len(days))}) AND day BETWEEN ? AND ?
+            GROUP BY r.key, r.policy, device ORDER BY stream""",
+            [*days, min(days), max(days)],
         ).fetchnumpy()
         streams = np.asarray(rows.pop("stream"), object).astype(str)
         for identity in np.unique(streams):
