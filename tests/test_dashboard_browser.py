@@ -106,6 +106,7 @@ def test_it_lives(browser, served):
         told = page.locator("#routes li").first.inner_text()
         assert "0.12 < " in told
         assert told.endswith("data class 'b' never leaves")
+        assert "edge" not in page.locator("#routes li.edge > span").all_inner_texts()  # the mark's word tells it
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the figures"
         page.keyboard.press("Tab")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import threading
 
@@ -74,16 +75,18 @@ def test_a_sign_before_the_browsers_camera(browser, running, width, scheme):
     view.on("pageerror", lambda error: wrong.append(str(error)))
     view.on("request", lambda request: asked.add(request.url))
     view.goto(running.url)
+    expect(view.locator("#says")).to_contain_text("being loaded")
     view.locator("#cut").click()
     expect(view.locator("#away")).to_be_visible()
     view.locator("#camera").click()
     expect(view.locator("#words")).to_contain_text("BAHNSTEIGKANTE")
     expect(view.locator("#who")).to_have_text("✕ degraded")
-    expect(view.locator("#words")).to_contain_text("not in the table")
+    expect(view.locator("#words")).to_contain_text("(not in the table of words)")
     view.locator("#cut").click()
     expect(view.locator("#away")).to_be_hidden()
     expect(view.locator("#who")).to_have_text("▲ cloud")
     expect(view.locator("#words")).to_contain_text("PLATFORM EDGE")
+    expect(view.locator("#sure")).to_have_text(re.compile(r"sure 0\.99, \d+ ms old"))
     pixel = "document.querySelector('#right canvas').getContext('2d').getImageData(5, 5, 1, 1).data.slice(0, 3).join()"
     assert np.allclose([int(one) for one in view.evaluate(pixel).split(",")], (20, 66, 140), atol=25), "the picture of the film"
     view.locator("#split").uncheck()

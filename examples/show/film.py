@@ -62,7 +62,7 @@ def tap(x: int, y: int) -> Press:
 SCENES: dict[str, tuple[int, float, dict[int, Press]]] = {
     "demo": (8, 0.1, {}),
     "ar": (20, 1.5, {10: button("Cut the cloud"), 19: button("Mend the cloud")}),
-    "voice": (20, 0.7, {1: button("set a timer for fifteen seconds"), 9: button("how many days until christmas")}),
+    "voice": (20, 0.7, {1: button("set a timer for fifteen seconds"), 9: button("what is the date in three weeks")}),
     "monitor": (34, 1.1, {3: button("Pull the plug"), 7: button("Break the bearing"), 25: button("Plug in")}),
     "gateway": (
         22, 0.7, {1: typed("Question", "What is the capital of Italy?"), 11: typed("Question", "Who wrote Romeo and Juliet?")},

@@ -283,6 +283,8 @@ def test_what_is_there_is_shown():
         playwright.expect(page.locator("section.large")).to_have_count(0)
         page.get_by_role("button", name="Present").click()
         playwright.expect(page.locator("#says")).to_contain_text(next(iter(main.PROTOTYPES.values())).says)
+        says, frame = page.locator("#says").bounding_box(), page.locator("section.large").bounding_box()
+        assert frame["y"] + frame["height"] <= says["y"] + 1, "the presenter's words hide nothing of the prototype"
         page.keyboard.press("Escape")
         playwright.expect(page.locator("#says")).to_be_hidden()
         browser.close()

@@ -166,6 +166,11 @@ def test_an_utterance_lights_up_stage_by_stage():
         dialogue.home.ring("<b>It has ended.")
         expect(seen.locator("#past tr")).to_have_count(4)
         expect(seen.locator("#said")).to_have_text("<b>It has ended.")
+        page.step(Step("heard", "2.4 s of speech"))  # its answer is not there yet, and no earlier one stands for it
+        expect(seen.locator("#said")).to_be_empty()
+        expect(seen.locator("li.busy b")).to_have_text(["command"])
+        page.step(Step("intent", ""))
+        expect(seen.locator("li.busy b")).to_have_text(["language model"])
         seen.reload()
         expect(seen.locator("#past tr")).to_have_count(4)
         assert wrong == []
