@@ -815,6 +815,43 @@ def test_a_limit_of_waits_within_another_is_no_longer():
     assert files_and_lock_waits.wait_s(LONG) == LONG
 
 
+def test_a_lock_is_taken_and_kept_in_one_step():
+    """Another thread, which may wait long, does not come between the wait for a lock and what is done with it."""
+    lock, others = threading.RLock(), []
+
+    def other():
+        with files_and_lock_waits.limited_waits(0.0), files_and_lock_waits.held_in_time(lock) as is_held:
+            others.append(is_held)
+
+    for most_s in (LONG, float("inf")):
+        with files_and_lock_waits.limited_waits(most_s), files_and_lock_waits.held_in_time(lock) as is_held:
+            assert is_held
+            thread = threading.Thread(target=other, daemon=True)
+            thread.start()
+            thread.join(LONG)
+    other()
+    assert others == [False, False, True]
+
+
+def test_a_slow_disk_is_not_a_file_that_is_locked(tmp_path):
+    """A call that has no time for it is not sent; the next ones are, as soon as the disk has what they spend."""
+    store, gate, begun = KeyValueStore(tmp_path / "state.db"), threading.Event(), threading.Event()
+    flush = store.flush
+    store.flush = lambda: (begun.set(), gate.wait(LONG), flush())[2]
+    spending = SharedSpending(Spending(Limits(usd_per_day=10)), store)
+    assert spending.reserve(Cost(usd=0.01), wall_clock.now()) is None
+    writer = threading.Thread(target=spending.secure, args=(Cost(usd=0.01),), daemon=True)
+    writer.start()
+    assert begun.wait(LONG)
+    assert spending.reserve(Cost(usd=1.0), wall_clock.now()) is None
+    assert spending.secure(Cost(usd=1.0), until=0.0).code == "usd_per_day"
+    assert spending.reserve(Cost(usd=1.0), wall_clock.now()) is None
+    gate.set()
+    assert spending.secure(Cost(usd=1.0)) is None
+    writer.join(LONG)
+    store.close()
+
+
 def test_without_a_file(caplog):
     """Nothing is written and nothing is unknown."""
     spending = SharedSpending(Spending(Limits(usd_per_day=1)), None)

@@ -160,7 +160,7 @@ def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     for answer in answers:
         assert (
-            f"{answer.id} was being stored when its deadline came, and is {routes.NOT_STORED}: {failure_text(error)}"
+            f"{answer.id} was being stored when its answer was given, and is {routes.NOT_STORED}: {failure_text(error)}"
             in caplog.text
         )
     assert on_disk(box) == set()
@@ -250,6 +250,29 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     assert caplog.text.count(f"is {routes.NOT_STORED}: the router is closed") == 20 - sum(begun)
     assert on_disk(box) == set()
+
+
+@pytest.mark.parametrize("deadline", [None, LONG])
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_one_call_waits_for_an_outbox_that_is_locked(make, tmp_path, monkeypatch, deadline, statement):
+    """The next ones have the edge's answer at once, and take no thread from others; all are stored once the file is free."""
+    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.Database", partial(Database, busy_s=1e9))
+    box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
+    assert box.size() == 0
+    router, answers = make(box, deadline=deadline), []
+    with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
+        c.execute(statement)
+        answers.append(router.infer("x", deadline=0.1))
+        while not box.locked:  # this one may have had no time to begin
+            answers.append(router.infer("x", deadline=0.1))
+        thread = threading.Thread(target=lambda: answers.extend(router.infer("x") for _ in range(100)), daemon=True)
+        thread.start()
+        thread.join(LONG)
+        assert not thread.is_alive()
+        assert {(routes.queued(answer), answer.final) for answer in answers} == {(routes.BEING_STORED, False)}
+        assert router.engine.local_threads.submit(threading.Event().set)
+    until(lambda: on_disk(box) == {answer.id for answer in answers})
+    until(lambda: not box.locked)
 
 
 class Counted:

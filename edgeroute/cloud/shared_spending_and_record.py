@@ -35,7 +35,6 @@ PREFIX = "spending:"  # prefix of the names of records, one per process with spe
 MOST_RECORDS = 256
 MOST_S = 25 * 3600.0  # longest window plus an hour, seconds
 AGAIN_S = 1.0  # seconds after which an unreadable or locked state file is tried again
-LOCKED_S = 0.1  # wait in vain for the state file from which on it counts as locked, seconds
 Lock: TypeAlias = AbstractContextManager[Any]
 
 
@@ -75,16 +74,16 @@ class EarlierSpending(ForkSafe):
         store = self._store
         before = _set_aside(store.path)
         try:
-            rows, damaged_at = store.rows(PREFIX), store.damaged()
+            rows, damages = store.rows(PREFIX), [noticed_at for _, _, noticed_at in store.rows(store.DAMAGED)]
         except StoreError as e:
             if _set_aside(store.path) == before:
                 self.mark_unusable(lock, str(e))
                 return False
-            rows, damaged_at = [], None  # it was damaged, and has just been set aside
+            rows, damages = [], []  # it was damaged, and has just been set aside
         old: list[str] = []
         with lock:
             self._read_at, self._spending.unknown = INF, ""
-            for instant in [*_set_aside(store.path), *([] if damaged_at is None else [damaged_at])]:
+            for instant in [*_set_aside(store.path), *damages]:
                 self._mark_unknown(instant, f"{store.path} was damaged")
             for i, (name, text, updated) in enumerate(rows):
                 if name != own_name and name not in self.known:
@@ -319,7 +318,7 @@ class _Account(ForkSafe):
         """Write the record to the file, blocking, unless another thread has written these bookings meanwhile, or failed to.
 
         Return True if the file has all bookings so far. A failure is logged by the store. After a wait in vain for a file that
-        others have locked, it counts as locked: nothing more waits for it, here or under a limit, until it is free.
+        another process has locked, nothing more waits for it, here or under a limit, until it is free; a slow disk is waited for.
 
         until: instant until which to wait for a locked file.
         """
@@ -327,20 +326,19 @@ class _Account(ForkSafe):
         self.put()
         if self._spending.unknown:
             return False
-        began = monotonic()
-        with files_and_lock_waits.limited_waits(until - began):
+        with files_and_lock_waits.limited_waits(until - monotonic()):
             written = self._write_in_turn(self.store)
-        if not written and self._earlier is not None and monotonic() - began >= LOCKED_S:
+        if not written and self._earlier is not None and self.store.locked:
             self._earlier.mark_unusable(self.lock, f"{self.store.path} could not be written in time")
         return written
 
     def _write_in_turn(self, store: KeyValueStore) -> bool:
         """Write the record, after another thread that does, within the time for locked files. Return as `write` does."""
         version, failures = self._version, self._failures
-        if not files_and_lock_waits.is_free(self._writing):
-            return False
-        with self._writing:  # whoever waits here mostly finds its booking written, with the advance of the one before
-            if self._written >= version:
+        with files_and_lock_waits.held_in_time(self._writing) as is_held:
+            if not is_held:
+                return False
+            if self._written >= version:  # mostly: with the advance of the one before
                 return True
             if self._failures != failures:  # it has waited long enough for all
                 return False

@@ -41,6 +41,7 @@ from edgeroute.types import Answer, Batch, V
 
 if TYPE_CHECKING:
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
+    from edgeroute.system.thread_pool_and_workers import ThreadPool
     from edgeroute.tools.measure.report.report_pages_and_results import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
@@ -198,13 +199,15 @@ class Loop:
             if hasattr(backend, "aclose"):
                 await backend.aclose()
 
-    async def in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
+    async def in_thread(
+        self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True, threads: ThreadPool | None = None
+    ) -> T:
         """Return the result of `call` in a thread; `late` if there is none by the monotonic instant `until`.
 
         Its exceptions are raised. Called here, blocking the loop, if it is needed and no thread takes it. Not called at all, with
         `late` returned, if it is not needed and no thread is free.
         """
-        threads = self.engine.local_threads
+        threads = self.engine.local_threads if threads is None else threads
         done = submit_call(threads.submit_later if needed and until < INF else threads.submit, call)
         if done is None:
             return call() if needed else late

@@ -20,6 +20,7 @@ from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.stores.cache import Flight
+    from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class Block(NamedTuple):
     late: Any = None
     # True: without a free thread the function waits for one, or runs in the caller's if too many wait. False: `late` instead.
     needed: bool = True
+    threads: ThreadPool | None = None  # that may run it; None: those that the router has for all that blocks
 
 
 class Pause(NamedTuple):

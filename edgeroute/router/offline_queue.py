@@ -22,10 +22,12 @@ from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import wall_clock
 from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.files_and_lock_waits import limited_waits
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ TOGETHER = 64  # maximum rows of a batch stored in one transaction
 REDACTED = "Redacted-Data"  # header of an entry, which is not sent: its input was redacted by a function
 MASKED = "Masked-Data"  # header of an entry, which is not sent: the data that its placeholders stand for
 EDGE = "Edge-Answer"  # header of a stored input with the edge's answer to send along
+MOST_THREADS = 64  # maximum number of threads that store requests
 CLOSE_S = 5.0  # maximum seconds that `close` waits for requests that are being stored
 
 
@@ -139,6 +142,8 @@ class OfflineQueue:
         self._storing: dict[str, Future[None]] = {}
         self._refusal = ""  # reason of a closed queue to store nothing
         outbox.report_damaged = partial(router.note, "damaged")
+        # Of its own: a file that is locked takes no thread from calls.
+        self.threads = ThreadPool("edgeroute-storing", MOST_THREADS)
         self.callbacks, self.delivery = Callbacks(outbox), Delivery(outbox, self.send)
 
     @property
@@ -158,11 +163,11 @@ class OfflineQueue:
         else:
             storing.add_done_callback(lambda _: job())
 
-    def store(self, walks: Sequence[Walked]) -> Storing:
+    def store(self, walks: Sequence[Walked], until: float = INF) -> Storing:
         """Copy the requests that may succeed later, and return the object that stores them when called, with a note for each.
 
         A request whose cloud would fail again (no note), or whose input cannot be copied, is not stored, and its late answers are
-        released. Copies only if the call has a deadline.
+        released. Copies only if the caller leaves at an instant `until`.
         """
         ids, notes, jobs = [walked.request.id for walked in walks], list[str | None](), list[_Job]()
         try:
@@ -171,7 +176,7 @@ class OfflineQueue:
                 candidate = _retry_candidate(request.plan, walked.outcome)
                 if candidate is not None:
                     try:
-                        own: Any = partial(call_contained, copy_input) if request.until < INF else lambda value: value
+                        own: Any = partial(call_contained, copy_input) if until < INF else lambda value: value
                         x = own(request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                         note = f"{NOT_STORED}: {failure_text(e)}"
@@ -189,7 +194,7 @@ class OfflineQueue:
 
     def _report_failure(self, identity: str, note: str) -> None:
         """Log and report a request that is not on disk, though its answer promised that it is being stored."""
-        log.error("%s was being stored when its deadline came, and is %s", identity, note)
+        log.error("%s was being stored when its answer was given, and is %s", identity, note)
         self._router.note("not queued", identity)
 
     def _store(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
@@ -216,9 +221,13 @@ class OfflineQueue:
                 self.forget(job.id)
 
     def _put(self, entries: Sequence[Waiting]) -> Sequence[Put | BaseException]:
-        """Store entries in one transaction. Return the result of each, or the error. Ctrl-C passes."""
+        """Store entries in one transaction. Return the result of each, or the error. Ctrl-C passes.
+
+        Of those that come while the file is locked, each waits but a moment longer than the one before: their number is bounded.
+        """
         try:
-            return self.outbox.put_all(entries, lambda: self._refusal)
+            with limited_waits(0.0 if self.outbox.locked else INF):
+                return self.outbox.put_all(entries, lambda: self._refusal)
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # noqa: BLE001 - no memory, for example
@@ -282,7 +291,7 @@ class OfflineQueue:
         if wait([*self._storing.values()], CLOSE_S).not_done:
             self._refusal = "the router is closed"
         self.outbox.end_waits()
-        for part in (self.delivery, self.callbacks, self.outbox):
+        for part in (self.threads, self.delivery, self.callbacks, self.outbox):
             part.close()
 
 

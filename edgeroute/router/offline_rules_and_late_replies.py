@@ -124,13 +124,15 @@ class Queue(OfflineRule):
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
         """Store the requests in the outbox, in a thread, and return the edge's answers, with notes whether they are queued.
 
-        At the deadline the storing goes on without the caller; an answer whose storing is not settled counts as not final.
+        At the deadline, or at once beside a file that is locked, the storing goes on without the caller; an answer whose storing
+        is not settled counts as not final.
         """
         queue = parts.queue
         if queue is None:
             return [best_answer(walked) for walked in walks]
-        storing = queue.store(walks)
-        notes = (yield Block(storing, walks[0].request.until)) if storing.pending else storing()
+        until = 0.0 if queue.outbox.locked else walks[0].request.until
+        storing = queue.store(walks, until)
+        notes = (yield Block(storing, until, threads=queue.threads)) if storing.pending else storing()
         notes = storing.leave() if notes is None else notes
         return [best_answer(walked, note, final=note not in queue.UNSETTLED) for walked, note in zip(walks, notes, strict=True)]
 

@@ -565,7 +565,8 @@ def _run_block(step: Block, engine: Engine) -> Any:
     is free. An exception in the other thread is logged, and counts as no result.
     """
     done = Mailbox[Any]()
-    submit = engine.local_threads.submit_later if step.needed else engine.local_threads.submit
+    threads = engine.local_threads if step.threads is None else step.threads
+    submit = threads.submit_later if step.needed else threads.submit
     if step.until == INF or not submit(lambda: done.put(step.call())):
         return step.call() if step.until == INF or step.needed else step.late
     try:

@@ -22,7 +22,7 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system.files_and_lock_waits import is_free, wait_s
+from edgeroute.system.files_and_lock_waits import held_in_time, wait_s
 from edgeroute.system.fork_safety import ForkSafe, initially, list_weakset, per_process, per_process_of
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import Worker
@@ -31,6 +31,7 @@ from edgeroute.system.wall_clock import now
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
 CLOSE_S = 1.0  # maximum time that an end waits for running transactions before those fail that wait for a process, seconds
 READ_BUSY_S = 0.5  # maximum time that a transaction which only reads waits for another process that has the whole file, seconds
+LOCKED_S = 0.1  # wait for another process from which on the file counts as locked, seconds
 READS_S = 0.005  # maximum time that a read waits for another read of this process, seconds
 CHECKPOINT_PAGES = 256  # WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
@@ -55,6 +56,7 @@ class Database(ForkSafe):
     _lock, _reads = per_process(threading.RLock), per_process(threading.RLock)
     _connection: sqlite3.Connection | None = initially(None, _parents.append)
     _reader: sqlite3.Connection | None = initially(None, _parents.append)
+    locked = initially(False)  # True if a transaction has waited `LOCKED_S` for another process, until the next one that writes
     # How often `close` has made waiting transactions fail, and that number when the current transaction began.
     _closes, _begun_after = initially(0), initially(0)
     # Connections to close. A finaliser holds this set too, so that an object dropped without `close` leaves none open.
@@ -112,9 +114,9 @@ class Database(ForkSafe):
                 renamed; the next call creates a new one.
         """
         closes = self._closes
-        if not is_free(self._lock):
-            raise StoreError(f"{self.path}: another thread waits for it")
-        with self._lock:
+        with held_in_time(self._lock) as is_held:
+            if not is_held:
+                raise StoreError(f"{self.path}: another thread waits for it")
             self._begun_after, self._wait_s = closes, self._busy_s if write else min(self._busy_s, READ_BUSY_S)
             try:
                 connection = self._open()
@@ -122,6 +124,7 @@ class Database(ForkSafe):
                     yield connection
                     return
                 self._retry(connection.execute, "BEGIN IMMEDIATE" if write else "BEGIN")
+                self.locked = self.locked and not write
                 try:
                     yield connection
                 except BaseException:
@@ -165,10 +168,7 @@ class Database(ForkSafe):
             self._reads.release()
 
     def _open_reader(self) -> sqlite3.Connection | None:
-        """Return the read-only connection, opened again if the file was replaced; None if there is no file or no schema yet.
-
-        Raises StoreError for another version.
-        """
+        """Return the read-only connection, opened again if the file was replaced; None: no file or schema. Raises as `_check`."""
         current = _file_identity(self.path)
         if self._reader is not None and current != self._read_file:
             self._drop_reader()  # the file was quarantined, or deleted
@@ -271,12 +271,14 @@ class Database(ForkSafe):
 
         Waits are random, 1 to 3 ms. Raises at once if the database is closed meanwhile.
         """
-        until = monotonic() + wait_s(self._wait_s)
+        began, most_s = monotonic(), wait_s(self._wait_s)
         while True:
             try:
                 return run(statement)
             except sqlite3.OperationalError as e:  # noqa: PERF203 - it waits
-                if "locked" not in str(e) or self._closes != self._begun_after or monotonic() >= until:
+                is_locked, waited_s = "locked" in str(e), monotonic() - began
+                self.locked |= is_locked and waited_s >= LOCKED_S
+                if not is_locked or self._closes != self._begun_after or waited_s >= most_s:
                     raise
                 sleep(0.001 + 0.002 * random.random())  # noqa: S311 - jitter, so that two processes do not collide again
 
@@ -395,7 +397,6 @@ if hasattr(os, "register_at_fork"):
 # Key-value store for small JSON values, kept in memory and written to a SQLite file about a second later (write-behind).
 
 DELAY_S = 1.0  # write-behind delay, seconds. Values put within it are lost if the process is killed.
-DAMAGED = "damaged"  # name of the value whose time is that of the latest damage
 _SCHEMA = """
 CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE total (rows INTEGER NOT NULL, crc INTEGER NOT NULL);
@@ -416,12 +417,13 @@ class KeyValueStore(ForkSafe):
 
     Disk errors are never raised, except by `rows`: each distinct error is logged once, and values stay in memory meanwhile. A
     damaged value is deleted with a warning. Each value has a checksum, and the file their number and sum: what is lost is noticed
-    as the file is opened, and `damaged` has the time.
+    as the file is opened, and the row `DAMAGED` has the time.
 
     Args:
         path: path of the file.
     """
 
+    DAMAGED = "damaged"  # name of the value whose time is that of the latest damage
     _lock = per_process(threading.RLock)
 
     def __init__(self, path: Path) -> None:
@@ -434,6 +436,11 @@ class KeyValueStore(ForkSafe):
         self._logged: set[str] = set()
         self._users: WeakSet[object] = WeakSet()
         self._writer = Worker("edgeroute-state", self._write, "state cannot be written", first_s=DELAY_S, retry_s=DELAY_S)
+
+    @property
+    def locked(self) -> bool:
+        """True if another process has the file, as `Database.locked` says."""
+        return self._database is not None and self._database.locked
 
     def after_fork(self) -> None:
         """Reset the state of a forked child; unwritten values are dropped, too, unless it is closed: the parent writes them."""
@@ -517,14 +524,6 @@ class KeyValueStore(ForkSafe):
                 (len(prefix), prefix),
             ).fetchall()
 
-    def damaged(self) -> float | None:
-        """Return the Unix time at which it was last noticed that values are damaged or missing, None: never.
-
-        Raises:
-            StoreError: the file cannot be read.
-        """
-        return max((updated for _, _, updated in self.rows(DAMAGED)), default=None)
-
     def _check(self, connection: sqlite3.Connection) -> None:
         """Check all values and their number in a file that is opened.
 
@@ -559,7 +558,7 @@ class KeyValueStore(ForkSafe):
         for name in damaged:
             log.warning("the value of %r in %s is damaged, and was deleted", name, self.path)
             connection.execute("DELETE FROM kept WHERE name = ?", (name,))
-        connection.execute(_PUT, (DAMAGED, "null", instant := now(), checksum(DAMAGED, "null", instant)))
+        connection.execute(_PUT, (self.DAMAGED, "null", instant := now(), checksum(self.DAMAGED, "null", instant)))
         connection.execute("COMMIT")
 
     def put(self, name: str, value: Any) -> None:

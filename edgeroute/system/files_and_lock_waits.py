@@ -38,14 +38,19 @@ def wait_s(most_s: float) -> float:
     return min(most_s, max(LEAST_S, _WAIT_UNTIL.get() - time.monotonic()))
 
 
-def is_free(lock: Any) -> bool:
-    """Return True if no other thread holds a lock, or not any more within the time of `limited_waits`; True without that time."""
+@contextlib.contextmanager
+def held_in_time(lock: Any) -> Iterator[bool]:
+    """Hold a lock within the block, which gets True; or False, without the lock, if it is not free within `limited_waits`."""
     if (most_s := wait_s(threading.TIMEOUT_MAX)) == threading.TIMEOUT_MAX:
-        return True
-    free: bool = lock.acquire(timeout=most_s)
-    if free:
-        lock.release()
-    return free
+        with lock:  # native: Ctrl-C leaves none taken
+            yield True
+        return
+    is_held = lock.acquire(timeout=most_s)
+    try:
+        yield is_held
+    finally:
+        if is_held:
+            lock.release()
 
 
 def name_beside(path: Path) -> Path:

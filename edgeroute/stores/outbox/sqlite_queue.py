@@ -297,6 +297,11 @@ class Outbox(Listing):
         self.report_damaged: Callable[[str], object] = lambda _: None
 
     @property
+    def locked(self) -> bool:
+        """True if another process has the file, as `Database.locked` says."""
+        return self._database.locked
+
+    @property
     def storing(self) -> int:
         """Number of entries that callers of `put` and `put_all` wait for now: in a transaction, or before it."""
         return len(self._group)
