@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
+from html import unescape
 from itertools import accumulate
 from typing import Any, Final, TypeAlias
 from unicodedata import category, decimal, normalize
@@ -21,6 +22,7 @@ from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports_and_plugins import import_needed, load_plugin, plugin_targets
 
 Span: TypeAlias = tuple[int, int, str]  # start, end, kind
+View: TypeAlias = tuple[str, Sequence[int], Sequence[int]]  # text as finders read it, beginning and end of each of its characters
 Finder: TypeAlias = Callable[[str], Iterable[Span]]
 GROUP: Final = "edgeroute.finders"  # entry points: a name, and a function that returns a finder
 NEEDS: Final = "mask = [\"{}\"] needs a library: pip install 'edgeroute[mask]'"
@@ -42,7 +44,13 @@ BEGINNING: Final = re.compile(
 
 # Finders. They read a text without what hides data from them: see `_view`.
 
-EMAIL: Final = re.compile(r"\w[\w.%+'!#$*^~-]{0,63}(?:@|%40)\[?(?:(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,63}|[0-9.]{7,15})")
+# Escapes of HTML, of addresses, and of strings as in JSON; also of escaped ones.
+ESCAPE: Final = re.compile(
+    r"&(?:amp;)*(#(?:[0-9]{1,7}|[xX][0-9A-Fa-f]{1,6});?|[A-Za-z]{2,31};|nbsp|shy)"
+    r"|%(?:25)*([0-7][0-9A-Fa-f]|[C-Fc-f][0-9A-Fa-f](?:%(?:25)*[89ABab][0-9A-Fa-f]){1,3})"
+    r"|(?<!\\)\\+(?:(u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]{1,5}\}|x[0-9A-Fa-f]{2}|U000[0-9A-Fa-f]{5})|[nrt](?=[0-9A-Z+(\s\\])|(?=[@._+()\-/]))"
+)
+EMAIL: Final = re.compile(r"\w[\w.%+'!#$*^~-]{0,63}@\[?(?:(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,63}|[0-9.]{7,15})")
 PHONE: Final = re.compile(
     r"[+(0-9](?<![0-9][(0-9])(?:(?<=\+) ?[(]?[0-9](?:[ ().\-/]{0,3}[0-9]){6,20}"  # international
     r"|(?<=0)(?<![0-9][.,]0)(?!\.|[0-9]?[.\-/][0-9]{1,2}[.\-/](?:19|20)?[0-9]{2}(?![0-9]))(?:[ ().\-/]{0,3}[0-9]){6,20}"
@@ -56,6 +64,16 @@ WORD: Final = re.compile("[A-Za-z0-9]+")
 # Up to five words of a number, of which the first or second has a digit.
 WORDS: Final = re.compile(r"(?<![^\W_])(?=((?:[A-Za-z]{1,3}[ .\-/])?[A-Za-z]*[0-9][A-Za-z0-9]*(?:[ .\-/][A-Za-z0-9]+){0,4}))")
 TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|(?<![\w.])-?[0-9][0-9.]{6,}', re.DOTALL)  # texts and long numbers in JSON
+# A date with its year, which is no part of a number that is spread over texts; nor are others of prices, times, shorter dates,
+# years and numbers of a list, or of one of these and short numbers.
+DATE: Final = re.compile(
+    r"(?<![0-9+.,/\-])(?:(?:19|20)[0-9]{2}([.\-/])[01]?[0-9]\1[0-3]?[0-9]"
+    r"|[0-3]?[0-9]([.\-/])[0-3]?[0-9]\2(?:19|20)[0-9]{2})(?![0-9])"
+)
+HARMLESS: Final = re.compile(
+    r"(?<![0-9+.,/\-])(?:[0-3]?[0-9]([.\-/])[01]?[0-9]\1(?:[0-9]{2})?|[0-2]?[0-9]:[0-5][0-9](?::[0-5][0-9])?"
+    r"|(?:0|[1-9][0-9]{0,5}|[1-9][0-9]{0,2}(?:,[0-9]{3})+)[.,][0-9]{2}|(?:19|20)[0-9]{2}|[1-9][0-9]?[.)](?=\s))(?![0-9])"
+)
 DATA_URL: Final = re.compile(r"data:[^,\s]{0,200};base64,", re.IGNORECASE)
 # Country and length of an IBAN, from SWIFT's registry, release 99.
 _LENGTHS: Final = (
@@ -160,12 +178,34 @@ def _plain(c: str) -> str:
     return {"Cf": "", "Mn": "", "Me": "", "Zs": " ", "Pd": "-"}.get(kind, plain)
 
 
-def _view(text: str) -> tuple[str, list[int] | range]:
-    """Return a text as finders read it (see `_plain`), and for each of its characters the index in the original text."""
+def _unescaped(escape: re.Match[str]) -> str:
+    """Return what a match of `ESCAPE` stands for."""
+    entity, octets, code = escape.groups()
+    if octets:
+        return bytes.fromhex(re.sub("%(?:25)*", "", octets)).decode(errors="replace")
+    if code:
+        return chr(int(code.strip("uxU{}"), 16))
+    return unescape(f"&{entity}") if entity else " " if escape[0][-1] in "nrt" else ""
+
+
+def _view(text: str) -> View:
+    """Return the view of a text: its escapes are read first, then its characters (see `_plain`)."""
+    starts: Sequence[int] = range(len(text))
+    ends: Sequence[int] = range(1, len(text) + 1)
+    if not {"&", "%", "\\"}.isdisjoint(text):
+        parts, last = list[tuple[str, int, int]](), 0
+        for escape in ESCAPE.finditer(text):
+            parts += [(c, i, i + 1) for i, c in enumerate(text[last : escape.start()], last)]
+            parts += [(c, *escape.span()) for c in _unescaped(escape)]
+            last = escape.end()
+        if last:
+            parts += [(c, i, i + 1) for i, c in enumerate(text[last:], last)]
+            text, starts, ends = "".join(c for c, _, _ in parts), [at for _, at, _ in parts], [at for *_, at in parts]
     seen = {} if text.isascii() else {c: plain for c in set(text) if not c.isascii() and (plain := _plain(c)) != c}
     if all(len(plain) == 1 for plain in seen.values()):
-        return text.translate({ord(c): plain for c, plain in seen.items()}) if seen else text, range(len(text))
-    return "".join(seen.get(c, c) for c in text), [i for i, c in enumerate(text) for _ in seen.get(c, c)]
+        return text.translate({ord(c): plain for c, plain in seen.items()}) if seen else text, starts, ends
+    places = [i for i, c in enumerate(text) for _ in seen.get(c, c)]
+    return "".join(seen.get(c, c) for c in text), [starts[i] for i in places], [ends[i] for i in places]
 
 
 def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: bool) -> Any:
@@ -190,6 +230,19 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
     if strict and not isinstance(x, int | float | None):
         raise TypeError(f"a {type(x).__name__} is no text")
     return x
+
+
+def _found(view: View, finders: Iterable[Finder]) -> list[Span]:
+    """Return the spans in the original text that these finders find in its view."""
+    text, starts, ends = view
+    return [(starts[start], ends[end - 1], kind) for find in finders for start, end, kind in find(text)]
+
+
+def _is_harmless(text: str, start: int, end: int, *, first: bool) -> bool:
+    """Return True if a part of a text lies within a match of `HARMLESS`, or is not the first one, and a text of few digits."""
+    return (not first and len(text) < FEW - 1 and text.isdecimal()) or any(
+        match.start() <= start and end <= match.end() for match in HARMLESS.finditer(text)
+    )
 
 
 def _is_plain(key: Any) -> bool:
@@ -250,36 +303,32 @@ class Mask:
             if not 0 <= start < end <= len(text):
                 raise ValueError("a finder returned no span of the text")
             spans.append((int(start), int(end), re.sub("[^A-Z]", "", str(kind).upper())[:24] or "DATA"))
-        return spans + self._seen(text)
-
-    def _seen(self, text: str, finders: Iterable[Finder] | None = None) -> list[Span]:
-        """Return what these finders find; None: those with a name."""
-        view, places = _view(text)
-        named = self._named if finders is None else finders
-        return [(places[start], places[end - 1] + 1, kind) for find in named for start, end, kind in find(view)]
+        return spans + _found(_view(text), self._named)
 
     def _spread(self, texts: Sequence[str]) -> Iterator[tuple[int, Span]]:
         """Yield (index of the text, span) of each part of data that is spread over several texts, as in a message sent in parts.
 
         It is searched within `BORDER` characters on each side of a border, if these have an @ or `FEW` digits; numbers with check
-        digits first. Data that overlaps what a text has alone, of these numbers or of all kinds, is left out.
+        digits first. Data that overlaps what a text has alone, of these numbers or of all kinds, is left out; so are dates, and
+        what consists of `HARMLESS` parts.
         """
-        together, begins = "".join(texts), [*accumulate(map(len, texts), initial=0)]
-        alone = cache(lambda i, checked: self._seen(texts[i], self._checked if checked else self._named))
+        together = "".join(DATE.sub(lambda date: "x" * len(date[0]), text) for text in texts)
+        begins = [*accumulate(map(len, texts), initial=0)]
+        alone = cache(lambda i, checked: _found(_view(texts[i]), self._checked if checked else self._named))
         for border in begins[1:-1]:
             first = max(0, border - BORDER)
-            near = together[first : border + BORDER]
-            if "@" not in near and sum(map(str.isdigit, near)) < FEW:
+            near = _view(together[first : border + BORDER])
+            if "@" not in near[0] and sum(map(str.isdigit, near[0])) < FEW:
                 continue
             for finders in (self._checked, self._others):
-                for start, end, kind in self._seen(near, finders):
+                for start, end, kind in _found(near, finders):
                     if not start < border - first < end:
                         continue
                     within = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
                     parts = [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in within]
                     if not any(
                         begin < e and b < stop for i, begin, stop in parts for b, e, _ in alone(i, finders is self._checked)
-                    ):
+                    ) and not all(_is_harmless(texts[i], *part, first=i == within[0]) for i, *part in parts):
                         yield from ((i, (begin, stop, kind)) for i, begin, stop in parts)
 
     def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
