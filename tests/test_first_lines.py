@@ -305,23 +305,29 @@ def test_a_folder_gets_the_step_of_what_is_in_it(tmp_path, files, step):
 
 
 def estimators():
-    """Those without probabilities of one answer, with what the error says."""
+    """Those without probabilities of one answer, with their names, and what the error says to write."""
     linear_model, svm = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.svm")
     several = pytest.importorskip("sklearn.multioutput").MultiOutputClassifier(linear_model.LogisticRegression())
     y = (X[:, 0] > 0.5).astype(int)
     regression, margins = linear_model.LinearRegression().fit(X, y), svm.LinearSVC().fit(X, y)
-    yield from ((regression, "LinearRegression"), (regression.predict, r"LinearRegression\.predict"), (margins, "LinearSVC"))
-    yield from ((margins.predict, r"LinearSVC\.predict"), (several.fit(X, np.c_[y, 1 - y]), "MultiOutputClassifier"))
+    value, calibrated = r"lambda x: \(model\.predict\(\[x\]\)\[0\], None\)", r"CalibratedClassifierCV\(model\)\.fit\(X, y\)"
+    yield from ((regression, "LinearRegression", value), (regression.predict, r"LinearRegression\.predict", value))
+    yield from ((margins, "LinearSVC", calibrated), (margins.predict, r"LinearSVC\.predict", calibrated))
+    yield several.fit(X, np.c_[y, 1 - y]), "MultiOutputClassifier", value
 
 
 def test_an_estimator_without_probabilities_gets_the_line_to_write():
     """As an object, and as a method, which takes a table and not one input; the line works."""
-    for edge, name in estimators():
-        with pytest.raises(PolicyError, match=rf"edge= takes no {name} as it is: write edge=lambda x: \(model\.predict\(\[x\]\)"):
+    for edge, name, step in estimators():
+        with pytest.raises(PolicyError, match=rf"edge= takes no {name} as it is: write edge={step}"):
             Router(edge, unsure, threshold=0.5)
         model = getattr(edge, "__self__", edge)
         with Router(lambda x, model=model: (model.predict([x])[0], None), mode="only_edge") as router:
             assert np.all(router.infer(X[0]).value == model.predict(X[:1])[0])
+        if "Calibrated" in step:
+            y = (X[:, 0] > 0.5).astype(int)
+            with Router(pytest.importorskip("sklearn.calibration").CalibratedClassifierCV(model).fit(X, y)) as router:
+                assert router.infer(X[0]).confidence >= 0.5
 
 
 def test_an_object_with_a_method_of_that_name_is_a_function():

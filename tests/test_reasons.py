@@ -429,6 +429,10 @@ ROUTED = {
         "redaction", lambda *_: last(egress=Egress(redact=lambda *_: 1 / 0)),
         UNSURE + "the redaction failed (ZeroDivisionError)" + NOTHING_SENT,
     ),
+    "a mask of no text": (
+        "redaction", lambda *_: last(egress=Egress(mask=["email"]), x=b"a"),
+        UNSURE + "the mask failed (the input is bytes, or has it in it, and a mask takes texts alone)" + NOTHING_SENT,
+    ),
     "a view that fails": (
         "view", lambda *_: last(views={"cloud": lambda x: 1 / 0}),
         UNSURE + "the view for cloud failed (ZeroDivisionError)" + NOTHING_SENT,

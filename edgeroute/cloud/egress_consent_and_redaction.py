@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any, Final
 
-from edgeroute.core.error_codes_and_texts import class_name
+from edgeroute.core.error_codes_and_texts import class_name, failure_text
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.calls_and_tasks import call_contained, set_within
@@ -76,6 +76,8 @@ class Egress:
                 raise PolicyError(f"{name} is a function that returns its result, and no coroutine or generator function")
         never = frozenset(never_leave) if data_class is None else frozenset({*never_leave, UNCLASSIFIED})
         self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
+        if isinstance(mask, str):
+            raise PolicyError(f"mask is a list of kinds of data, as in ['email'], not {mask!r}")
         if mask and redact is not None:
             raise PolicyError("mask= and redact= both replace what is sent: give one; a mask takes a function of a text, too")
         self.mask: Any = import_late("edgeroute.cloud.personal_data_masks").Mask(mask) if mask else None
@@ -104,8 +106,8 @@ class Egress:
             self._failures.log("data_class", e, coded=True)
             found = UNCLASSIFIED
         if not isinstance(found, str) or not found:
-            wrong = PolicyError(f"it gave {class_name(found)} in place of a data class's name, a text that is not empty")
-            self._failures.log("data_class", wrong, coded=True)
+            why = f"it gave {class_name(found)} in place of a data class's name, a text that is not empty"
+            self._failures.log("data_class", PolicyError(why), coded=True)
             found = UNCLASSIFIED
         classes = [named, str.__str__(found)]
         return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
@@ -135,7 +137,8 @@ class Egress:
                     return [x for x, _ in masked], [data for _, data in masked]
                 return [self._redacted(self.redact, x, permit, alone=len(inputs) == 1) for x in inputs], None
             except Exception as e:
-                raise Held(f"the redaction failed ({class_name(e)}), so nothing was sent", code="redaction") from e
+                what = "redaction" if self.mask is None else "mask"
+                raise Held(f"the {what} failed ({failure_text(e)}), so nothing was sent", code="redaction") from e
 
     @staticmethod
     def _redacted(redact: Redact, x: Any, permit: Permit, *, alone: bool) -> Any:

@@ -17,8 +17,9 @@ from itertools import accumulate
 from typing import Any, Final, TypeAlias
 from unicodedata import category, decimal, normalize
 
+from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.core.walk import Delta, Prediction
-from edgeroute.errors import BadReply, PolicyError, nearest
+from edgeroute.errors import BadInput, BadReply, PolicyError, nearest
 from edgeroute.system.late_imports_and_plugins import import_needed, load_plugin, plugin_targets
 
 Span: TypeAlias = tuple[int, int, str]  # start, end, kind
@@ -215,7 +216,7 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
     a number of `SHORTEST` or more counts as a text, and stays a number if that does not change; without it other values stay.
 
     Raises:
-        TypeError: with `strict`, for a value of another type, or a message's part of an image, sound or file.
+        BadInput: with `strict`, for a value of another type, or a message's part of an image, sound or file.
     """
     if isinstance(x, str):
         return leaf(str.__str__(x), key)  # its own `str` may be another text, as an enum's is
@@ -228,7 +229,7 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
         text = (float if isinstance(x, float) else int).__repr__(x)
         return x if (masked := leaf(text, key)) == text else masked
     if strict and not isinstance(x, int | float | None):
-        raise TypeError(f"a {type(x).__name__} is no text")
+        raise BadInput(f"the input is {class_name(x)}, or has it in it, and a mask takes texts alone")
     return x
 
 
@@ -274,7 +275,7 @@ class Mask:
         Data that is spread over several texts is found as well. The input is not changed.
 
         Raises:
-            TypeError: it has parts that are no text.
+            BadInput: it has parts that are no text.
             ValueError: a finder returned no spans of the text.
         """
         texts, data = list[tuple[str, str]](), MaskedData({})
@@ -334,11 +335,11 @@ class Mask:
     def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
         """Return a text with placeholders, and add what they stand for to `data`. `divided`: further spans of it.
 
-        If the text is JSON, its texts and long numbers are masked each for itself, so that it stays JSON. Raise TypeError for a
+        If the text is JSON, its texts and long numbers are masked each for itself, so that it stays JSON. Raise BadInput for a
         data URL in Base64.
         """
         if DATA_URL.search(text):
-            raise TypeError("a text has data that is no text")
+            raise BadInput("a text has data that is no text")
         try:
             in_json = not divided and text.lstrip()[:1] in {"{", "["} and json.loads(text) is not None
         except (ValueError, RecursionError):

@@ -133,8 +133,7 @@ class CallableModel:
         """
         if self._yields_async:
             return [await gather(self._stream_async(x)) for x in inputs]
-        results = [await self.function(x) for x in inputs]
-        return [self._result(result) for result in results]
+        return [self._result(await self.function(x)) for x in inputs]
 
     async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
         """Yield the function's pieces for one input. Closed early, it closes the function's generator."""

@@ -210,11 +210,15 @@ def _check_not_estimator(side: str, value: Any) -> None:
     if classifier and (side == "edge" or value is model):
         return
     given = f"{type(model).__name__}.{value.__name__}" if foreign else type(model).__name__
-    remedy = "lambda x: (model.predict([x])[0], None)" if side == "edge" else "lambda x: model.predict([x])[0]"  # no confidence
+    remedy = "lambda x: model.predict([x])[0]"
     if classifier:
         remedy = "model"
     elif type(model).__name__ == "Booster":
         remedy = '"model.onnx", which `edgeroute convert` writes of its file'
+    elif side == "edge" and hasattr(model, "decision_function") and classes is not None:
+        remedy = "CalibratedClassifierCV(model).fit(X, y), of sklearn.calibration, which gives probabilities"
+    elif side == "edge":
+        remedy = 'lambda x: (model.predict([x])[0], None), with a confidence for None, or no_confidence="accept"'
     raise PolicyError(f"{side}= takes no {given} as it is: write {side}={remedy}")
 
 
