@@ -226,6 +226,22 @@ def test_a_wait_that_is_known(status, headers, limits, least):
     assert http_fault(NoAnswer("none", {"far": Held("it is open", wait_s=3.4)})).headers == {"Retry-After": "4"}
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_prompt_that_is_too_long(path, again):
+    """Has the code and the words by which clients know it, also where no model is asked again for the same input."""
+    error = json.dumps({"error": {"code": "context_length_exceeded", "message": "too many tokens"}}).encode()
+    with CannedServer(http_reply(error, status=400)) as far:
+        cloud = OpenAIChat(far.url, model="far-model", timeout_s=LONG, retries=0)
+        with serving(AsyncRouter(cloud=cloud, cache=Cache())) as url:
+            for _ in range(1 + again):
+                reply = httpx.post(f"{url}/v1/{path}", json={**CHAT, "max_tokens": 9}, timeout=LONG)
+        assert len(far.requests) == 1
+    told = reply.json()["error"]
+    assert (reply.status_code, told["code"]) == (400, "context_length_exceeded")
+    assert told["message"].startswith("prompt is too long: ")
+
+
 def test_a_cut_within_the_answer():
     """What had come stays; the end says that it is not whole."""
     cut = sse_reply(chat_events(["Pa"], finish=None), done=False)

@@ -197,6 +197,7 @@ def test_a_language_model(tiny, tmp_path):
         assert text["usage"]["completion_tokens"] == 2
         long = client.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": "word " * 4000}]})
         assert (long.status_code, "tokens" in long.json()["error"]["message"]) == (400, True)
+        assert long.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_a_server_on_this_device(tiny):

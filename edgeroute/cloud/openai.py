@@ -14,7 +14,7 @@ from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_
 from edgeroute.cloud.stream_protocol_and_attempts import AnswerPiece, AnswerStream, Head
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
-from edgeroute.core.error_codes_and_texts import clean
+from edgeroute.core.error_codes_and_texts import TOO_LONG, clean
 from edgeroute.core.reason_text_and_trace_record import truncated
 from edgeroute.core.setting_units_and_ranges import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
@@ -60,7 +60,7 @@ def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address)
             counts = [error.get(name) for name in ("n_prompt_tokens", "n_ctx")]
             known = all(type(count) is int for count in counts)
             more = f": it has {counts[0]} tokens, and {counts[1]} are the most" if known else ""
-            return Refused(f"{where} does not take it: the prompt is longer than the model's context{more}", status=e.status)
+            return Refused(f"{where} does not take it: {TOO_LONG}{more}", status=e.status)
         if e.status == NOT_FOUND:
             return Refused(f"{where} answered 404: it has no model {model!r}, or the path of its url is wrong", status=e.status)
         asks_too_much = e.status < FAILED and _TOO_MUCH.search(str(error.get("message"))[:1000]) is not None

@@ -19,6 +19,7 @@ HeldCode = Literal[
 # another model is asked, and this one is not at fault. busy: all runs that the edge model may have at a time are taken.
 ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held", "context", "unsupported", "busy"]
 # Codes of an input that this model cannot take, or not now, though another may.
+TOO_LONG: Final = "the prompt is longer than the model's context"  # in a text of the code "refused"
 UNFIT: Final[frozenset[str]] = frozenset({"context", "unsupported", "busy"})
 HELD: Final[frozenset[str]] = frozenset(get_args(HeldCode))
 # HTTP statuses that are about this input, not about the endpoint.

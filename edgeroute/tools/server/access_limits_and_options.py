@@ -29,7 +29,7 @@ from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.routing_policy import MODES, Mode, Rules
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
 from edgeroute.router.private_conversations_and_digest_store import bind_within
-from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, retry_after_s
+from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, is_too_long, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.tools.server.oip_requests_media_routes import reply
 
@@ -185,8 +185,9 @@ def http_fault(error: BaseException) -> Fault:
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
     if isinstance(error, MayNotLeave):
         return Fault(403, clean(error), "may_not_leave")
-    if is_of_input(error):
-        return Fault(400, f"bad request: {clean(error)}", "bad_input")
+    if is_of_input(error):  # the former are the words by which clients know that they have to send less
+        long = ("prompt is too long", "context_length_exceeded") if is_too_long(error) else ("bad request", "bad_input")
+        return Fault(400, f"{long[0]}: {clean(error)}", long[1])
     if isinstance(error, PolicyError):
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
     if isinstance(error, NoAnswer | CloudError):
@@ -404,8 +405,7 @@ def _seconds(name: str, texts: dict[str, str]) -> float | None:
     Raises:
         BadInput: it has no unit, is 0, or more than a day.
     """
-    text = texts.get(name)
-    if text is None:
+    if (text := texts.get(name)) is None:
         return None
     match = _TIME.fullmatch(text)
     seconds = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]

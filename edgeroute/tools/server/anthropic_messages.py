@@ -40,8 +40,7 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
         HTTPException: 404, for another model.
     """
     model, stream = openai.check_names(body, names)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
+    if not isinstance(messages := body.get("messages"), list) or not messages:
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
     chat = [{"role": "system", "content": _text(body["system"], "system")}] if body.get("system") else []
     for message in messages:
@@ -82,8 +81,7 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ("user", "assistant"):
         raise BadInput("a message has the role user or assistant; the system's text is the key system")
-    content = message.get("content")
-    if isinstance(content, str):
+    if isinstance(content := message.get("content"), str):
         return [{"role": role, "content": content}]
     results, parts, calls = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for block in openai.objects(content, "content is a list of objects"):

@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from edgeroute.core.error_codes_and_texts import Failure, failure_text
+from edgeroute.core.error_codes_and_texts import TOO_LONG, Failure, failure_text
 from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.router import Router
@@ -181,6 +181,11 @@ def is_of_input(error: BaseException) -> bool:
     """Return True if each leg refused this input, or the error itself says so."""
     errors = _errors(error)
     return bool(errors) and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors)
+
+
+def is_too_long(error: BaseException) -> bool:
+    """Return True if for each leg the prompt is longer than its model's context, or the error itself says so."""
+    return all(getattr(e, "code", "") == "context" or TOO_LONG in str(e) for e in _errors(error))
 
 
 def retry_after_s(error: BaseException) -> int:

@@ -344,8 +344,7 @@ def _reasoning(text: str) -> dict[str, Any]:
 
 def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the item of a call of a function, with a new random id and the call's own; arguments that are missing are "{}"."""
-    function = call.get("function")
-    fields: Mapping[str, Any] = function if isinstance(function, Mapping) else {}
+    fields: Mapping[str, Any] = given if isinstance(given := call.get("function"), Mapping) else {}
     return {
         "id": f"fc_{os.urandom(12).hex()}", "type": "function_call", "call_id": call["id"], "name": fields.get("name"),
         "arguments": str(fields.get("arguments") or "{}"), "status": "completed",
