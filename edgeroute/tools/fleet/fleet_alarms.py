@@ -72,18 +72,18 @@ METRICS = {
 _KEY = "coalesce(nullif(split_part(model, ':', -1), ''), model) AS key, model, policy, device, site, day"
 # A digest without room for each hour has the sums of blocks. They are spread evenly over a block's hours: else a fleet with more
 # traffic, whose digests have blocks, would be compared with the usual rates of the blocks' first hours alone.
-_SPREAD = """SELECT *, coalesce(span, 1) AS hours, unnest(range(hour, least(24, hour + hours::BIGINT))) AS h
-        FROM {} LEFT JOIN spans USING (device, day)"""
-_CELL = "(24 * (isodow(day) - 1) + h)::INTEGER AS cell"
+_SPREAD = "{} LEFT JOIN spans USING (device, day) JOIN blocks ON hours = coalesce(span, 1.0)"
+_CELL = "(24 * (isodow(day) - 1) + least(hour + later, 23))::INTEGER AS cell"
 _REQUESTS_POSSIBLE = "hour BETWEEN 0 AND 23 AND requests > 0 AND deferred BETWEEN 0 AND requests"
 _VIEWS = f"""
+    CREATE TEMP TABLE blocks AS SELECT hours, unnest(range(hours::BIGINT)) AS later FROM (VALUES (1.0), (6.0), (24.0)) b(hours);
     CREATE TEMP VIEW spans AS SELECT device, day, CASE WHEN coarse >= 4 THEN 24.0 ELSE 6.0 END AS span FROM digests
         WHERE coarse >= 1;
     CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, grid AS index, audited / hours AS n, differ / hours AS differ,
         harms / hours AS harms, wins / hours AS wins, 0 AS deferred
-        FROM ({_SPREAD.format("audits")}) WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
+        FROM {_SPREAD.format("audits")} WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
     CREATE TEMP VIEW asked AS SELECT {_KEY}, {_CELL}, 0 AS index, requests / hours AS n, 0 AS differ, 0 AS harms, 0 AS wins,
-        deferred / hours AS deferred FROM ({_SPREAD.format("requests")}) WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
+        deferred / hours AS deferred FROM {_SPREAD.format("requests")} WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
     CREATE TEMP TABLE rates (metric VARCHAR, key VARCHAR, policy VARCHAR, cell INTEGER, first INTEGER, rate DOUBLE);
     CREATE TEMP TABLE fresh (device VARCHAR, day DATE);
     CREATE TEMP TABLE bets (device VARCHAR, mask UBIGINT);
