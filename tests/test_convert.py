@@ -267,6 +267,11 @@ def test_what_exists_is_replaced_only_if_asked(tmp_path):
             convert(file, trust=True)
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
+    (tmp_path / "m.json").write_text('{"learner": {}, "version": [3, 2, 0]}')  # XGBoost's model of the same name is no card
+    assert convert(file, trust=True).card_file.name == "m.onnx.json"
+    assert convert(file, trust=True, overwrite=True).card_file.name == "m.onnx.json"
+    for name in ("m.json", "m.onnx.json"):
+        (tmp_path / name).unlink()
     (tmp_path / "m.onnx").write_text("old")
     alike(convert(file, trust=True, overwrite=True), model, X[:3])
     with pytest.raises(PolicyError, match=r"must end in \.onnx"):

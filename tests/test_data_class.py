@@ -444,6 +444,7 @@ def test_an_input_without_a_name_is_logged(make, caplog, found):
     assert (answer.source, answer.trace["data_class"]) == ("edge", "unclassified")
     (record,) = [record for record in caplog.records if "data_class" in record.getMessage()]
     assert f"it gave {type(found).__name__} in place of a data class's name" in record.getMessage()
+    assert not record.exc_text
 
 
 def test_a_stale_answer_is_revalidated_by_the_class_of_now(make):

@@ -441,6 +441,7 @@ def test_an_edge_without_a_confidence(tmp_path):
     found = edge_saving(wrote(tmp_path / "log.jsonl", [record(i) for i in range(30)]), "openai-log", lambda x: echo(x)[0])
     assert (found.agreement, found.levels, found.saving) == (1, (), None)
     assert "NO GUARANTEE: the edge gives no confidence" in str(found)
+    assert "  an edge that gives a confidence beside its answer: a function returns (value, confidence)" in str(found)
 
 
 def test_an_edge_that_takes_nothing(tmp_path):

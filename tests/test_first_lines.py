@@ -250,6 +250,7 @@ STEPS = [
     ("m.keras", r"edgeroute convert m\.keras` .*tflite"), ("m.h5", r"edgeroute convert m\.h5 --trust` .*tflite"),
     ("m.joblib", "edgeroute convert m.joblib --trust.*predict_proba"), ("m.pkl", "edgeroute convert m.pkl --trust"),
     ("m.ubj", "XGBoost"), ("m.json", "XGBoost"), ("m.txt", "LightGBM"), ("m.cbm", "CatBoost"), ("m.engine", "ONNX file"),
+    ("p.toml", r"is read by Router\.from_policy\('p\.toml'\)"), ("p.yaml", "from_policy"),
     ("google/vit-base", r"on a hub.*edge=pipeline\(model='google/vit-base'\)"), ("Qwen/Qwen2.5-0.5B", "on a hub"),
     ("hf://google/vit", "model='google/vit'"), ("https://huggingface.co/google/vit", "model='google/vit'"),
     ("https://huggingface.co/google/vit/resolve/main/model.onnx", "model='google/vit'"), ("m.xyz", "edgeroute.register"),
@@ -263,7 +264,7 @@ def test_a_file_that_needs_a_step_gets_the_step(path, step):
         Router(path, unsure, threshold=0.5)
 
 
-@pytest.mark.parametrize(("path", "step"), [pair for pair in STEPS if "register" not in pair[1]])
+@pytest.mark.parametrize(("path", "step"), [pair for pair in STEPS if not re.search("register|from_policy", pair[1])])
 def test_a_policy_and_a_command_say_the_step(tmp_path, path, step):
     policy = tmp_path / "policy.toml"
     policy.write_text(f'threshold = 0.5\n[edge]\npath = "{path}"\n[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n')

@@ -128,7 +128,7 @@ class Failures:
         if now < self.due or (isinstance(error, Coded) and not coded) or not isinstance(error, Exception | SystemExit):
             return
         self.due = now + self.EVERY_S
-        info = (type(error), error, error.__traceback__)
+        info = None if error.__traceback__ is None else (type(error), error, error.__traceback__)
         text = error_text(error) if log.isEnabledFor(logging.DEBUG) else failure_text(error)
         record = log.makeRecord(log.name, logging.ERROR, __file__, 0, MESSAGE, (what, text), info)
         if log.isEnabledFor(logging.ERROR):

@@ -18,7 +18,7 @@ import numpy as np
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.callable_model import CallableModel
-from edgeroute.edge.model_card import sha256_of
+from edgeroute.edge.model_card import card_path, sha256_of
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtimes_variants_ensemble import step_of
@@ -126,7 +126,7 @@ def convert(
 
 
 def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Path]:
-    """Return the paths for the new file and its card, which is NAME.onnx.json where NAME.json is the original.
+    """Return the paths for the new file and its card, which is NAME.onnx.json where NAME.json is no card.
 
     Raises:
         ModelMissing: there is no such model.
@@ -136,7 +136,7 @@ def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Pa
     if not path.exists() or not named.name:
         raise ModelMissing(f"there is no model at {path}")
     target = out or named.with_suffix(".onnx")
-    card = target.with_suffix(".json")
+    card = card_path(target)
     if card.resolve() == path.resolve():
         card = target.with_name(f"{target.name}.json")
     check_targets(target, card, overwrite=overwrite, original=path)

@@ -55,6 +55,8 @@ def step(path: str, hub: re.Match[str] | None) -> str:
     )
     if "config.json" in names or (hub and not folder.exists()):
         return way
+    if path.lower().endswith((".toml", ".yaml", ".yml")):
+        return f"expected a model's file; a policy's is read by Router.from_policy({path!r})"
     if re.fullmatch(r"[\w-]+", path):
         return f"{way}; a file ends in {', '.join(suffixes())}"
     return next((step.format(path) for ends, step in STEPS.items() if path.lower().endswith(ends)), None) or (

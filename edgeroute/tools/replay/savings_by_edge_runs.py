@@ -606,6 +606,8 @@ def _next(result: EdgeSaving) -> Iterator[str]:
         yield f"  --sample {result.n + result.missing}: the results so far count"
     elif result.missing:
         yield f"  {result.missing:,} more requests are needed than the log has, or a larger --max-loss"
+    elif not result.levels:
+        yield "  an edge that gives a confidence beside its answer: a function returns (value, confidence)"
     else:
         yield "  a better edge model, a larger --max-loss, or a --judge that knows when different words mean the same"
     if result.repeats >= REPEATS * (result.requests + result.repeats):
