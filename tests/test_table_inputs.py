@@ -246,6 +246,8 @@ def test_folders_by_class(tmp_path):
     labels = folder_labels([folder], ["C/A T", "Dog"], notes.append)
     assert {*labels.values()} == {"C/A T", "Dog", "Caf\u00e9", "owl"}
     assert notes == [f"{folder}: labels are the names of its 4 folders; 'Caf\u00e9' is none of the model's classes"]
+    np.save(tmp_path / "elsewhere" / "owl" / "1.npy", np.zeros(3))
+    assert [path.name for path in folder_labels([folder], None, notes.append)][-1] == "1.npy"
     letters = pictures(tmp_path / "letters", {"C": 1, "C++": 1, "D": 1})
     assert {*folder_labels([letters], ["C", "C++", "D#", "D@"], notes.append).values()} == {"C", "C++", "D"}
     notes.clear()

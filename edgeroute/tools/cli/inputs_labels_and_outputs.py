@@ -70,7 +70,7 @@ def _walk(folder: Path, seen: set[str]) -> list[Path]:
 
 
 def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: Note) -> dict[Path, Any]:
-    """Return file -> label for pictures in folders by class, FOLDER/LABEL/FILE. Needs two classes, and nothing else in FOLDER.
+    """Return file -> label for inputs in folders by class, FOLDER/LABEL/FILE. Needs two classes, and nothing else in FOLDER.
 
     Other folders give no labels; `note` says why where some of their files are in such a form.
 
@@ -83,7 +83,7 @@ def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: No
     for folder in paths:
         inside = expand_folders([folder]) if folder.is_dir() else []
         names = sorted({normalize("NFC", p.parent.name) for p in inside})
-        by_class = all(p.parent.parent == folder and p.suffix.lower() in IMAGES for p in inside)
+        by_class = all(p.parent.parent == folder and p.suffix.lower() in {".npy", *IMAGES} for p in inside)
         if not by_class or len(names) < 2:  # noqa: PLR2004 - of one class nothing is learned
             odd = [p for p in inside if p.parent.parent != folder]
             if 0 < len(odd) < len(inside):
