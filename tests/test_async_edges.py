@@ -449,6 +449,26 @@ def test_a_def_that_returns_a_coroutine(kind):
     assert "is a def that returns a coroutine: make it an async def, and use AsyncRouter" in routes.error(answer, "edge")
 
 
+class Later:
+    """What a client of its own returns to be awaited, and is no coroutine."""
+
+    def __await__(self):
+        yield
+
+
+@pytest.mark.parametrize("kind", [Router, Tasks])
+def test_an_awaitable_is_no_answer(kind):
+    """It replaced the edge's answer."""
+    with kind(lambda _: ("edge", 0.1), lambda _: Later(), threshold=0.5) as router:
+        answer = router.infer(1)
+        with router.stream(1) as stream:
+            assert list(stream) == ["edge"]
+    assert (answer.value, answer.degraded) == ("edge", True)
+    assert "is a def that returns a Later" in routes.error(answer, "cloud")
+    with kind(lambda _: Later(), lambda _: "cloud", threshold=0.5) as router:
+        assert "is a def that returns a Later" in routes.error(router.infer(1), "edge")
+
+
 def test_a_reload_refuses_one_too(tmp_path, monkeypatch):
     """A policy that brings an async edge is refused by a router of threads, and the old one stays."""
     (tmp_path / "slow.py").write_text(

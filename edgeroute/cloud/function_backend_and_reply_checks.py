@@ -9,7 +9,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from time import monotonic
-from types import AsyncGeneratorType, CoroutineType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
 from edgeroute.system.calls_and_tasks import is_task_cancelled
 from edgeroute.system.fork_safety import AbandonedRuns
-from edgeroute.system.signature_types_and_units import runs_later
+from edgeroute.system.signature_types_and_units import refuse_awaitable, runs_later
 from edgeroute.types import Classifier, StopToken
 
 if TYPE_CHECKING:
@@ -351,20 +351,12 @@ class FunctionBackend(AbandonedRuns):
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
-            result = join_result(self._check_result(self._ask(x)))
+            refuse_awaitable(result := self._ask(x), self.where, BadReply)
+            result = join_result(result)
         except BaseException as e:
             exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)
-        return result
-
-    def _check_result(self, result: Any) -> Any:
-        """Return a plain function's result; raise BadReply if it is a coroutine, which is closed, or an async generator."""
-        kind = type(result)
-        if kind in (CoroutineType, AsyncGeneratorType):
-            if kind is CoroutineType:
-                result.close()  # or Python would warn that it was never awaited
-            raise BadReply(f"{self.where} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
         return result
 
     def _answer(self, result: Any) -> Any:
@@ -432,7 +424,7 @@ class FunctionBackend(AbandonedRuns):
         """
         exchange.before_attempt(0, until)
         try:
-            result = self._check_result(self._ask(x))
+            refuse_awaitable(result := self._ask(x), self.where, BadReply)
             if isinstance(result, Generator):
                 prediction = yield from read_pieces(result, self.reader.read_answer)
             else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
 from edgeroute.confidence.output_forms_labels_and_comparison import best_label, label_names
@@ -15,7 +14,7 @@ from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.fitted_estimator_as_function import Estimator, as_estimator
 from edgeroute.errors import PolicyError
-from edgeroute.system.signature_types_and_units import is_async, runs_later
+from edgeroute.system.signature_types_and_units import is_async, refuse_awaitable, runs_later
 from edgeroute.types import Classifier, StopToken, TensorSpec
 
 
@@ -111,7 +110,7 @@ class CallableModel:
         error.
 
         Raises:
-            PolicyError: the function returned a coroutine or an asynchronous generator.
+            PolicyError: the function returned a coroutine, another awaitable, or an asynchronous generator.
         """
         kind = type(result)
         if kind is tuple:
@@ -120,10 +119,7 @@ class CallableModel:
             return result[:2]
         if kind is dict or kind is list:
             return best_label(result, several=self.kind == "multilabel")
-        if kind in _AWAITED:
-            if kind is CoroutineType:
-                result.close()  # or Python would warn that it was never awaited
-            raise PolicyError(f"{self.name} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
+        refuse_awaitable(result, self.name, PolicyError)
         return join_result(result)
 
     async def _run_async(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - its task is
@@ -146,9 +142,6 @@ def feature_names(model: Any) -> list[str] | None:
     """Return the names of the columns that a classifier was fitted on; None: there are none."""
     function = getattr(model, "function", None)
     return function.columns if isinstance(function, Estimator) else None
-
-
-_AWAITED = (CoroutineType, AsyncGeneratorType)  # types of results that only `AsyncRouter` can await
 
 
 async def gather(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:

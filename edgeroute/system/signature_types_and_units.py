@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from types import AsyncGeneratorType, CoroutineType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from edgeroute.core.setting_units_and_ranges import Unit
@@ -21,6 +22,15 @@ def is_async(function: Any) -> bool:
 def runs_later(function: Any) -> bool:
     """Return True if a call runs nothing, but returns a coroutine or a generator; looks as `is_async` does."""
     return is_async(function) or _is_any(function, inspect.isgeneratorfunction)
+
+
+def refuse_awaitable(result: Any, where: str, wrong: type[Exception]) -> None:
+    """Raise an exception of the class `wrong` if a plain function's result is to be awaited; a coroutine is closed."""
+    kind = type(result)
+    if hasattr(kind, "__await__") or kind is AsyncGeneratorType:
+        if kind is CoroutineType:
+            result.close()  # or Python would warn that it was never awaited
+        raise wrong(f"{where} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
 
 
 def _is_any(function: Any, *kinds: Callable[[Any], bool]) -> bool:
