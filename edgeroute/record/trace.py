@@ -28,8 +28,8 @@ class Trace(Instrument):
     """Writes each sampled answer's decision record to a function or to a file of JSON lines, which is rotated.
 
     `at` is the end of the answer, seconds since 1970 by the clock as it was when the process began, plus the time since: setting
-    the clock moves nothing, and processes that began before and after it differ by that. Lines are in the order of the answers. With
-    `sample` below 1 each has it, and rows of a batch are drawn together.
+    the clock moves nothing, and processes that began before and after it differ by that. Lines are in the order of the answers.
+    With `sample` below 1 each has it, and rows of a batch are drawn together.
 
     Args:
         to: a function, called with each trace, a JSON-serialisable mapping; or the path of a file of JSON lines.
