@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import pytest
 from gateways import CHAT, HELLO, LONG
@@ -126,6 +129,26 @@ def test_a_client_that_does_not_wait(kind):
             if begun.is_set():
                 break
         assert left.wait(LONG)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_client_that_is_interrupted():
+    """By Ctrl-C, its request is cancelled."""
+    left = threading.Event()
+
+    async def never(x):
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    with InProcess(AsyncRouter(cloud=never, deadline=LONG)) as gateway, gateway.client(timeout=LONG) as http:
+        until = monotonic() + LONG
+        while not left.wait(1.0):  # the signal may come before the client waits
+            assert monotonic() < until
+            with pytest.raises(KeyboardInterrupt):
+                http.post(f"{gateway.url}/chat/completions", json=CHAT)
 
 
 def test_a_model_that_ends_its_thread():

@@ -20,6 +20,7 @@ from edgeroute.system.mailbox import Mailbox
 ADDRESS = "http://localhost"
 # Type of the last message of an exchange, of this module's own: its `error` is the application's, or None.
 END = "http.response.end"
+LATE = "the gateway did not answer in time"
 
 
 class InProcess(AbstractContextManager["InProcess"]):
@@ -230,9 +231,9 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
             def next_message() -> dict[str, Any]:
                 try:
                     return queue.get(timeout=limit)
-                except Empty:
+                except BaseException as e:  # noqa: BLE001 - raised again; of a signal, too, such as Ctrl-C
                     cancel()
-                    raise web.ReadTimeout("the gateway did not answer in time") from None
+                    raise (web.ReadTimeout(LATE) if isinstance(e, Empty) else e) from None
 
             cancel = self._exchange(request, request.read(), queue.put)
             return head(next_message(), Body(next_message, cancel))
@@ -249,12 +250,9 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
             async def next_message() -> dict[str, Any]:
                 try:
                     return await asyncio.wait_for(queue.get(), limit)
-                except asyncio.TimeoutError:  # another one in Python 3.10
+                except BaseException as e:  # noqa: BLE001 - likewise; TimeoutError is another one in Python 3.10
                     cancel()
-                    raise web.ReadTimeout("the gateway did not answer in time") from None
-                except asyncio.CancelledError:
-                    cancel()
-                    raise
+                    raise (web.ReadTimeout(LATE) if isinstance(e, asyncio.TimeoutError) else e) from None
 
             cancel = self._exchange(request, await request.aread(), put)
             return head(await next_message(), AsyncBody(next_message, cancel))
