@@ -52,7 +52,7 @@ class Questions(Instrument):
         self.away = state != "closed"
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Add a row for a request, without a private question's text, and its cost to the sums; drop the oldest beyond 50.
+        """Add a row for a request, without a private question's text, and its cost, if known, to the sums; drop the oldest of 51.
 
         The text of a question without an answer is not kept either: nothing tells its data class.
         """
@@ -70,7 +70,9 @@ class Questions(Instrument):
             alone = usd if answer.source == "cloud" else None if answer.degraded else self._alone_usd(answer)
         with self._lock:
             self._rows.appendleft({**row, "question": question, "usd": usd, "alone": alone})
-            self._count, self._usd, self._alone = self._count + 1, self._usd + usd, self._alone + (alone or 0.0)
+            self._count += 1
+            if alone is not None:  # what a call without an answer has cost is not known, nor what it would have
+                self._usd, self._alone = self._usd + usd, self._alone + alone
 
     def shown(self) -> dict[str, Any]:
         """Return the rows, the newest first, and the sums of all questions since the start."""

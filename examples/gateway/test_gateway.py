@@ -238,7 +238,10 @@ def test_the_chat(page, browser):
     page.get_by_role("button", name="New chat").click()
     page.get_by_label("Cut the cloud").check()
     expect(page.get_by_role("status")).to_contain_text("The cloud is away")
+    sums = page.locator("#sums").inner_text().rpartition(";")[0]
     ask(page, expect, "Who wrote Romeo and Juliet?", "degraded")
+    expect(page.locator("#rows tr").first).to_contain_text("degraded")
+    expect(page.locator("#sums")).to_contain_text(sums)  # what its call has cost is not known, and in no sum
     page.get_by_role("button", name="New chat").click()
     page.get_by_label("Cut the cloud").uncheck()
     expect(page.get_by_role("status")).to_be_hidden()
@@ -265,10 +268,11 @@ def test_what_others_say_is_text(page, browser):
     ask(page, expect, MARKUP, "no answer")
     for name in (".asked", ".said", ".told"):
         expect(page.locator(name)).to_contain_text(MARKUP)
-    row = {"state": "constructor", "reason": MARKUP, "question": MARKUP, "usd": 0, "alone": None, "private": False}
+    row = {"state": "constructor", "reason": MARKUP, "question": MARKUP, "usd": 0.0003, "alone": None, "private": False}
     told = json.dumps({"rows": [row], "count": 1, "usd": 0, "alone": 0, "away": MARKUP, "switch": MARKUP})
     page.route("**/questions", lambda route: route.fulfill(body=told, content_type="application/json"))
     expect(page.locator("#rows")).to_contain_text(MARKUP)
+    expect(page.locator("#rows")).to_contain_text("≤ $0.000300")  # of a call without an answer
     assert page.locator("main img, main script").count() == 0
     assert page.title() == "edgeroute: chat"
 

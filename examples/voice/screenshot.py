@@ -28,7 +28,7 @@ def main() -> None:
             url = next(line for line in process.stdout if "The page is at" in line).split()[4].rstrip(";")
             expect.set_options(timeout=LONG_MS)
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1280, "height": 750})
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(url)
             for sentence, said in SENTENCES.items():
                 page.get_by_label("A sentence").fill(sentence)
