@@ -137,6 +137,8 @@ MASKS = [{"label": "cat", "score": 0.7, "mask": [[0, 1]]}]
         (MASKS, 0.7),
         ([{**MASKS[0], "score": None}, *MASKS], None),
         ([{"text": "a", "score": 7.5}], None),
+        ([{"score": "0.5"}], None),  # texts and booleans are labels, never scores
+        ([{"score": 0.9}, {"score": True}], None),
         ([], None),
     ],
 )

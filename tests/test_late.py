@@ -274,6 +274,22 @@ def test_what_cannot_be_a_listener(make):
             router.on_late(function)
 
 
+def test_a_listener_that_returns_what_nothing_runs(make, due, caplog):
+    """A plain function that returns a generator has handled nothing, without an outbox, too; it is logged, and others are called."""
+
+    def pieces(late):
+        yield late
+
+    with GatedServer(GOOD) as server:
+        router, told = make(unsure, PlainJson(server.url), deadline=due(lambda: server.requests)), Queue()
+        router.on_late(lambda late: pieces(late))  # noqa: PLW0108 - as an application may have it
+        router.on_late(lambda late: told.put(late))  # noqa: PLW0108 - its one parameter is what counts
+        answer = router.infer(1)
+        server.open()
+        assert told.get(timeout=LONG).id == answer.id
+        assert "which nothing runs" in caplog.text
+
+
 def test_a_router_that_is_closed_while_a_reply_is_late(box, due):
     """Nothing of it is left once the reply has come, and the late answer is not lost: it is there or will be asked for."""
     with GatedServer(GOOD) as server:

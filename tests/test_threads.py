@@ -297,3 +297,25 @@ app = App()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["None" if call == "close()" else "edge"]), done.stderr
+
+
+@pytest.mark.parametrize("x", ["1", "[{'role': 'user', 'content': 'a'}]"])
+def test_a_first_call_as_the_interpreter_ends(x):
+    """No module can be imported any more: the edge's answer stands, the failure is logged, and nothing waits for an import."""
+    program = f"""
+from edgeroute import Router
+
+class App:
+    def __init__(self):
+        self.router = Router(lambda x: ("edge", 0.1), lambda x: ("cloud", 0.9), threshold=0.5)
+
+    def __del__(self):
+        try:
+            print(self.router.infer({x}).value)
+        except ImportError:
+            print("refused")
+
+app = App()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, check=False)
+    assert (done.returncode, done.stdout.split()) in [(0, ["edge"]), (0, ["refused"] if x != "1" else ["cloud"])], done.stderr

@@ -260,7 +260,7 @@ def _is_share(sure: Any) -> bool:
 def least_score(value: Any) -> float | None:
     """Return the least score of a value's parts, a list of mappings with a `score` each, or masks or keypoints with `scores`.
 
-    None for other values, for boxes, and for scores that are not all from 0 to 1.
+    None for other values, for boxes, and for scores that are not all numbers from 0 to 1: texts and booleans are none.
     """
     parts = value if isinstance(value, list) else [value] if isinstance(value, Mapping) and not _POINTS.isdisjoint(value) else []
     parts = parts[0] if len(parts) == 1 and isinstance(parts[0], list) else parts
@@ -269,7 +269,8 @@ def least_score(value: Any) -> float | None:
     with suppress(KeyError, TypeError, ValueError):  # no scores, no parts, or no numbers
         given = [part["score" if _POINTS.isdisjoint(part) or "score" in part else "scores"] for part in parts]
         scores = np.concatenate([np.ravel(np.asarray(score, float)) for score in given])
-        return float(scores.min()) if ((scores >= 0) & (scores <= 1)).all() else None
+        are_numbers = not any(np.asarray(score).dtype.kind in "USb" for score in given)
+        return float(scores.min()) if are_numbers and ((scores >= 0) & (scores <= 1)).all() else None
     return None
 
 

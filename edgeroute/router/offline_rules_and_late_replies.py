@@ -24,7 +24,7 @@ from edgeroute.system import wall_clock
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import runs_later
+from edgeroute.system.signature_types_and_units import check_has_run, runs_later
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ class LateReplies(ForkSafe):
         )  # fmt: skip
         for function in self._functions:
             try:
-                function(late)
+                check_has_run(function(late))
             except BaseException:  # noqa: PERF203 - each is isolated, SystemExit too
                 log.exception("a callback for late answers failed at %s", late.id)
 

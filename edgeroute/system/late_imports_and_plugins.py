@@ -58,6 +58,7 @@ if hasattr(os, "register_at_fork"):
     # registered last is called first before a fork: `logging`, which `system` imports, takes its lock then, and imports need it
     os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
 
+_ending = sys.is_finalizing  # True once Python's exit has ended all daemon threads, and starts no other
 _loaded: set[str] = set()  # names of modules that `import_late` has imported
 _threads: dict[str, threading.Thread] = {}  # module name -> the thread that imports it for the main thread
 
@@ -75,7 +76,7 @@ def import_late(name: str) -> ModuleType:
     """
     if name in _loaded and (module := sys.modules.get(name)) is not None:
         return module
-    if _importing():  # without the lock, whose holder may wait for what this thread imports
+    if _importing() or _ending():  # without the lock, whose holder may wait for what this thread imports, or has ended
         return import_module(name)
     if threading.current_thread() is threading.main_thread() and not no_fork.lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` does
         thread = _threads.get(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -43,8 +44,6 @@ def _traceback(info: Any) -> str:
     """
     if log.isEnabledFor(logging.DEBUG):
         return logging.Formatter().formatException(info)
-    import traceback
-
     return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(info[2]), failure_text(info[1])])
 
 

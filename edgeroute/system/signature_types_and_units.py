@@ -10,8 +10,9 @@ from functools import lru_cache, partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.core.setting_units_and_ranges import Unit
-from edgeroute.errors import check_number
+from edgeroute.errors import PolicyError, check_number
 
 
 def is_async(function: Any) -> bool:
@@ -31,6 +32,14 @@ def refuse_awaitable(result: Any, where: str, wrong: type[Exception]) -> None:
         if kind is CoroutineType:
             result.close()  # or Python would warn that it was never awaited
         raise wrong(f"{where} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
+
+
+def check_has_run(result: object) -> None:
+    """Raise PolicyError for what a callback has returned, if it is a coroutine or a generator, whose code nothing runs."""
+    if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise PolicyError(f"the callback returned a {class_name(result)}, which nothing runs here")
 
 
 def _is_any(function: Any, *kinds: Callable[[Any], bool]) -> bool:

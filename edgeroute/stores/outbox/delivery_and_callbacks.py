@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
 
-from edgeroute.core.error_codes_and_texts import INPUTS_OWN, class_name, failure_text
+from edgeroute.core.error_codes_and_texts import INPUTS_OWN, failure_text
 from edgeroute.errors import Closed, CloudError, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.stores.outbox.outbox_entries import Answering, Late, Listed, Waiting
@@ -25,7 +25,7 @@ from edgeroute.stores.outbox.schema_queries_and_eviction import Heads, Lane, Tur
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import runs_later
+from edgeroute.system.signature_types_and_units import check_has_run, runs_later
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 # Delivery of late answers to the app's callback, by a thread of one process.
@@ -173,11 +173,7 @@ class Callbacks(ForkSafe):
         A returned coroutine or generator, which has done nothing, counts as one.
         """
         try:
-            result = f(*args)
-            if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-                if inspect.iscoroutine(result):
-                    result.close()
-                raise PolicyError(f"the callback returned a {class_name(result)}, which nothing runs here")  # noqa: TRY301 - like any other failure
+            check_has_run(f(*args))
         except BaseException as e:
             raise _CallbackError from e
 
