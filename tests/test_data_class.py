@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 import numpy as np
 import pytest
-from both import CALLS, DOWN, LONG, ask, makes, sure, unsure, wait_for
+from both import CALLS, DOWN, LONG, Tasks, Threads, ask, makes, sure, unsure, wait_for
 from gateways import serving
 from live import live
 
@@ -312,6 +312,19 @@ def test_a_coroutine_function_is_refused(name):
     for function in (Later(), Later().__call__, pieces, "no function"):
         with pytest.raises(PolicyError, match=f"{name} is a function .*no coroutine or generator function"):
             Egress(**{name: function})
+
+
+@pytest.mark.parametrize("kind", [Threads, Tasks])
+def test_a_redaction_that_is_to_be_awaited_sends_nothing(kind):
+    """Cannot be told before it is called: its coroutine was sent, with the input in it."""
+
+    async def later(x):
+        return x
+
+    sent = []
+    with kind(lambda _: ("edge", 0.1), sent.append, threshold=0.5, egress=Egress(redact=lambda x, _: later(x))) as router:
+        answer = router.infer("oak")
+    assert (answer.value, answer.degraded, sent) == ("edge", True, [])
 
 
 def test_a_health_check_that_would_not_run():

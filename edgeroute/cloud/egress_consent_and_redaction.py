@@ -13,7 +13,7 @@ from edgeroute.system.calls_and_tasks import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
-from edgeroute.system.signature_types_and_units import runs_later
+from edgeroute.system.signature_types_and_units import refuse_awaitable, runs_later
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input
@@ -148,4 +148,5 @@ class Egress:
         """
         own = call_contained(copy_input, x)
         sent = call_contained(redact, own, permit.data_class)
+        refuse_awaitable(sent, "redact", PolicyError)
         return sent if alone or sent is own else copy_value(sent)
