@@ -16,6 +16,7 @@ from edgeroute.core.routing_policy import Options
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model
 from edgeroute.edge.runtimes_variants_ensemble import Variants, each
 from edgeroute.errors import PolicyError
+from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.types import Classifier, StopToken, V
 
 if TYPE_CHECKING:
@@ -209,17 +210,7 @@ def _check_not_estimator(side: str, value: Any) -> None:
     classifier = estimator == "predict_proba" and not several
     if classifier and (side == "edge" or value is model):
         return
-    given = f"{type(model).__name__}.{value.__name__}" if foreign else type(model).__name__
-    remedy = "lambda x: model.predict([x])[0]"
-    if classifier:
-        remedy = "model"
-    elif type(model).__name__ == "Booster":
-        remedy = '"model.onnx", which `edgeroute convert` writes of its file'
-    elif side == "edge" and hasattr(model, "decision_function") and classes is not None:
-        remedy = "CalibratedClassifierCV(model).fit(X, y), of sklearn.calibration, which gives probabilities"
-    elif side == "edge":
-        remedy = 'lambda x: (model.predict([x])[0], None), with a confidence for None, or no_confidence="accept"'
-    raise PolicyError(f"{side}= takes no {given} as it is: write {side}={remedy}")
+    raise PolicyError(import_tool("inspect.conversion_advice").of_estimator(side, value, classifier=classifier))
 
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:
@@ -249,7 +240,8 @@ def checked_cloud(given: Any) -> Any:
             file = given if bare(given).startswith("'") else "FILE"
             raise PolicyError(f"cloud= takes no model file: {_LOCAL}; or run `edgeroute serve {file}`, and pass its URL")
         if "/v2/models/" not in given:
-            raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
+            advice = import_tool("inspect.conversion_advice")
+            raise PolicyError(advice.of_address(bare(given), chats=bool(chat_advice(given))))
         return OpenInference(given)
     from edgeroute.cloud.function_backend_and_reply_checks import Function
 
@@ -257,23 +249,6 @@ def checked_cloud(given: Any) -> Any:
         return given
     local = f": {_LOCAL}" if is_model(given) or isinstance(given, os.PathLike) else ""
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}{local}")
-
-
-def _advice(given: str, *, chats: bool) -> str:
-    """Return what to write in place of a text that is no URL of a model.
-
-    Args:
-        given: the text, without secrets, quoted.
-        chats: True if it is the URL of an API of chats.
-    """
-    text = given.strip("'\"").rstrip("/")
-    if "://" not in text and given.startswith("'"):
-        return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
-    if chats or "api.openai.com" in text:
-        return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
-    if text.startswith("grpc"):
-        return f"{given} is written OpenInferenceGrpc('http://HOST:PORT', model=...); with TLS https://"
-    return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
 
 
 def threshold_advice(value: Any) -> str:

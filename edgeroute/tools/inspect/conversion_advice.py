@@ -1,10 +1,11 @@
-"""Advice, in words, on model files and objects that no runtime runs: the step that makes one that does. Converts nothing."""
+"""Advice, in words, on what is given as a model and no runtime runs: the step that makes one that does; and on addresses."""
 
 from __future__ import annotations
 
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from edgeroute.edge.runtimes_variants_ensemble import suffix_of, suffixes
 
@@ -30,6 +31,45 @@ def of_torch(name: str) -> str:
         f"edge= takes a function of one input, and {name} is a torch.nn.Module, which takes a batch of tensors: write "
         f"edge=lambda x: net(torch.as_tensor(x)[None])[0].detach().numpy() after net.eval(), or {_EXPORT} and edge='model.onnx'"
     )
+
+
+def of_estimator(side: str, value: Any, *, classifier: bool) -> str:
+    """Return what to write in place of an estimator, or a method of one, which is no model as it is.
+
+    Args:
+        side: edge or cloud, the argument.
+        value: the estimator, or its method.
+        classifier: it has the probabilities of one answer's classes.
+    """
+    model = getattr(value, "__self__", value)
+    given = type(model).__name__ if value is model else f"{type(model).__name__}.{value.__name__}"
+    remedy = "lambda x: model.predict([x])[0]"
+    if classifier:
+        remedy = "model"
+    elif type(model).__name__ == "Booster":
+        remedy = '"model.onnx", which `edgeroute convert` writes of its file'
+    elif side == "edge" and hasattr(model, "decision_function") and hasattr(model, "classes_"):
+        remedy = "CalibratedClassifierCV(model).fit(X, y), of sklearn.calibration, which gives probabilities"
+    elif side == "edge":
+        remedy = 'lambda x: (model.predict([x])[0], None), with a confidence for None, or no_confidence="accept"'
+    return f"{side}= takes no {given} as it is: write {side}={remedy}"
+
+
+def of_address(given: str, *, chats: bool) -> str:
+    """Return what to write in place of a text that is no URL of a model.
+
+    Args:
+        given: the text, without secrets, quoted.
+        chats: True if it is the URL of an API of chats.
+    """
+    text = given.strip("'\"").rstrip("/")
+    if "://" not in text and given.startswith("'"):
+        return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
+    if chats or "api.openai.com" in text:
+        return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
+    if text.startswith("grpc"):
+        return f"{given} is written OpenInferenceGrpc('http://HOST:PORT', model=...); with TLS https://"
+    return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
 
 
 def step(path: str, hub: re.Match[str] | None) -> str:
