@@ -71,7 +71,7 @@ def deadline() -> Sheet:
     bar(222, 0, 96, "edge", "slow, and then sure")
     lane(262, "cloud")
     bar(262, 60, 96, "cloud", "hedge")
-    sheet.text(x(98), 281, "cancelled", size=13, ink=SOFT)
+    sheet.text(x(64), 305, "cancelled", size=13, ink=SOFT)
     sheet.arrow((x(96), 236), (x(104), 236), (x(104), 312))
     sheet.text(x(104) - 8, 328, "the first accepted answer", size=13)
     sheet.arrow((x(60), 312), (x(60), 292))
@@ -127,7 +127,7 @@ def breaker() -> Sheet:
     sheet.text(68, 150, "a request", size=13, ink=SOFT)
     sheet.text(68, 168, "succeeds", size=13, ink=SOFT)
     sheet.arrow((150, 250), (200, 214), (336, 84))
-    sheet.text(196, 176, "one fault", size=13, ink=SOFT)
+    sheet.text(226, 176, "one fault", size=13, ink=SOFT, end=True)
     sheet.text(260, 344, "Each time it opens anew, it stays open for twice as long.", middle=True, size=13, ink=SOFT)
     return sheet
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeroute import Cache, Egress, Function, OnnxModel, Options, Router, Unreachable, models
+from edgeroute import Cache, Egress, Function, OnnxModel, Options, Outbox, Router, Unreachable, models
 from edgeroute.tools.dashboard.in_process import Dashboard
 
 AWAY_S, ROUND_S, PAUSE_S = 20, 60, 0.1
@@ -27,6 +28,7 @@ def main() -> None:
 
     with suppress(KeyboardInterrupt), TemporaryDirectory() as state, Router(
         pair.edge, Function(cloud, name="cloud", kind="logits", version="1"), threshold=0.85, state=state, offline="queue",
+        outbox=Outbox(Path(state, "outbox.db"), spread_s=0),  # one device alone: what waited is sent once the cloud is back
         cache=Cache(), egress=Egress(may_leave=["goods"], never_leave=["private"]), options=Options(instruments=[dashboard]),
     ) as router:  # fmt: skip
         print(f"the dashboard: {dashboard.serve(router)}", flush=True)
