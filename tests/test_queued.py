@@ -275,6 +275,24 @@ def test_one_call_waits_for_an_outbox_that_is_locked(make, tmp_path, monkeypatch
     until(lambda: not box.locked)
 
 
+def test_what_waits_for_an_outbox_that_is_locked_has_a_limit(make, tmp_path, monkeypatch):
+    """The copies of inputs take memory: beyond the limit the reason says at once that a request is not stored."""
+    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.Database", partial(Database, busy_s=1e9))
+    monkeypatch.setattr("edgeroute.router.offline_queue.MOST_WAITING", 5)
+    box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
+    assert box.size() == 0
+    router = make(box, deadline=LONG)
+    with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
+        c.execute("BEGIN IMMEDIATE")
+        answers = [router.infer("x", deadline=0.1)]
+        while not box.locked:  # this one may have had no time to begin
+            answers.append(router.infer("x", deadline=0.1))
+        more = [router.infer("x") for _ in range(100)]
+        stored = [answer.id for answer in answers + more if routes.queued(answer) == routes.BEING_STORED]
+        assert {(routes.queued(answer), answer.final) for answer in more[-20:]} == {(routes.NOT_STORED, True)}
+    until(lambda: on_disk(box) == {*stored})
+
+
 class Counted:
     """A lock that counts how often it was asked for."""
 

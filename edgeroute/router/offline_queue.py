@@ -45,6 +45,7 @@ TOGETHER = 64  # maximum rows of a batch stored in one transaction
 REDACTED = "Redacted-Data"  # header of an entry, which is not sent: its input was redacted by a function
 MASKED = "Masked-Data"  # header of an entry, which is not sent: the data that its placeholders stand for
 EDGE = "Edge-Answer"  # header of a stored input with the edge's answer to send along
+MOST_WAITING = 1000  # number of requests without a thread from which on a call that would not wait for its own is not stored
 MOST_THREADS = 64  # maximum number of threads that store requests
 CLOSE_S = 5.0  # maximum seconds that `close` waits for requests that are being stored
 
@@ -166,15 +167,17 @@ class OfflineQueue:
     def store(self, walks: Sequence[Walked], until: float = INF) -> Storing:
         """Copy the requests that may succeed later, and return the object that stores them when called, with a note for each.
 
-        A request whose cloud would fail again (no note), or whose input cannot be copied, is not stored, and its late answers are
-        released. Copies only if the caller leaves at an instant `until`.
+        A request whose cloud would fail again (no note), or whose input cannot be copied, is not stored, nor one that comes when
+        `MOST_WAITING` wait for a locked file; its late answers are released. Copies only if the caller leaves at `until`.
         """
         ids, notes, jobs = [walked.request.id for walked in walks], list[str | None](), list[_Job]()
         try:
             for walked in walks:
                 request, note = walked.request, ""
                 candidate = _retry_candidate(request.plan, walked.outcome)
-                if candidate is not None:
+                if candidate is not None and until < INF and self.threads.waiting >= MOST_WAITING:
+                    note = f"{NOT_STORED}: {MOST_WAITING} wait for the file"
+                elif candidate is not None:
                     try:
                         own: Any = partial(call_contained, copy_input) if until < INF else lambda value: value
                         x = own(request.inputs)
@@ -223,7 +226,7 @@ class OfflineQueue:
     def _put(self, entries: Sequence[Waiting]) -> Sequence[Put | BaseException]:
         """Store entries in one transaction. Return the result of each, or the error. Ctrl-C passes.
 
-        Of those that come while the file is locked, each waits but a moment longer than the one before: their number is bounded.
+        What comes while the file is locked waits for it but a moment, once it is its turn.
         """
         try:
             with limited_waits(0.0 if self.outbox.locked else INF):
