@@ -73,6 +73,8 @@ PLAIN = {
     "truths": ('{"l": [true, false, false]}', {"logits": "l", "labels": LABELS}),
     "texts": ('{"l": ["1", "2", "3"]}', {"logits": "l", "labels": LABELS}),
     "other classes": ('{"l": [1, 2]}', {"logits": "l", "labels": LABELS}),
+    "an empty list": ("[]", {}),
+    "an empty list in one": ("[[]]", {}),
     "a number": ('{"l": 1}', {"logits": "l", "labels": LABELS}),
 }
 

@@ -129,7 +129,7 @@ class PlainJson(OneByOne):
             return [self._numbers(document, self.logits)]
         if self.value == "value" and type(best := best_label(document)) is tuple:
             document, path = {"value": best[0], "confidence": best[1]}, path and "confidence"
-        elif self.value == "value" and isinstance(document, list) and (not document or least_score(document) is not None):
+        elif self.value == "value" and isinstance(document, list) and least_score(document) is not None:
             return [document if path else (document, None)]
         sure = None if path is None else self._pick(document, path, optional=True)
         if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
