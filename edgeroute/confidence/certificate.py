@@ -128,7 +128,7 @@ class Certificate(NamedTuple):
 
     def sealed(self) -> Certificate:
         """Return the certificate with the seal of its fields, by which later changes of threshold or limit are noticed."""
-        thresholds = [*self.thresholds.items(), *(("", each["threshold"]) for each in self.ladder or [self._asdict()])]
+        thresholds = [*self.thresholds.items(), *(("", each.get("threshold", INF)) for each in self.ladder or [self._asdict()])]
         tested = self.kind, float(self.value), self.sure, [(label, float(t)) for label, t in thresholds]
         return self._replace(seal=checksum_of({"tested": tested}))
 
@@ -230,7 +230,7 @@ class Certificate(NamedTuple):
             max_age_days: maximum age of the calibration, days.
         """
         differ = [] if served is None else _served_differs(self.fingerprints.get("served", ""), served)
-        if self.seal not in {"", self.sealed().seal}:
+        if self.seal and self.seal != self.sealed().seal:
             differ.append("its threshold or limit is not the one that was tested")
         for name, used in {"edge": edge, "cloud": cloud, "score": score, "codec": codec, "earlier": earlier}.items():
             calibrated = self.fingerprints.get(name, "" if name == "earlier" else None)
