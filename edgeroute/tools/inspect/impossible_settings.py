@@ -66,9 +66,6 @@ def problems(
         if snapshot.policy.rules.nothing and (not edges or snapshot.policy.mode == "only_cloud"):
             yield "nothing may leave this device by its rules, and only a cloud may answer: write may_leave, or an edge"
         yield from _unlike(snapshot, edges, clouds)
-    for name in set(limits._fields) - {"joules_per_hour"} if not clouds else ():  # an edge's runs take energy
-        if getattr(limits, name) < INF:
-            yield f"{name} = {getattr(limits, name):g} never applies: there is no cloud. Write one, or leave {name} out"
     for judged in filter(None, (snapshot, snapshot.shown)):
         if judged.policy.mode in JUDGED:
             yield from _thresholds(judged, unsure)
@@ -77,9 +74,12 @@ def problems(
 def settings_to_confirm(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
     """Yield a line for each setting that is right only if something holds that the user alone can confirm.
 
-    These are limits where some endpoints have a price and others none, and inputs that are colour pictures of floats whose
-    scale no card states.
+    These are limits without a cloud, or where some endpoints have a price and others none, and inputs that are colour pictures of
+    floats whose scale no card states.
     """
+    for name in limits._fields if not snapshot.clouds else ():
+        if getattr(limits, name) < INF and name != "joules_per_hour":  # an edge's runs take energy
+            yield f"{name} = {getattr(limits, name):g} never applies: there is no cloud"
     for name, terms in PRICES.items() if snapshot.policy.mode != "only_edge" else ():
         free = [cloud.name for cloud in snapshot.clouds if not any(getattr(cloud.terms, term) for term in terms)]
         if getattr(limits, name) < INF and 0 < len(free) < len(snapshot.clouds):
