@@ -184,6 +184,24 @@ def test_a_traces_sample_counts_for_all_requests(tmp_path):
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("sample", [0.4, 0.7, 1.0])
+def test_a_sample_of_a_request_an_hour_counts_for_all(tmp_path, sample):
+    """Each record counts as 2.5 or 1.4 requests: rounded hour by hour, 1,000 of them were 1,500, or 1,000."""
+    traced = []
+    with Router(lambda x: ("small", 0.1), lambda x: "large", threshold=0.5, trace=Trace(traced.append)) as router:
+        router.infer(1)
+    (record,) = traced
+    (tmp_path / "in").mkdir()
+    lines = [json.dumps({**record, "at": 1.79e9 + 3600 * i, "sample": sample}) for i in range(1000)]
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(lines) + "\n")
+    code, out, err = cli("fleet", "report", tmp_path / "in", "--json")
+    assert code == 0, err
+    total = json.loads(out)["total"]
+    assert total["requests"] == pytest.approx(1000 / sample, rel=0.05 * (sample < 1))
+    assert total["deferred"] == total["requests"] == sum(total["latencies"])
+
+
+@pytest.mark.matrix
 def test_what_is_wrong_in_traces_is_named_and_in_no_sum(tmp_path):
     """Cut off, of the future, with costs that are none, no records; a folder with nothing else is an error."""
     records = []

@@ -134,7 +134,7 @@ def _fill(store: Path, source: str, key: str | None) -> list[tuple[str, str]]:
     if source.startswith("mqtt"):
         raise BadInput("a broker has no past: `edgeroute fleet collect` it first")
     if _has_traces(source):
-        ui.print_notes(["of traces: without failed requests and audits, and a share alone of what is sampled"])
+        ui.print_notes(["of traces: without failed requests and audits, and by estimate where they are a sample"])
         return write_tables(Path(source), store)
     if not _collect(source, store, key, ()).added:
         raise BadInput(f"{source} has neither digests nor traces")

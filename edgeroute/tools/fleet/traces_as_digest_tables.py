@@ -67,13 +67,16 @@ SELECT file, batch, valid, sample, {_DAY} AS day, (ms // 3600000 % 24)::INTEGER 
     {", ".join(f"count(*) FILTER ({' + '.join(_SLOWER)} = {i}) AS {name}" for i, name in enumerate(BUCKETS))}
 FROM judged GROUP BY ALL
 """
+_COUNTS: Final = ("requests", "deferred", "degraded", *BUCKETS)
+# From 0 to below 1, by the row: fractions rounded so add up to nearly their sum, where each of 1.4 would be 1.
+_DRAW: Final = "min(hash(day, device, site, model, policy, arm, data_class, signed, hour) % 1000) / 1000"
 _REQUESTS: Final = f"""
 WITH shared AS (
     SELECT *, CASE WHEN batch = '' THEN 1 ELSE greatest(1, sum(paid) OVER (PARTITION BY file, batch)) END AS rows
     FROM sums WHERE valid
 )
 SELECT day, device, site, model, policy, arm, data_class, signed, hour,
-    {", ".join(f"round(sum({name} / sample))::BIGINT AS {name}" for name in ("requests", "deferred", "degraded", *BUCKETS))},
+    {", ".join(f"floor(round(sum({name} / sample), 6) + {_DRAW})::BIGINT AS {name}" for name in _COUNTS)},
     0 AS failed, round(sum(bytes / rows / sample))::BIGINT AS bytes, sum(usd / rows / sample) AS usd
 FROM shared JOIN devices USING (file) GROUP BY ALL
 """
