@@ -485,6 +485,19 @@ def test_a_stream_that_breaks():
     assert (message.content[0].text, message.stop_reason) == ("half an", "max_tokens")
 
 
+def test_models_have_the_fields_of_both_apis():
+    """One list serves both clients."""
+    with (
+        serving(AsyncRouter(lambda _: "a")) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client,
+        anthropic.Anthropic(base_url=url, api_key="any") as claude,
+    ):
+        (theirs,), (own,) = client.models.list(), claude.models.list()
+        assert (theirs.id, theirs.object, theirs.owned_by) == ("edgeroute", "model", "edgeroute")
+        assert (own.type, own.display_name, int(own.created_at.timestamp())) == ("model", "edgeroute", theirs.created)
+        assert claude.models.retrieve("edgeroute") == own
+
+
 def test_stored_responses_are_bounded(monkeypatch, client):
     """The oldest are discarded."""
     from edgeroute.tools.server import openai_responses_and_store as openai_responses

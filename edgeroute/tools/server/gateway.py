@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from time import time
+from time import gmtime, strftime, time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -322,8 +322,10 @@ class Models:
     """GET handlers that list the router's model names."""
 
     def __init__(self, names: Collection[str]) -> None:
-        about = {"object": "model", "created": int(time()), "owned_by": "edgeroute"}
-        self._about = {name: {"id": name, **about} for name in names}  # OpenAI's object of a model
+        created = int(time())
+        about = {"object": "model", "created": created, "owned_by": "edgeroute"}  # OpenAI's object of a model; then Anthropic's
+        about |= {"type": "model", "created_at": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(created))}
+        self._about = {name: {"id": name, "display_name": name, **about} for name in names}
 
     async def all(self, _: Request) -> Response:
         """Describe all names."""
