@@ -22,7 +22,6 @@ from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import wall_clock
 from edgeroute.system.calls_and_tasks import call_contained
-from edgeroute.system.files_and_lock_waits import limited_waits
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
@@ -224,13 +223,9 @@ class OfflineQueue:
                 self.forget(job.id)
 
     def _put(self, entries: Sequence[Waiting]) -> Sequence[Put | BaseException]:
-        """Store entries in one transaction. Return the result of each, or the error. Ctrl-C passes.
-
-        What comes while the file is locked waits for it but a moment, once it is its turn.
-        """
+        """Store entries in one transaction. Return the result of each, or the error. Ctrl-C passes."""
         try:
-            with limited_waits(0.0 if self.outbox.locked else INF):
-                return self.outbox.put_all(entries, lambda: self._refusal)
+            return self.outbox.put_all(entries, lambda: self._refusal)
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # noqa: BLE001 - no memory, for example
