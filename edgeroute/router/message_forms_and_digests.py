@@ -134,8 +134,9 @@ class _Search:
     def _examine(self, x: Any, depth: int, texts: bool) -> bool:
         """Return `is_conversation` of a part that was not examined before."""
         if (dtype := getattr(x, "dtype", None)) is not None and not isinstance(x, Mapping):
-            may_have = getattr(dtype, "kind", "") in {"O", "U", "T"} or getattr(dtype, "names", None)
-            return bool(may_have) and self.is_conversation(x.tolist(), depth + 1, texts=texts)
+            fields = getattr(dtype, "fields", None) or {}
+            kinds = {field.base.kind for field, *_ in fields.values()} or {getattr(dtype, "kind", "")}
+            return not kinds.isdisjoint({"O", "U", "T", "V"}) and self.is_conversation(x.tolist(), depth + 1, texts=texts)
         if _is_message(x) or self.requested(x, depth):
             return True
         if isinstance(x, Mapping) or not isinstance(x, Collection):
@@ -151,8 +152,8 @@ class _Search:
         asked = {k: v for k, v in asked.items() if isinstance(v, str) or (v is not None and self.is_conversation(v, depth + 1))}
         if asked:
             return asked
-        items = x if isinstance(x, Mapping) else _attributes(x)
-        self.left -= items is not x
+        items = x if isinstance(x, Mapping) else {} if type(x) in (list, tuple) else _attributes(x)
+        self.left -= items is not x and len(items) > 0
         return {key: value for key, value in items.items() if self.is_conversation(value, depth + 1, texts=False)}
 
 
