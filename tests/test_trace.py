@@ -13,7 +13,7 @@ import pytest
 import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
-from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace
+from edgeroute import Answer, Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace
 from edgeroute.router.offline_rules_and_late_replies import CORRECTS
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.outbox import decode_input
@@ -150,6 +150,15 @@ def test_a_sample(make, sample, least, most):
         router.infer(1)
     assert least <= len(traces) <= most
     assert all(trace.get("sample", 1) == sample for trace in traces)
+
+
+def test_an_answer_that_is_not_drawn_costs_no_record(make, monkeypatch):
+    made, record = [], Answer.trace
+    monkeypatch.setattr(Answer, "trace", property(lambda answer: made.append(answer) or record.fget(answer)))
+    router = make(sure, None, trace=Trace(print, sample=0.0))
+    router.infer(1)
+    router.infer_many([1, 1, 1])
+    assert not made
 
 
 def test_rows_of_a_batch_are_drawn_together(make):

@@ -77,12 +77,13 @@ class Trace(Instrument):
         answer = ended.answer
         if answer is None:
             return
-        line: dict[str, Any] = {"at": round(wall_clock.now(), 3), **answer.trace}
         if self.sample < 1:
             batch, row, _ = answer.id.partition(".")
             draw = random.Random(batch).random if row else random.random  # noqa: S311 - a sample, not a secret
             if draw() >= self.sample:
                 return
+        line: dict[str, Any] = {"at": round(wall_clock.now(), 3), **answer.trace}
+        if self.sample < 1:
             line["sample"] = self.sample
         if ended.origin is not None:
             line["fleet"] = ended.origin
