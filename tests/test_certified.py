@@ -13,6 +13,7 @@ from both import flat
 
 from edgeroute import Audit, Egress, Ensemble, OnnxModel, OpenInference, Options, PlainJson, PolicyError, Router
 from edgeroute.confidence import Certificate, Learned, calibrate, fit
+from edgeroute.confidence.certificate import checksum_of
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.observe.target_counts import TOGETHER
 
@@ -62,6 +63,23 @@ def test_another_threshold_or_limit_is_not_what_was_certified(certificate, tmp_p
     noted.save(tmp_path / "noted.json")
     with Router(edge, cloud, threshold=Certificate.load(tmp_path / "noted.json")) as router:
         assert not routes.uncalibrated(router.infer(1.0))
+
+
+def test_a_file_without_a_seal_keeps_its_checksum(certificate, tmp_path):
+    """By it a router knows its alarms and audits again."""
+    old = {name: value for name, value in certificate.as_dict().items() if name not in {"seal", "checksum"}}
+    old["checksum"] = checksum_of(old)
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    read = Certificate.load(tmp_path / "old.json")
+    assert (read.checksum, read.matches()) == (old["checksum"], None)
+
+
+def test_thresholds_of_classes_have_no_order(certificate):
+    """As in a file that another program has written with its keys sorted."""
+    tested = certificate._replace(thresholds={"b": 0.5, "a": 0.25}).sealed()
+    other = tested._replace(thresholds={"a": 0.25, "b": 0.5})
+    assert other == tested
+    assert other.matches() is None
 
 
 def test_for_another_model_it_is_uncalibrated(certificate):

@@ -128,7 +128,8 @@ class Certificate(NamedTuple):
 
     def sealed(self) -> Certificate:
         """Return the certificate with the seal of its fields, by which later changes of threshold or limit are noticed."""
-        thresholds = [*self.thresholds.items(), *(("", each.get("threshold", INF)) for each in self.ladder or [self._asdict()])]
+        thresholds = sorted(self.thresholds.items())
+        thresholds += [("", each.get("threshold", INF)) for each in self.ladder or [self._asdict()]]
         tested = self.kind, float(self.value), self.sure, [(label, float(t)) for label, t in thresholds]
         return self._replace(seal=checksum_of({"tested": tested}))
 
@@ -272,9 +273,11 @@ class Certificate(NamedTuple):
         return data | {"checksum": checksum_of(data)}
 
     def _data(self) -> dict[str, Any]:
-        """Return the file's contents without the checksum."""
+        """Return the file's contents without the checksum; of a file without a seal they stay as they are."""
         thresholds = {label: finite(t) for label, t in self.thresholds.items()}
         fields = to_json_types(self._asdict() | {"threshold": finite(self.threshold), "thresholds": thresholds})
+        if not self.seal:
+            del fields["seal"]
         return {"version": VERSION, **fields, "guarantee": self.guarantee}
 
     @classmethod
