@@ -469,6 +469,18 @@ def test_an_awaitable_is_no_answer(kind):
         assert "is a def that returns a Later" in routes.error(router.infer(1), "edge")
 
 
+def test_an_awaitable_that_is_awaited_gives_no_other():
+    async def later(_):
+        return Later()
+
+    with Tasks(lambda _: ("edge", 0.1), later, threshold=0.5) as router:
+        answer = router.infer(1)
+        with router.stream(1) as stream:
+            assert list(stream) == ["edge"]
+    assert (answer.value, answer.degraded) == ("edge", True)
+    assert "returns a Later: await it" in routes.error(answer, "cloud")
+
+
 def test_a_reload_refuses_one_too(tmp_path, monkeypatch):
     """A policy that brings an async edge is refused by a router of threads, and the old one stays."""
     (tmp_path / "slow.py").write_text(

@@ -148,5 +148,5 @@ class Egress:
         """
         own = call_contained(copy_input, x)
         sent = call_contained(redact, own, permit.data_class)
-        refuse_awaitable(sent, "redact", PolicyError)
+        refuse_awaitable(sent, "redact", PolicyError, "it has to return what is to be sent")
         return sent if alone or sent is own else copy_value(sent)

@@ -409,7 +409,8 @@ class FunctionBackend(AbandonedRuns):
                 async for piece in self._ask(x):
                     yield piece
             else:
-                yield await self._ask(x)
+                refuse_awaitable(result := await self._ask(x), self.where, BadReply, "await it")
+                yield result
         except BaseException as e:
             if not is_task_cancelled(e):
                 exchange.after_attempt(0, e)

@@ -25,13 +25,15 @@ def runs_later(function: Any) -> bool:
     return is_async(function) or _is_any(function, inspect.isgeneratorfunction)
 
 
-def refuse_awaitable(result: Any, where: str, wrong: type[Exception]) -> None:
-    """Raise an exception of the class `wrong` if a plain function's result is to be awaited; a coroutine is closed."""
+def refuse_awaitable(
+    result: Any, where: str, wrong: type[Exception], remedy: str = "make it an async def, and use AsyncRouter"
+) -> None:
+    """Raise an exception of the class `wrong` if a function's result is to be awaited; a coroutine is closed."""
     kind = type(result)
     if hasattr(kind, "__await__") or kind is AsyncGeneratorType:
         if kind is CoroutineType:
             result.close()  # or Python would warn that it was never awaited
-        raise wrong(f"{where} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
+        raise wrong(f"{where} is a def that returns a {kind.__name__}: {remedy}")
 
 
 def check_has_run(result: object) -> None:
