@@ -132,6 +132,25 @@ def test_digests_that_have_no_room_for_hours_any_more_are_no_alarm(usual, tmp_pa
     assert [alarm["test"] for alarm in only(look(store.folder))["alarms"]] == ["differ"]
 
 
+def test_busy_hours_are_most_of_a_digest_without_hours(tmp_path):
+    """In them more is deferred, too: the sum of a day is no alarm by the mean rate of its hours, at night as by day."""
+    hours = np.arange(24)
+    busy, rate = np.where((hours >= 8) & (hours < 20), 10, 1), np.where((hours >= 8) & (hours < 20), 0.3, 0.1)
+    for day in range(42):
+        rng, rows = np.random.default_rng(day), []
+        for i in range(60):
+            asked = rng.poisson(3 * busy)
+            counts = np.stack([hours, asked, rng.binomial(asked, rate)], 1)[asked > 0].tolist()
+            if day >= 28:
+                counts = [[0, *(sum(column) for column in [*zip(*counts, strict=True)][1:])]]
+            head = (device_id(i), "site", MODEL, POLICY, "", "", "")
+            rows += [(*head, *cells, 0, 0, 100, 0.01, *[0] * 8) for cells in counts]
+        told = [(device_id(i), "site", "", "0.9.0", 1, True, 4 * (day >= 28)) for i in range(60)]
+        for name, table in (("requests", rows), ("digests", told)):
+            write_rows(tmp_path / name / f"day={FIRST + timedelta(days=day)}" / "rows.parquet", name, table)
+    assert only(look(tmp_path))["alarms"] == []
+
+
 def test_a_week_is_a_reference_where_it_is_asked_for(tmp_path):
     """Without that the first day on which an alarm is possible is named."""
     store = Store(tmp_path / "store")

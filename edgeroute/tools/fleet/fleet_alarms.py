@@ -70,21 +70,21 @@ METRICS = {
 }
 # A model without a digest, as of a function that cannot be identified, is told apart by its name.
 _KEY = "coalesce(nullif(split_part(model, ':', -1), ''), model) AS key, model, policy, device, site, day"
-# A digest without room for each hour has the sums of blocks. They are spread evenly over a block's hours: else a fleet with more
-# traffic, whose digests have blocks, would be compared with the usual rates of the blocks' first hours alone.
-_SPREAD = "{} LEFT JOIN spans USING (device, day) JOIN blocks ON hours = coalesce(span, 1.0)"
-_CELL = "(24 * (isodow(day) - 1) + least(hour + later, 23))::INTEGER AS cell"
+_SPANS = (1, 6, 24)  # hours of a digest's blocks: one without room for each hour has the sums of several
+_USUAL = "JOIN rates r ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND c.hours = r.hours"
+_OF_BLOCKS = "{} LEFT JOIN spans USING (device, day)"
+_CELL = "(24 * (isodow(day) - 1) + hour)::INTEGER AS cell, coalesce(span, 1) AS hours"
 _REQUESTS_POSSIBLE = "hour BETWEEN 0 AND 23 AND requests > 0 AND deferred BETWEEN 0 AND requests"
 _VIEWS = f"""
-    CREATE TEMP TABLE blocks AS SELECT hours, unnest(range(hours::BIGINT)) AS later FROM (VALUES (1.0), (6.0), (24.0)) b(hours);
-    CREATE TEMP VIEW spans AS SELECT device, day, CASE WHEN coarse >= 4 THEN 24.0 ELSE 6.0 END AS span FROM digests
+    CREATE TEMP TABLE blocks AS SELECT hours, unnest(range(hours)) AS later FROM (SELECT unnest({[*_SPANS]}) AS hours);
+    CREATE TEMP VIEW spans AS SELECT device, day, CASE WHEN coarse >= 4 THEN 24 ELSE 6 END AS span FROM digests
         WHERE coarse >= 1;
-    CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, grid AS index, audited / hours AS n, differ / hours AS differ,
-        harms / hours AS harms, wins / hours AS wins, 0 AS deferred
-        FROM {_SPREAD.format("audits")} WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
-    CREATE TEMP VIEW asked AS SELECT {_KEY}, {_CELL}, 0 AS index, requests / hours AS n, 0 AS differ, 0 AS harms, 0 AS wins,
-        deferred / hours AS deferred FROM {_SPREAD.format("requests")} WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
-    CREATE TEMP TABLE rates (metric VARCHAR, key VARCHAR, policy VARCHAR, cell INTEGER, first INTEGER, rate DOUBLE);
+    CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, grid AS index, audited AS n, differ, harms, wins, 0 AS deferred
+        FROM {_OF_BLOCKS.format("audits")} WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
+    CREATE TEMP VIEW asked AS SELECT {_KEY}, {_CELL}, 0 AS index, requests AS n, 0 AS differ, 0 AS harms, 0 AS wins, deferred
+        FROM {_OF_BLOCKS.format("requests")} WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
+    CREATE TEMP TABLE rates
+        (metric VARCHAR, key VARCHAR, policy VARCHAR, cell INTEGER, hours INTEGER, first INTEGER, rate DOUBLE);
     CREATE TEMP TABLE fresh (device VARCHAR, day DATE);
     CREATE TEMP TABLE bets (device VARCHAR, mask UBIGINT);
 """
@@ -251,15 +251,21 @@ class FleetAlarms:
         self._db.execute("DELETE FROM rates")
         for stream in self._streams.values():
             for name, test in stream["tests"].items():
-                self._add_rates(stream, name, np.array(test["rates"]))
+                self._add_rates(stream, name, test)
 
-    def _add_rates(self, stream: dict[str, Any], name: str, rates: Floats) -> None:
-        """Add the usual rates of one test to their table, with the stream's threshold for tests of audits; replaces none."""
+    def _add_rates(self, stream: dict[str, Any], name: str, test: dict[str, Any]) -> None:
+        """Add the usual rates of one test to their table, with the stream's threshold for tests of audits; replaces none.
+
+        The rate of a block of hours is the mean of its hours', by their usual numbers: most of a day's sum is of its busy hours.
+        """
         first = stream["threshold"] if METRICS[name].table == "audited" else 0
-        self._db.execute(
-            "INSERT INTO rates SELECT ?, ?, ?, unnest(range(168))::INTEGER, ?, unnest(?::DOUBLE[])",
-            [name, stream["key"], stream["policy"], first, rates.tolist()],
-        )
+        rates, numbers = np.array(test["rates"]), np.array(test.get("numbers", [1.0] * CELLS)) + 1e-9
+        for hours in _SPANS:
+            sums = (part.reshape(-1, hours).sum(1) for part in (rates * numbers, numbers))
+            self._db.execute(
+                "INSERT INTO rates SELECT ?, ?, ?, unnest(range(168))::INTEGER, ?, ?, unnest(?::DOUBLE[])",
+                [name, stream["key"], stream["policy"], hours, first, np.repeat(np.divide(*sums), hours).tolist()],
+            )
 
     def _close_day(self, day: int) -> None:
         """Bet on a closed day, and on a Sunday on its week; learn the usual rates of streams whose reference ends with the day.
@@ -295,9 +301,9 @@ class FleetAlarms:
         metric = METRICS[name]
         rows = self._db.execute(
             f"""SELECT r.key || ' ' || r.policy AS stream, sum({metric.events})::DOUBLE AS events, sum(n * rate) AS expected,
-            sum(wins)::DOUBLE AS wins, sum(n)::DOUBLE AS n FROM {metric.table} c JOIN rates r
-            ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND index >= first AND r.metric = {quoted(name)}
-            {join} WHERE day IN ({", ".join("?" * len(days))}) AND day BETWEEN ? AND ?
+            sum(wins)::DOUBLE AS wins, sum(n)::DOUBLE AS n FROM {metric.table} c {_USUAL}
+            {join} WHERE index >= first AND r.metric = {quoted(name)}
+            AND day IN ({", ".join("?" * len(days))}) AND day BETWEEN ? AND ?
             GROUP BY r.key, r.policy, device ORDER BY stream""",
             [*days, min(days), max(days)],
         ).fetchnumpy()
@@ -331,7 +337,7 @@ class FleetAlarms:
                     for kind in ("daily", "weekly")
                 }
                 stream["tests"][name] = {**given, **new, "from": day + 1, "seen": [0.0, 0.0]}
-                self._add_rates(stream, name, np.array(given["rates"]))
+                self._add_rates(stream, name, given)
 
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
         """Begin a daily and a weekly test of a metric, with the days up to this one as reference; write the usual rates.
@@ -352,27 +358,26 @@ class FleetAlarms:
         rows = self._db.execute(
             f"""WITH days AS (SELECT device, day, sum(n) AS total FROM {metric.table} WHERE {where} GROUP BY ALL),
             shares AS (SELECT device, day, least(1, {_LARGEST} * (SELECT median(total) FROM days) / total) AS share FROM days)
-            SELECT cell, sum(share * ({metric.events})) AS events, sum(share * n) AS n, sum(share * wins) AS wins,
-            sum(share * abs(harms - differ)) AS labelled FROM {metric.table} JOIN shares USING (device, day)
-            WHERE {where} GROUP BY cell""",
+            SELECT least(cell + later, {CELLS - 1}) AS slot, sum(share / hours * ({metric.events})) AS events,
+            sum(share / hours * n) AS n, sum(share / hours * wins) AS wins, sum(share / hours * abs(harms - differ)) AS labelled
+            FROM {metric.table} JOIN shares USING (device, day) JOIN blocks USING (hours) WHERE {where} GROUP BY slot""",
             values * 2,
         ).fetchnumpy()
         events, numbers = np.zeros(CELLS), np.zeros(CELLS)
-        events[rows["cell"]], numbers[rows["cell"]] = rows["events"], rows["n"]
+        events[rows["slot"]], numbers[rows["slot"]] = rows["events"], rows["n"]
         if events.sum() < EVENTS or (name == "loss" and not rows["wins"].sum() + rows["labelled"].sum()):
             return
-        rates = usual_rates(events, numbers, weekdays=weekdays)
-        self._add_rates(stream, name, rates)
+        usual = {"rates": usual_rates(events, numbers, weekdays=weekdays).tolist(), "numbers": numbers.round(3).tolist()}
+        self._add_rates(stream, name, usual)
         units = self._db.execute(
             f"""SELECT dense_rank() OVER (ORDER BY device) - 1 AS device, day - {_ZERO} - {first} AS d, events, expected FROM (
                 SELECT device, day, sum({metric.events})::DOUBLE AS events, sum(n * rate) AS expected FROM
                 (SELECT * FROM {metric.table} WHERE {where}) c
-                JOIN rates r ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND r.metric = {quoted(name)}
-                GROUP BY device, day)""",
+                {_USUAL} WHERE r.metric = {quoted(name)} GROUP BY device, day)""",
             values,
         ).fetchnumpy()
         device, number = (np.asarray(units[column], int) for column in ("device", "d"))
-        test = {"from": day + 1, "rates": rates.tolist(), "wins": float(rows["wins"].sum() / rows["n"].sum()), "seen": [0.0, 0.0]}
+        test = {"from": day + 1, **usual, "wins": float(rows["wins"].sum() / rows["n"].sum()), "seen": [0.0, 0.0]}
         for kind, liars, part in (("daily", 0.0, number), ("weekly", self._liars, number // WEEK)):
             _, row = np.unique(device * (part.max() + 1) + part, return_inverse=True)
             score, weight = scores(*(np.bincount(row, units[column]).astype(float) for column in ("events", "expected")))
@@ -380,8 +385,8 @@ class FleetAlarms:
             of[0][row], of[1][row] = device, part
             level = highest_usual(score, weight, *of, tolerance=self._tolerance, weekdays=weekdays)
             test[kind] = PooledDrift(level, alpha=self._alpha, liars=liars).dump()
-            test[f"{kind} usual"] = usual = float((score.sum() + 1) / (weight.sum() + 1))
-            by_device = np.bincount(of[0], score - usual * weight) ** 2
+            test[f"{kind} usual"] = ratio = float((score.sum() + 1) / (weight.sum() + 1))
+            by_device = np.bincount(of[0], score - ratio * weight) ** 2
             test["spread"] = float(np.sqrt(np.count_nonzero(by_device) * by_device.sum()) / (weight.sum() + 1))
         stream["tests"][name] = test
 
@@ -493,9 +498,9 @@ def _suspects(db: Any, stream: dict[str, Any], closed: int) -> tuple[list[dict[s
         for column, what in (("k", "differ"), ("e", "n * rate"))
     )
     rows = db.execute(
-        f"""SELECT device, arg_max(site, day) AS site, sum(n) AS n, {sums} FROM audited c JOIN rates r
-        ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND index >= first AND r.metric = 'differ'
-        WHERE r.key = ? AND r.policy = ? AND day > ? AND day <= ? GROUP BY device ORDER BY device""",
+        f"""SELECT device, arg_max(site, day) AS site, sum(n) AS n, {sums} FROM audited c {_USUAL}
+        WHERE index >= first AND r.metric = 'differ' AND r.key = ? AND r.policy = ?
+        AND day > ? AND day <= ? GROUP BY device ORDER BY device""",
         [stream["key"], stream["policy"], day_of(closed - PAST_DAYS), day_of(closed)],
     ).fetchnumpy()
     if not len(rows["device"]):
