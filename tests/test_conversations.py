@@ -876,6 +876,8 @@ def test_parts_that_occur_often_are_read_once(made):
     many = conversation_digests.MOST_OBJECTS + 9
     for lists in ([[n, 0.5] for n in range(many)], [(n, 0.5) for n in range(many)], np.zeros(many, [("x", "f4"), ("n", "i4")])):
         assert router.infer({"points": lists}).source == "cloud", "lists have no attributes"
+    series = SimpleNamespace(dtype=SimpleNamespace(fields=["x"]))  # as Polars has it
+    assert router.infer({"series": series}).source == "cloud"
     several = [SimpleNamespace(n=n) for n in range(many)]
     assert router.infer(several).trace["stays"] == UNKNOWN
 

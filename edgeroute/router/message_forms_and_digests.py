@@ -134,9 +134,10 @@ class _Search:
     def _examine(self, x: Any, depth: int, texts: bool) -> bool:
         """Return `is_conversation` of a part that was not examined before."""
         if (dtype := getattr(x, "dtype", None)) is not None and not isinstance(x, Mapping):
-            fields = getattr(dtype, "fields", None) or {}
-            kinds = {field.base.kind for field, *_ in fields.values()} or {getattr(dtype, "kind", "")}
-            return not kinds.isdisjoint({"O", "U", "T", "V"}) and self.is_conversation(x.tolist(), depth + 1, texts=texts)
+            fields = getattr(dtype, "fields", None)  # a mapping in NumPy
+            parts = [field.base for field, *_ in fields.values()] if isinstance(fields, Mapping) else [dtype]
+            may_have = any(getattr(part, "kind", "") in {"O", "U", "T", "V"} for part in parts)
+            return may_have and self.is_conversation(x.tolist(), depth + 1, texts=texts)
         if _is_message(x) or self.requested(x, depth):
             return True
         if isinstance(x, Mapping) or not isinstance(x, Collection):
