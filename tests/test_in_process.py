@@ -134,21 +134,32 @@ def test_a_client_that_does_not_wait(kind):
 @pytest.mark.usefixtures("interruptible")
 def test_a_client_that_is_interrupted():
     """By Ctrl-C, its request is cancelled."""
-    left = threading.Event()
+    left, sending, asking = threading.Event(), threading.Lock(), [False]
+
+    def interrupt(*_):
+        if asking[0]:
+            asking[0] = False
+            raise KeyboardInterrupt
 
     async def never(x):
-        os.kill(os.getpid(), signal.SIGINT)
         try:
-            await asyncio.Event().wait()
+            while True:
+                if sending.acquire(blocking=False):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    sending.release()
+                await asyncio.sleep(0.1)  # again: a thread that was just about to wait has not heard it
         finally:
             left.set()
 
+    signal.signal(signal.SIGINT, interrupt)
     with InProcess(AsyncRouter(cloud=never, deadline=LONG)) as gateway, gateway.client(timeout=LONG) as http:
         until = monotonic() + LONG
-        while not left.wait(1.0):  # the signal may come before the client waits
+        while not left.wait(1.0):  # it may come before the client waits
             assert monotonic() < until
+            asking[0] = True
             with pytest.raises(KeyboardInterrupt):
                 http.post(f"{gateway.url}/chat/completions", json=CHAT)
+        sending.acquire()  # none comes any more
 
 
 def test_a_model_that_ends_its_thread():
