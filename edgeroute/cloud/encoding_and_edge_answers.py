@@ -84,7 +84,7 @@ def _room(value: Any, left: int, deep: int) -> int:
 def split_answers(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | None] | None]:
     """Return the inputs without the edge's answers, as a new list, and the edge's answer to each (None: it has none).
 
-    None in place of the answers: no input has one.
+    None in place of the answers: no input has one. Either all inputs are `Escalated`, or none.
     """
     if not inputs or type(inputs[0]) is not Escalated:
         return list(inputs), None

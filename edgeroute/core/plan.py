@@ -327,8 +327,9 @@ def plan(
     data class; empty: the egress rules decide. `arm`: name of the cloud on trial whose arm the request is in; empty: none.
 
     Each leg gets its threshold, hedging delay and permit; with the cloud first, and for busy edges, edges stand by. An edge's
-    group gives one member; rules in force may change mode, edges and hedges; `steps` has each decision in words. A refusal: the
-    mode needs a side that is not there, or nothing may leave and no edge may be asked (`denied`).
+    group gives one member; rules in force may change mode, edges and hedges; `steps` has each decision in words. Mode `shadow` is
+    planned as `only_cloud`, with the edges in `Plan.silent`; clouds on trial are left out, but for `arm`. Breakers and budgets
+    are not read. A refusal: the mode needs a side that is not there, or nothing may leave and no edge may be asked (`denied`).
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s

@@ -259,7 +259,7 @@ def _under_key(key: str) -> Iterator[None]:
 
 
 def _part(name: str, keys: dict[str, Any]) -> Any:
-    """Return a part made from its keys by an installed package. Raises as `load_plugin`, with the key in front."""
+    """Make the part of an installed package's entry point `name`, with `keys` as arguments. Raises as `load_plugin`."""
     with _under_key(f"parts.{name}"):
         return load_plugin(PARTS, name, **keys)
 

@@ -154,7 +154,7 @@ def check_types(given: Mapping[str, Any]) -> None:
 
 
 def is_float(value: Any) -> bool:
-    """Return True if a real number is a float's: no NaN, and no whole number above the largest float."""
+    """Return True if a real number fits into a float: not NaN, and no whole number above the largest float; infinity does."""
     try:
         return not isnan(value)
     except OverflowError:

@@ -263,9 +263,9 @@ def _layout(row: Sequence[int], dtype: str) -> str | None:
 
 
 def _picture_guess(spec: TensorSpec, batch: int | None, layout: str, findings: list[Finding]) -> InputGuess:
-    """Return the guess of a picture input with its layout, added to `findings`; of floats, preprocessing is an open question.
+    """Return the guess of a picture input with its layout, and `findings` with further ones, in a new list.
 
-    Possible preprocessings are in `preparations`.
+    Of floats, preprocessing is an open question. Possible preprocessings are in `preparations`.
     """
     about = f"inputs.{quoted(spec.name)}"
     row = spec.shape if batch is None else spec.shape[1:]

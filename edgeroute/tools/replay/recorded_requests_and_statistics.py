@@ -121,10 +121,11 @@ def checked_number(number: Any) -> Any:
 
 
 def confidence(value: Any) -> Any:
-    """Return a recorded confidence as a number, which may be infinite, or None.
+    """Return a recorded confidence: a finite number or None as it is, the texts "inf" and "-inf" as infinities.
 
     Raises:
-        TypeError, ValueError: it is no number.
+        TypeError: it is no number.
+        ValueError: it is NaN or infinite as a number.
     """
     return _INFINITE[value] if isinstance(value, str) and value in _INFINITE else checked_number(value)
 

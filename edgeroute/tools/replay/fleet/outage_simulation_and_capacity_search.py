@@ -101,7 +101,7 @@ class Result:
 
     @property
     def fleet_back_s(self) -> float | None:
-        """Seconds from the end of the outage until devices received its answers again; None: they did not.
+        """Seconds from the end of the outage until 99 % of deferred requests are answered in time, and stay so; None: never.
 
         A breaker may stay open after the cloud has recovered.
         """
