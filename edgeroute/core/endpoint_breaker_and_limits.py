@@ -190,7 +190,7 @@ class Breaker:
         self._next_s = grown_s(self._next_s)
 
     def _close(self) -> None:
-        """Close the breaker."""
+        """Close the breaker, with no probe due. Keeps the count of faults and the next pause."""
         self.state, self._due = "closed", INF
 
 

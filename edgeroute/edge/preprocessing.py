@@ -353,12 +353,12 @@ class Preprocess:
         return out
 
     def _check_scale(self, x: Any) -> None:
-        """Refuse pixels of 0 to 255 where floats of 0 to 1 are expected, and booleans for either.
+        """Refuse integers where floats are expected, as their scale is unknown, and booleans for numbers or the reverse.
 
-        Objects without a dtype pass.
+        Objects without a dtype, and all floats, pass.
 
         Raises:
-            BadInput: the array has another kind of numbers.
+            BadInput: the array is refused.
         """
         dtype, wanted = getattr(x, "dtype", None), self._scaled
         if not isinstance(dtype, np.dtype) or wanted is None or dtype.kind not in "biu":

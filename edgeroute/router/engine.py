@@ -455,7 +455,7 @@ class Engine(ForkSafe):
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
     def resume(self) -> None:
-        """Have the outbox deliver now, if there is one: a cloud is back."""
+        """Wake the outbox, if there is one: a cloud is back. At once if this device was offline, else after a random wait."""
         if self.queue is not None:
             self.queue.delivery.wake(now=self.health.outage_was_local())
 

@@ -117,7 +117,7 @@ class Queue(OfflineRule):
             parts.queue.expect(walked.request.id)
 
     def forget(self, walked: Walked, parts: Parts) -> None:
-        """Release the late answers that wait for the request."""
+        """Handle the late answers that wait for the request to be stored, in this thread: it was cut off, and will not be."""
         if parts.queue is not None:
             parts.queue.forget(walked.request.id)
 

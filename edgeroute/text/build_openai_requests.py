@@ -103,7 +103,7 @@ class Chat:
         raise BadInput(f'expected a prompt: text, messages [{{"role": ..., "content": ...}}], or a request, not {_kind(x)}')
 
     def _from_request(self, x: Mapping[Any, Any]) -> tuple[dict[str, Any], bool]:
-        """Return the request for one that the caller wrote, with the settings as defaults.
+        """Return the request for one that the caller wrote, settings as defaults, and True if it is a chat, False for a prompt.
 
         Keys in `OURS` are dropped; a grammar or format of the caller replaces both settings. Raises as `request`.
         """

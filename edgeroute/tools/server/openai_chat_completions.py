@@ -524,7 +524,7 @@ _MARKED = json_dumps(_MARK)
 
 
 def reply_of(answer: Answer[Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the completion object that a model or server returned, and its first choice; empty mappings for anything else."""
+    """Return an answer's outputs with a list `choices`, and the first, {} if that is no object; two {} for other outputs."""
     reply: Any = answer.outputs
     if not isinstance(reply, Mapping) or not isinstance(choices := reply.get("choices"), list | tuple):
         return {}, {}
