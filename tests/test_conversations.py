@@ -543,6 +543,13 @@ def locked(path, statement="BEGIN EXCLUSIVE"):
         holder.communicate()
 
 
+@pytest.fixture(autouse=True)
+def patient(request, monkeypatch):
+    """Who reads the file waits for a slow disk, as where another thread is just creating it; but not where it is locked for good."""
+    for name in ("PATIENCE_S", "LOCKED_S") if "long_waits" not in request.fixturenames else ():
+        monkeypatch.setattr(private_conversations, name, LONG)
+
+
 @pytest.fixture
 def long_waits(monkeypatch):
     """Who waits for a lock waits very long."""
@@ -733,6 +740,7 @@ def test_a_disk_that_does_not_answer_keeps_conversations(tmp_path, monkeypatch):
         router.infer([user(SECRET)], data_class="medical")
         released = threading.Event()
         with monkeypatch.context() as slow:
+            slow.setattr(private_conversations, "PATIENCE_S", 0.01)
             read = Database.read
             slow.setattr(Database, "read", lambda self, *given: (released.wait(3 * LONG), read(self, *given))[1])
             for _ in range(3):
