@@ -40,11 +40,16 @@ def _argument(arg: object) -> str:
 def _traceback(info: Any) -> str:
     """Return the traceback of a record's exception as text: at level DEBUG as `logging` writes it.
 
-    Else it has the frames and the type of the exception, but neither its message nor its causes.
+    Else it has the frames and the type of the exception, but neither its message nor its causes. The frames are left out as the
+    interpreter ends.
     """
-    if log.isEnabledFor(logging.DEBUG):
-        return logging.Formatter().formatException(info)
-    return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(info[2]), failure_text(info[1])])
+    try:
+        if log.isEnabledFor(logging.DEBUG):
+            return logging.Formatter().formatException(info)
+        frames = traceback.format_tb(info[2])
+    except ImportError:  # as the interpreter ends: from Python 3.13 on, modules that read the lines are imported only then
+        frames = []
+    return "".join(["Traceback (most recent call last):\n", *frames, failure_text(info[1])])
 
 
 _CLEAN = _CleanLog()
