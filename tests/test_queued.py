@@ -275,30 +275,6 @@ def test_one_call_waits_for_an_outbox_that_is_locked(make, tmp_path, monkeypatch
     until(lambda: not box.locked)
 
 
-def test_what_comes_while_an_outbox_is_locked_waits_as_long_as_others(make, tmp_path, monkeypatch):
-    """Another process may write often, and the disk be slow: what is being stored is not lost for that."""
-    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.Database", partial(Database, busy_s=1e9))
-    monkeypatch.setattr("edgeroute.stores.sqlite_file_and_key_values.CLOSE_S", 0.01)
-    monkeypatch.setattr("edgeroute.system.files_and_lock_waits.LEAST_S", 0.0)
-    changes = Changes()
-    box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
-    assert box.size() == 0
-    router = make(box, deadline=0.1, instruments=[changes])
-    with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
-        c.execute("BEGIN IMMEDIATE")
-        failed = []
-        while not box.locked:
-            failed.append(router.infer("x").id)
-        while len(changes.seen) < len(failed):
-            box.end_waits()  # they fail, and the file still counts as locked
-        answer = router.infer("x")
-        until(lambda: box.storing)
-        with contextlib.closing(sqlite3.connect(box.path, timeout=1.0)) as other, pytest.raises(sqlite3.OperationalError):
-            other.execute("BEGIN IMMEDIATE")  # it waits a second for the file, and fails
-        assert answer.id not in dict(changes.seen)
-    until(lambda: on_disk(box) == {answer.id})
-
-
 def test_what_waits_for_an_outbox_that_is_locked_has_a_limit(make, tmp_path, monkeypatch):
     """The copies of inputs take memory: beyond the limit the reason says at once that a request is not stored."""
     monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.Database", partial(Database, busy_s=1e9))

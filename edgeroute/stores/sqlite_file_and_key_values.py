@@ -124,8 +124,8 @@ class Database(ForkSafe):
                     yield connection
                     return
                 self._retry(connection.execute, "BEGIN IMMEDIATE" if write else "BEGIN")
-                self.locked = self.locked and not write
                 try:
+                    self.locked = self.locked and not write
                     yield connection
                 except BaseException:
                     if connection.in_transaction:
