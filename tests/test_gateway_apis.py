@@ -86,7 +86,6 @@ def client(url):
 
 @pytest.fixture
 def claude(url):
-    needs("anthropic")
     with anthropic.Anthropic(base_url=url, api_key="any", max_retries=0) as client:
         yield client
 
@@ -250,7 +249,6 @@ def test_an_empty_response_is_continued():
 
 def test_the_asynchronous_clients(url):
     """Both, whole and in pieces."""
-    needs("anthropic")
 
     async def main():
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as client:
@@ -300,7 +298,6 @@ def test_a_message_in_pieces(claude, text, whole):
 
 def test_a_message_uses_a_tool():
     """Its blocks go back as they are, with the result, an image in it; whole and as a stream."""
-    needs("anthropic")
     model = Whole(completion({"content": "Let me see.", "tool_calls": [CALL]}, "tool_calls"))
     tools = [{"name": "weather", "description": "The weather.", "input_schema": WEATHER, "cache_control": {"type": "ephemeral"}}]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
@@ -342,7 +339,6 @@ def test_a_message_uses_a_tool():
 )
 def test_calls_of_a_server_that_says_stop(given, read):
     """The client makes them; arguments that are no object are the same whole and in pieces, which its helper can read."""
-    needs("anthropic")
     call = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": given}}
     options = {"model": "edgeroute", "max_tokens": 9, "messages": HELLO, "tools": [{"name": "weather", "input_schema": WEATHER}]}
     with (
@@ -466,7 +462,6 @@ def test_a_private_turn_stays_on_each_road():
 
 def test_a_stream_that_breaks():
     """What had come is the answer, and its end says that it is not whole."""
-    needs("anthropic")
 
     def broken(_):
         yield "half an"

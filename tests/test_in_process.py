@@ -59,7 +59,6 @@ def test_one_call_after_the_other_where_one_is_allowed():
 
 def test_anthropics_client(gateway):
     """Its address is without /v1."""
-    needs("anthropic")
     with anthropic.Anthropic(base_url=gateway.root_url, api_key="none", http_client=gateway.client("httpx2")) as client:
         assert client.messages.create(model="edgeroute", max_tokens=9, messages=HELLO).content[0].text == "you said hello"
 
