@@ -37,9 +37,11 @@ def main(infer, router):
             with guard.lock:
                 guard.rules.breaker._due = monotonic() + 1e6
             told = [guard.state]
-        elif command == "closed":
+        elif command == "closed":  # closed, or open again for seconds: the probe ran into its limit
             pause, until = threading.Event(), monotonic() + {long}
-            while guard.state != "closed" and monotonic() < until:
+            while guard.state != "closed" and guard.rules.breaker._due > monotonic() + 1e5 and monotonic() < until:
+                pause.wait(0.01)
+            while guard.state == "half-open" and monotonic() < until:
                 pause.wait(0.01)
             told = [guard.state]
         print(json.dumps([command, *told]), flush=True)
@@ -202,6 +204,17 @@ def outage(ns, device, cable):
     assert device("for ever") == ["open"]
 
 
+def back(ns, device):
+    """Puts the cable back until the endpoint was found to be well: on a busy machine the kernel may drop packets for seconds."""
+    for _ in range(5):
+        ns.up()
+        if device("closed") == ["closed"]:
+            return
+        ns.down()
+        device("for ever")
+    pytest.fail("five times the link came up, and no probe succeeded")
+
+
 @pytest.mark.parametrize("cable", [True, False], ids=["the cable is pulled", "the peer is silent"])
 def test_the_kernels_news_ends_an_outage(ns, cloud, start, cable):
     """As the link comes up the endpoint is tried once, with nothing of the user's, and the next input goes to it."""
@@ -217,8 +230,7 @@ def test_the_kernels_news_ends_an_outage(ns, cloud, start, cable):
         ns.down()
     asked = len(cloud)
     assert device.edge(LONG) == "breaker"
-    ns.up()
-    assert device("closed") == ["closed"]
+    back(ns, device)
     device.cloud()
     probes = of(cloud[asked:], "/health")
     assert probes
