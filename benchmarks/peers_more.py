@@ -248,7 +248,7 @@ def frames() -> str:
     """Return "yes" if of five frames that look alike the cloud is asked about one."""
     still = [np.full((120, 160, 3), 90, np.uint8) for _ in range(5)]
     cloud = FakeCloud([("mug", 0.9)])
-    with Router(lambda _: ("cup", 0.4), cloud, threshold=0.5) as router, router.frames(still, drop="never") as seen:
+    with Router(lambda _: ("cup", 0.4), cloud, threshold=0.5) as router, router.frames(still, drop="never", stale=None) as seen:
         values = [update.shown.value for update in seen]
     return yes(values[0] == "cup" and values[-1] == "mug" and cloud.runs == 1)
 
