@@ -183,6 +183,18 @@ def test_a_response_calls_a_function():
     assert model.asked[0]["tool_choice"] == "required"
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "refusal"])
+def test_a_chat_stream_ends_with(key):
+    """What else the message has: the stream's message is that of the whole reply."""
+    model = Whole(completion({"content": "Hot.", "tool_calls": [CALL], key: "Weather, so."}))
+    with serving(AsyncRouter(model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        whole = client.chat.completions.create(model="edgeroute", messages=HELLO).choices[0].message
+        with client.chat.completions.stream(model="edgeroute", messages=HELLO) as stream:
+            streamed = stream.get_final_completion().choices[0].message
+    for got in (whole, streamed):
+        assert (got.content, getattr(got, key), len(got.tool_calls)) == ("Hot.", "Weather, so.", 1)
+
+
 def test_a_response_by_a_schema():
     """The client's `parse` gets the object of its class."""
     pydantic = pytest.importorskip("pydantic")

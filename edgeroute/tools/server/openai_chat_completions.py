@@ -465,14 +465,17 @@ class Completion:
         return b"".join((self._head, json_dumps(text), self._tail)) if text else b""
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
-        """Yield the last chunks: a chat's tool calls, the finish reason, the usage if requested and counted, and `[DONE]`.
+        """Yield the last chunks: of a chat, reasoning, refusal and tool calls; finish reason, usage if requested, and `[DONE]`.
 
-        The last one before `[DONE]` has the origin of the answer as `edgeroute`.
+        Usage that was not counted is left out. The last one before `[DONE]` has the origin of the answer as `edgeroute`.
         """
         reply, choice = reply_of(answer)
-        if self.request.chat and (calls := calls_of(choice, answer.id)):
-            indexed = [{**call, "index": i} for i, call in enumerate(calls)]
-            yield self._event({**self._chunk, "choices": [self._chunk_choice({"tool_calls": indexed})]})
+        message = message_of(choice)
+        delta: dict[str, Any] = {key: message[key] for key in ("reasoning_content", "refusal") if message.get(key)}
+        if calls := calls_of(choice, answer.id):
+            delta["tool_calls"] = [{**call, "index": i} for i, call in enumerate(calls)]
+        if self.request.chat and delta:
+            yield self._event({**self._chunk, "choices": [self._chunk_choice(delta)]})
         last = self._chunk_choice({}, finish=finish_of(answer, choice), logprobs=self._logprobs(choice))
         about = {"edgeroute": origin_of(answer)}
         usage = reply.get("usage")
