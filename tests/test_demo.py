@@ -20,7 +20,7 @@ from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import BadInput, OnnxModel, Unreachable
+from edgeroute import BadInput, OnnxModel, StoreError, Unreachable
 from edgeroute.confidence.scores import msp
 from edgeroute.tools.cli.demo import serving
 from edgeroute.tools.cli.demo_measurements_and_report import (
@@ -267,6 +267,15 @@ def test_files(report, tmp_path, capsys):
     assert INK not in text
     assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
     assert not re.search(r"(?:src|href)=\"(?!#)", text), "nothing is fetched"
+
+
+def test_files_that_cannot_be_written(report, tmp_path):
+    """It is told as of any file, and no part of one is left."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "curve.png").mkdir()
+    with pytest.raises(StoreError, match=r"curve\.png cannot be written"):
+        show(report, tmp_path, as_json=True)
+    assert [*tmp_path.iterdir()] == [tmp_path / "curve.png"]
 
 
 def test_without_the_plots(report, tmp_path, capsys, monkeypatch):

@@ -272,6 +272,21 @@ def test_two_lengths(url):
     assert status(raw(url, sent)) == [400]
 
 
+@pytest.mark.parametrize("path", [CHATS, "/nowhere"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_is_no_http_behind_a_head(caplog, path, apart):
+    """It ends the connection, before or after the reply; strangers cannot fill the log with frames."""
+    begun = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    with serving(AsyncRouter(edge), token=None if apart else "s3cret") as url, connected(url) as connection:
+        connection.sendall(begun if apart else begun + b"no chunk\r\n")
+        if apart and path != CHATS:
+            assert b"there is nothing" in connection.recv(65536)
+        connection.sendall(b"no chunk\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert len(status(b"".join(iter(lambda: connection.recv(65536), b"")))) <= 1
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_a_large_head(url):
     """Megabytes of headers are not held: 400, and the connection ends."""
     with connected(url) as connection:

@@ -103,7 +103,7 @@ def test_units_that_are_not_written(tmp_path, model, given, code):
 def test_an_existing_file_stays(tmp_path, model):
     unit = installed(tmp_path, command=["serve", model])
     unit.write_text("mine")
-    assert cli("service", "install", "--folder", tmp_path, "--", "serve", model)[0] == 1
+    assert cli("service", "install", "--folder", tmp_path, "--", "serve", model)[0] == 2
     assert unit.read_text() == "mine"
 
 
@@ -132,7 +132,7 @@ def test_policies_are_copied(tmp_path):
     for name in known:
         assert cli("policies", "copy", name, tmp_path / f"{name}.toml")[0] == 0
         assert 'mode = "' in (tmp_path / f"{name}.toml").read_text()
-        assert cli("policies", "copy", name, tmp_path / f"{name}.toml")[0] == 1
+        assert cli("policies", "copy", name, tmp_path / f"{name}.toml")[0] == 2
     code, _, err = cli("policies", "copy", "prefer-egde")
     assert (code, "prefer-edge" in err) == (2, True)
 

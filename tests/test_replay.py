@@ -8,6 +8,7 @@ import threading
 from math import inf
 from random import Random
 from time import monotonic
+from unittest.mock import ANY
 
 import pytest
 from both import DOWN, GOOD, flat
@@ -838,6 +839,16 @@ def test_a_policy_file_whose_card_is_not_there(tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text(POLICY.format(model="models/tiny.onnx").replace("[cloud]", 'card = "tiny-card.json"\n\n[cloud]', 1))
     assert [t.name for t in Setup.read(path).targets] == ["edge", "cloud"]
+
+
+@pytest.mark.parametrize("section", ['[fleet]\nto = "up"', "[parts.of_a_package_that_is_not_here]"])
+def test_a_policy_file_with_background_work(tmp_path, section):
+    """It is left out: a digest, or a part, changes no route."""
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICY.format(model="tiny.onnx"))
+    plain = Setup.read(path)
+    path.write_text(f"{path.read_text()}\n{section}\n")
+    assert Setup.read(path) == plain._replace(ports=ANY)
 
 
 def test_a_policy_file_says_what_it_says_to_a_router(tmp_path, monkeypatch):

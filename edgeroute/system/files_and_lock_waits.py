@@ -58,8 +58,8 @@ def name_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.urandom(6).hex()}.new")
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text as UTF-8 to a file, replacing the old file atomically; its permissions stay.
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write bytes, or a text as UTF-8, to a file, replacing the old file atomically; its permissions stay.
 
     A symbolic link's target is replaced, and the link stays. A device or a pipe is written to directly. Of several writers the
     last one counts. Goes through a new file beside it; not flushed to the disk.
@@ -67,15 +67,15 @@ def replace_file(path: Path, text: str) -> None:
     Raises:
         StoreError: the file cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     try:
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
         target = Path(os.path.realpath(path))
         new = name_beside(target)
         try:
-            with new.open("x", encoding="utf-8") as file:
-                file.write(text)
+            new.write_bytes(data)
             if target.exists():
                 new.chmod(target.stat().st_mode & 0o777)
             new.replace(target)

@@ -17,6 +17,7 @@ from rich.console import Console
 from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, NoAnswer
 from edgeroute.router.router import Router
+from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_bytes
 from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
@@ -346,6 +347,6 @@ def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
         except ImportError:
             console.print("No picture and no page: matplotlib is not installed (pip install 'edgeroute[demo]')", markup=False)
             return
-        (folder / "curve.png").write_bytes(picture)
-        (folder / "report.html").write_text(text, encoding="utf-8")
+        replace_file(folder / "curve.png", picture)
+        replace_file(folder / "report.html", text)
         console.print(f"Written: {folder / 'curve.png'}, {folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ import typer
 
 import edgeroute
 from edgeroute.core.error_codes_and_texts import printable
-from edgeroute.errors import BadInput, nearest
+from edgeroute.errors import PolicyError, nearest
 from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.late_imports_and_plugins import package_folder
 from edgeroute.system.untrusted_files import read_text
@@ -133,7 +133,7 @@ def copy_policy(
 
     Raises:
         typer.BadParameter: there is no such policy; the nearest name is told.
-        BadInput: the file exists.
+        PolicyError: the file exists.
         StoreError, OSError: it cannot be written.
     """
     if name not in (known := _policies()):
@@ -170,7 +170,7 @@ def install(
     Raises:
         typer.BadParameter: another command or one with control characters or an address with a user or query, or a name with
             other characters than letters, digits, - and _.
-        BadInput: the file exists.
+        PolicyError: the file exists.
         StoreError, OSError: it cannot be written.
     """
     if server[0] not in {"serve", "gateway"}:
@@ -230,10 +230,10 @@ def _write(path: Path, text: str, *, force: bool) -> None:
     """Write a text file, creating its folders, over an existing one only with `force`.
 
     Raises:
-        BadInput: it exists, and `force` is False.
+        PolicyError: it exists, and `force` is False.
         StoreError, OSError: it cannot be written.
     """
     if path.exists() and not force:
-        raise BadInput(f"{path} exists: --force replaces it")
+        raise PolicyError(f"{path} exists: --force replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.errors import BadInput, PolicyError, StoreError
-from edgeroute.system import json_codec_and_short_repr, wall_clock
+from edgeroute.system import files_and_lock_waits, json_codec_and_short_repr, wall_clock
 from edgeroute.tools.cli.command_runner import FAILED, OK, command, line
 from edgeroute.tools.cli.tables_and_options import File, Json, OptionalPolicy, OptionalState, local_time, seconds, table
 
@@ -144,17 +144,17 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
             for entry in box.export():
                 print(_dumps(entry))
             return
-        lines = (_dumps(entry) for entry in box.export())
+        if os.path.lexists(out):
+            raise StoreError(f"{out} exists: choose another name")
+        new = files_and_lock_waits.name_beside(out)  # a part of the entries looks like all of them
         try:
-            descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                count = sum(file.write(_dumps(entry) + "\n") > 0 for entry in box.export())
+            new.replace(out)
         except OSError as e:
-            raise StoreError(f"{out}: {e.strerror or e}") from e
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                count = sum(file.write(line + "\n") > 0 for line in lines)
-        except OSError as e:
-            out.unlink(missing_ok=True)  # a part of the entries looks like all of them
-            raise e if isinstance(e, StoreError) else StoreError(f"{out}: {e.strerror or e}") from e
+            raise e if isinstance(e, StoreError) else StoreError(f"{out} cannot be written: {e.strerror or e}") from e
+        finally:
+            new.unlink(missing_ok=True)
     print(_dumps({"entries": count, "file": str(out)}) if as_json else f"entries in {out}: {count:,}")
 
 

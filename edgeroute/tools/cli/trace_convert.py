@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.cli.command_runner import FAILED, OK, command
 from edgeroute.tools.cli.tables_and_options import Json, print_notes
 
@@ -35,7 +35,8 @@ def convert(
     Prints for each new file the records, bytes, and incomplete lines that were left out. Creates folders.
 
     Raises:
-        BadInput: of a single trace: it cannot be read, the new file exists, or has the suffix of the other form.
+        BadInput: of a single trace: it cannot be read, or the new file has the suffix of the other form.
+        PolicyError: of a single trace: the new file exists.
     """
     from edgeroute.tools.replay import trace_files_jsonl_parquet as conversion
     from edgeroute.tools.replay.parquet_trace_format import is_parquet
@@ -53,7 +54,7 @@ def convert(
             _check_new(new, path, force=force)
             new.parent.mkdir(parents=True, exist_ok=True)
             number, skipped = conversion.convert(path, new)
-        except BadInput as e:
+        except (BadInput, PolicyError) as e:
             if not source.is_dir():
                 raise
             print_notes([str(e)])
@@ -69,11 +70,11 @@ def convert(
 
 
 def _check_new(path: Path, source: Path, *, force: bool) -> None:
-    """Raise BadInput if a file exists, unless it may be replaced, or if its suffix is that of the source's form."""
+    """Raise PolicyError if a file exists, unless it may be replaced, or BadInput if its suffix is that of the source's form."""
     from edgeroute.tools.replay.parquet_trace_format import is_parquet
 
     if path.exists() and not force:
-        raise BadInput(f"{path} exists: choose another name, or pass --force")
+        raise PolicyError(f"{path} exists: choose another name, or pass --force")
     wrong, suffix = (".parquet", ".jsonl") if source.exists() and is_parquet(source) else (".jsonl", ".parquet")
     if path.suffix.lower() == wrong and source.exists():
         raise BadInput(f"{path}: {source} is written as {suffix}, not as {wrong}: name it {path.with_suffix(suffix).name}")

@@ -219,7 +219,7 @@ def workplace(out: Path) -> Iterator[tuple[Path, Path]]:
     except OSError as e:
         if isinstance(e, StoreError) or e.errno is None:
             raise
-        raise StoreError(e.errno, f"{out} cannot be written: {e.strerror}") from e
+        raise StoreError(f"{out} cannot be written: {e.strerror}") from e
 
 
 def write_card(model_path: Path, original: Card, step: str) -> Path:

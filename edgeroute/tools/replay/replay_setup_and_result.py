@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeroute.policy.model_and_endpoint_sections import Edge
 
 # Policy keys about storage and background work, which a replay ignores.
-KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit", "telemetry"})
+KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit", "telemetry", "fleet"})
 
 
 class Port(NamedTuple):
@@ -63,7 +63,7 @@ class Setup(NamedTuple):
         path = Path(path)
         sections = policy.load(path)
         bare: dict[str, Any] = dict.fromkeys(KEPT & {*type(sections).model_fields})
-        arguments = sections.model_copy(update={**bare, "edge": []}).arguments(path.parent)
+        arguments = sections.model_copy(update={**bare, "edge": [], "parts": {}}).arguments(path.parent)
         for name in KEPT:
             arguments.pop(name, None)
         limits, metered = arguments.pop("limits"), arguments.pop("metered")

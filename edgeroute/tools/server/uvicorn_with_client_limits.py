@@ -171,6 +171,14 @@ class Connection(H11Protocol):
         elif self._head is None:
             self._head = self.loop.call_later(HEAD_S, self.transport.abort)
 
+    def send_400_response(self, msg: str) -> None:
+        """Reply 400, as uvicorn's, unless a reply has begun, and close; the application's reply to the request is dropped."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            super().send_400_response(msg)
+        self.transport.close()
+
     def pause_writing(self) -> None:
         """Hold the application's writes, as uvicorn's.
 
@@ -215,12 +223,10 @@ def _checked(connection: Any, app: Any) -> Any:
     """
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and sum(map(len, chain(*scope["headers"])), len(scope["raw_path"])) > HEAD_BYTES:
-            app_or_fault: Any = reply({"error": f"the head has more than {HEAD_BYTES} bytes"}, 431, {"Connection": "close"})
-        else:
-            app_or_fault = app
+        large = scope["type"] == "http" and sum(map(len, chain(*scope["headers"])), len(scope["raw_path"])) > HEAD_BYTES
+        fault = reply({"error": f"the head has more than {HEAD_BYTES} bytes"}, 431, CLOSE) if large else None
         try:
-            await app_or_fault(scope, receive, send)
+            await (fault or app)(scope, receive, send)
         except asyncio.CancelledError:  # which uvicorn would log, with a traceback, and answer with 500
             if connection.cycle.response_started:
                 connection.cycle.disconnected = True
