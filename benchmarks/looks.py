@@ -3,18 +3,21 @@
 Six worlds, in each 1,000 streams of labelled audits that are looked at 25 times, from 300 to 10,000 audits: how often a threshold
 that loses more than the limit was certified by then, and how much is deferred; beside one look by the exact test of `calibrate`,
 and that test at ten looks. The counts and the bets are those of `edgeroute.tools.measure.audit_counts_and_evidence`, for all streams at once.
+Then how many audits may differ where there are no wins, by these bets and by the best that any test valid at every look can do.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from math import log
 
 import numpy as np
 from figures import size
 
+from edgeroute.confidence.binomial_tests import critical_count
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST, FUNDS, NONE, LossCounts
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
@@ -143,8 +146,84 @@ def truth_of(index: int, score: Array) -> int:
     return int((score[: LOOKS[4]] >= (GRID[index] if index < NONE else np.inf)).sum())
 
 
+def most(n: int, bets: Array, funds: Array, risk: float) -> int:
+    """Return the largest number of harms of n audits that bets certify; -1: not even none."""
+    harms, part = np.arange(int(n * LIMIT))[:, None], np.array(bets)
+    logs = harms * np.log1p(-part) + (n - harms) * np.log1p(part * LIMIT / (1 - LIMIT)) + np.log(funds)
+    return int(np.sum(np.logaddexp.reduce(logs, 1) >= -log(risk))) - 1
+
+
+def boundary(first: int, last: int, given: Array | None = None) -> tuple[Array, float]:
+    """Return the largest numbers of harms that a test certifies, [last + 1], and the exact probability that it is ever broken.
+
+    Args:
+        first: number of audits at its first look; it looks at each further audit.
+        last: number of audits at its last look.
+        given: the numbers of harms; None: as many as the risk allows that is spent evenly over the logarithm of the audits.
+    """
+    chance, harms, broken, bound = np.zeros(int(2 * LIMIT * last) + 50), np.full(last + 1, -1), 0.0, -1
+    chance[0] = 1  # of each number of harms so far, and that none was certified, where the loss is the limit
+    for n in range(1, last + 1):
+        chance = chance * (1 - LIMIT) + np.append(0, chance[:-1]) * LIMIT
+        if n < first:
+            continue
+        if given is not None:
+            bound = int(given[n])
+        while given is None and broken + chance[: bound + 2].sum() <= RISK * log(n / first) / log(last / first):
+            bound += 1
+        broken += float(chance[: bound + 1].sum())
+        chance[: bound + 1], harms[n] = 0, bound
+    return harms, broken
+
+
+def costs(n: int, draws: int) -> Callable[[int], Array]:
+    """Return a function from a number of harms that is certified to what it defers more than one look, [6], of n audits.
+
+    Wins count as harms, as in audits without labels.
+    """
+    tables, rng = [], np.random.default_rng(5)
+    for world in WORLDS.values():
+        score, harm, win = world((np.arange(FINE) + 0.5) / FINE)
+        cell = NONE - np.searchsorted(GRID, score, "right")
+        mean, kept = np.bincount(cell, harm + win) / FINE, np.bincount(cell) / FINE
+        tables.append((rng.poisson(n * mean, (draws, len(mean))).cumsum(1), np.append(1, 1 - kept.cumsum())))
+
+    def deferred(bound: int) -> Array:
+        """Return the mean deferral of each world."""
+        return np.array([rate[(harms <= bound).sum(1)].mean() for harms, rate in tables])
+
+    one = deferred(critical_count(n, LIMIT, RISK))
+    return lambda bound: deferred(bound) - one
+
+
+def limits(draws: int) -> None:
+    """Print how many audits may differ, what these bets cost, and how often a test is broken that costs 5 points at most."""
+    print("\n| audits | one look | any look, exact | these bets | best bet for as many alone | they cost, mean, most |")
+    print("| ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
+    harms, last = boundary(200, 50_000)[0], 50_000
+    for n in (500, 2000, MOST, last):
+        ours, alone = (
+            most(n, BETS, FUNDS, RISK * FIRST),
+            max(most(n, [bet], [1.0], RISK) for bet in np.geomspace(0.02, 0.99, 100)),
+        )
+        cost = costs(n, draws)(ours)
+        print(
+            f"| {n:,} | {critical_count(n, LIMIT, RISK)} | {harms[n]} | {ours} | {alone} | {cost.mean():.3f}, {cost.max():.3f} |",
+            flush=True,
+        )
+    at, gaps = np.geomspace(500, last, 14).astype(int), []
+    for n in at.tolist():
+        cost = costs(n, draws)
+        least = bisect_left(range(critical_count(n, LIMIT, RISK)), -0.05, key=lambda bound, cost=cost: -cost(bound).max())
+        gaps.append((n * LIMIT - 0.5 - least) / n**0.5)
+    n = np.arange(1, last + 1)
+    given = np.append(-1, np.floor(n * LIMIT - 0.5 - np.interp(np.log(n), np.log(at), gaps) * n**0.5 + 1e-9))
+    ever = ", ".join(f"{first:,} on: {boundary(first, last, given)[1]:.3f}" for first in (500, 1000, 2000, 5000))
+    print(f"\nA test that costs 5 points at most in each world is ever broken, looking from {ever}")
+
+
 def main(draws: int) -> None:
-    """Print the table of all worlds, and the time that it took."""
+    """Print the tables, and the time that it took."""
     begun = time.monotonic()
     print(f"Limit {LIMIT:.0%}, risk {RISK:.0%}, {draws:,} streams, {len(LOOKS)} looks from {LOOKS[0]} to {LOOKS[-1]:,}.\n")
     print(f"| world | ever broken by {', '.join(f'{n:,}' for n in SIZES)} | deferred at 2,000, 10,000 | one look | ", end="")
@@ -174,6 +253,7 @@ def main(draws: int) -> None:
             f"{again:.3f} |",
             flush=True,
         )
+    limits(draws)
     print(f"\n{time.monotonic() - begun:.0f} s")
 
 

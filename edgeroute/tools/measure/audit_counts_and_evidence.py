@@ -18,8 +18,8 @@ NONE = len(GRID)  # index of the lowest certified threshold, where there is none
 FIRST = 0.75
 
 BETS = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))  # shares of the wealth that a harm takes, for each bet: .02 to .95
-# Wealth with which each bet begins, 1 in all. Large bets, which win while examples are few, have more.
-FUNDS = tuple(bet**0.5 / sum(bet**0.5 for bet in BETS) for bet in BETS)
+# Wealth with which each bet begins, 1 in all. Large bets, which win while examples are few, have more, but the largest.
+FUNDS = tuple(bet * (1 - bet) ** 0.5 / sum(x * (1 - x) ** 0.5 for x in BETS) for bet in BETS)
 
 
 def log_evidence(limit: float, *counts: tuple[float, int, int, int]) -> float:
