@@ -55,6 +55,24 @@ def sent(server):
     return [sent_of(request) for request in server.requests]
 
 
+def test_names_of_classes_are_read_once(make):
+    """Of an iterator that was checked nothing would be left; and one text is no list of its letters."""
+    asked = []
+    rules = Egress(never_leave=iter(["face"]), may_leave=iter(["tree"]), unknown_class="allow")
+    router = make(unsure, lambda x: asked.append(x) or "cloud", egress=rules, cache=Cache(never=iter(["tree"])))
+    assert router.infer("mine", data_class="face").source == "edge"
+    assert [router.infer("x", data_class="tree").source for _ in range(3)] == ["cloud"] * 3
+    assert asked == ["x"] * 3
+
+
+@pytest.mark.parametrize("wrong", ["face", b"face", [""], ["face", 3], [None]])
+@pytest.mark.parametrize("of", [(Egress, "never_leave"), (Egress, "may_leave"), (Cache, "never")])
+def test_a_list_of_classes_is_one_of_texts(of, wrong):
+    made, name = of
+    with pytest.raises(PolicyError, match=f"^{name} is a list of data classes"):
+        made(**{name: wrong})
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("policy", [{}, {"mode": "prefer_cloud"}, {"hedge_after": 0.0}, {"order": "fastest"}])
 def test_by_each_call_and_mode(make, server, call, policy):

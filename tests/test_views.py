@@ -247,6 +247,26 @@ def test_what_a_view_raises_is_logged(caplog):
         assert [event["code"] for event in answers[0].trace["events"] if event["what"] == "failed"] == ["view"]
 
 
+class Unasked(LookupError):
+    """An error without a truth value, as an array that is compared has none."""
+
+    def __bool__(self):
+        raise ValueError("the truth value is ambiguous")
+
+
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_view_that_fails_costs_no_answer_whatever_its_error_is(make, call):
+    """An error is an object, and its truth value code of the application."""
+
+    def fails(_):
+        raise Unasked
+
+    with make(Model(), FakeCloud([]), threshold=0.5, views={"cloud": fails}) as router:
+        answer = ask(router, call, PHOTO)
+    assert (answer.value, answer.degraded, routes.code(answer)) == ("edge", True, "view")
+
+
 @pytest.mark.parametrize("make", BOTH)
 def test_without_an_answer_it_is_raised(make):
     """The caller's error as `BadInput`; an input that is no mapping, too."""

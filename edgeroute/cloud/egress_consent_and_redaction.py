@@ -13,7 +13,7 @@ from edgeroute.system.calls_and_tasks import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
-from edgeroute.system.signature_types_and_units import refuse_awaitable, runs_later
+from edgeroute.system.signature_types_and_units import data_classes, refuse_awaitable, runs_later
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input
@@ -61,21 +61,18 @@ class Egress:
         mask: Collection[str | Finder] = (),
         data_class: Classify | None = None,
     ) -> None:
-        declared, may_leave = may_leave is not None, () if may_leave is None else may_leave
-        for name, classes in (("never_leave", never_leave), ("may_leave", may_leave)):
-            if isinstance(classes, str) or not all(isinstance(c, str) and c for c in classes):
-                raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {classes!r}")
+        declared, may = may_leave is not None, data_classes("may_leave", () if may_leave is None else may_leave)
+        never = data_classes("never_leave", never_leave)
         if unknown_class not in {"deny", "allow"}:
             raise PolicyError(f"unknown_class is 'deny' or 'allow', not {unknown_class!r}")
-        if both := set(never_leave) & set(may_leave):
+        if both := never & may:
             raise PolicyError(f"{', '.join(sorted(both))}: in never_leave and in may_leave: remove one of them")
         if default_class is not None and not (isinstance(default_class, str) and default_class):
             raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
         for name, function in (("data_class", data_class), ("consent", consent), ("redact", redact)):
             if function is not None and (not callable(function) or runs_later(function)):
                 raise PolicyError(f"{name} is a function that returns its result, and no coroutine or generator function")
-        never = frozenset(never_leave) if data_class is None else frozenset({*never_leave, UNCLASSIFIED})
-        self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
+        self.rules = Rules(never if data_class is None else never | {UNCLASSIFIED}, may, unknown_class, default_class, declared)
         if isinstance(mask, str):
             raise PolicyError(f"mask is a list of kinds of data, as in ['email'], not {mask!r}")
         if mask and redact is not None:

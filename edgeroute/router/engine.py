@@ -130,7 +130,7 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
         if kind == "failed":
             backend = request.snapshot.backends[request.plan.legs[leg].target]
             if Failure.of(detail).code == "view":
-                backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
+                backend.failures.log(f"the view for {backend.name}", detail if detail.__cause__ is None else detail.__cause__)
             else:
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
 

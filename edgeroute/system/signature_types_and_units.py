@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -106,6 +106,14 @@ def check_units(of: Callable[..., Any], given: Mapping[str, Any], prefix: str = 
                 prefix + name, given[name],
                 least=unit.least, most=unit.most, above=unit.above, whole=unit.whole, infinite=unit.infinite,
             )  # fmt: skip
+
+
+def data_classes(name: str, given: Iterable[str]) -> frozenset[str]:
+    """Return names of data classes, which are read once; raise PolicyError, with the argument's name, unless all are texts."""
+    names = None if isinstance(given, str) else list(given)
+    if names is None or not all(isinstance(c, str) and c for c in names):
+        raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {names or given!r}")
+    return frozenset(names)
 
 
 N = TypeVar("N")

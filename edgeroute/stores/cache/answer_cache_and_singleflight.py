@@ -23,7 +23,7 @@ from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import check_units, plain_number
+from edgeroute.system.signature_types_and_units import check_units, data_classes, plain_number
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.system.wall_clock import now
 
@@ -276,7 +276,7 @@ class Cache(ForkSafe):
         max_bytes, disk_max_bytes = plain_number(max_bytes), plain_number(disk_max_bytes)
         ages_s = ttl_s, stale_while_revalidate_s, stale_if_offline_s, negative_ttl_s
         ttl_s, stale_while_revalidate_s, stale_if_offline_s, negative_ttl_s = map(plain_number, ages_s)
-        self.never, self.semantic = never, semantic
+        self.never, self.semantic = data_classes("never", never), semantic
         self._max_bytes, self._ttl_s, self._negative_ttl_s, self._clock = max_bytes, ttl_s, negative_ttl_s, clock
         self._renewing_s, self._offline_s = ttl_s + stale_while_revalidate_s, ttl_s + stale_if_offline_s
         keep_s = max(self._renewing_s, self._offline_s)
