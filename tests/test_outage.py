@@ -955,3 +955,25 @@ def test_unreadable_replies_to_some_rows(make):
     with CannedServer(lambda _: next(replies)) as server:
         answers = make(unsure, PlainJson(server.url, retries=0)).infer_many([DATUM] * 30)
         assert [answer.source for answer in answers] == ["cloud" if row % 3 == 0 else "edge" for row in range(30)]
+
+
+def test_kept_connections_cost_one_request_with_user_data(kind):
+    """The first one that the server has read from and closed tells of all: each other one would cost a request, uncounted."""
+
+    def gone(_):
+        raise ConnectionResetError
+
+    with CannedServer(GOOD) as server, kind(unsure, PlainJson(server.url, retries=0, timeout_s=LONG), threshold=0.5) as router:
+        for i in range(30):
+            router.infer(i)
+        server.shut()
+        callers = [threading.Thread(target=router.infer, args=(i,)) for i in range(4)]
+        for caller in callers:
+            caller.start()
+        server.wait_for(lambda: len(server.requests) == 34, timeout_s=LONG)
+        server.open()
+        for caller in callers:
+            caller.join(LONG)
+        server.reply = gone
+        assert [router.infer(f"later {i}").source for i in range(20)] == ["edge"] * 20
+        assert sum(b"later" in request for request in server.requests) == 4

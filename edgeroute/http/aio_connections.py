@@ -262,11 +262,6 @@ class AsyncConnections(Pool):
         self._idle.append(channel)
         return True
 
-    def _close_idle(self) -> None:
-        """Remove and close all idle connections."""
-        while self._idle:
-            self._idle.pop().close()
-
     async def close(self) -> None:
         """Close idle connections now, and those in use at the end of their calls."""
         self._closed = True

@@ -393,6 +393,8 @@ class Response:
 class Pool(ForkSafe):
     """Base of the keep-alive connections to one address."""
 
+    _idle: list[Any]
+
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
         self._closed = False
@@ -410,6 +412,11 @@ class Pool(ForkSafe):
                 await channel.more(reading)
             reply = new(Reply, (reading.status, reading.headers, reading.take()))
             reused = self._done(channel, reading, cancel)
+        except CloudError as e:
+            if e.stale:  # the server closes what it kept, and each other connection would cost a request to find that out
+                self._close_idle()
+            raise
+        else:
             return reply
         finally:
             if not reused:
@@ -429,9 +436,17 @@ class Pool(ForkSafe):
             reading = await channel.begin(call, until, cancel)
             yield Response(channel, reading)
             reused = self._done(channel, reading, cancel)
+        except CloudError as e:
+            if e.stale:  # the server closes what it kept, and each other connection would cost a request to find that out
+                self._close_idle()
+            raise
         finally:
             if not reused:
                 channel.close()
+
+    def _close_idle(self) -> None:
+        """Remove and close all idle connections."""
+        _close_all(self._idle)
 
     def _take(self, cancel: StopToken | None) -> Any:
         """Return an idle connection, removed from the pool, or a new one."""
