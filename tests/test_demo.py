@@ -244,7 +244,7 @@ def test_words(report):
     assert "10 single requests" in said
     assert "the other 90 went in batches of 64" in said
     assert "80 ms added to each round trip" in said
-    assert "3 answers of the cascade are degraded" in said
+    assert "3 answers are degraded" in said
     assert "none came within 0.5 point" in "\n".join(caveats(report._replace(choice=Choice(0.5, 0.2, 0.9, False))))
     assert [size(n) for n in (0, 1_500, 2_000_000)] == ["0.0 KB", "1.5 KB", "2.0 MB"]
 
@@ -283,7 +283,7 @@ def test_without_the_plots(report, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     show(report, tmp_path, as_json=False)
     out = capsys.readouterr().out
-    assert "cascade" in out
+    assert "edge and cloud" in out
     assert "matplotlib is not installed (pip install 'edgeroute[demo]')" in " ".join(out.split())
     assert not list(tmp_path.iterdir())
 
@@ -314,7 +314,7 @@ def test_the_demo(fashion):
 def test_the_demo_over_a_long_way(tmp_path):
     code, out, err = cli("demo", "--n", "20", "--rtt", "20ms", "--out", tmp_path / "out")
     assert (code, err) == (0, "")
-    for words in ("edge alone", "cloud alone", "cascade", "never left the device", "20 ms added", "20 images", "Written"):
+    for words in ("edge alone", "cloud alone", "edge and cloud", "never left the device", "20 ms added", "20 images", "Written"):
         assert words in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curve.png", "report.html"]
 

@@ -587,10 +587,11 @@ def test_sides_have_their_marks_and_colours(real):
 
 
 def test_one_word_for_edge_and_cloud_together_and_the_methods(real):
-    """It is the cascade, which the page explains, as it does the method of its certificate."""
+    """They are "edge and cloud", which the page explains, as it does the method of its certificate."""
     text = read(real)
     assert "both together" not in text.lower()
-    assert "The cascade is edge and cloud together" in text
+    assert "cascade" not in text.lower()
+    assert "Edge and cloud: the edge's answer where it is accepted" in text
     assert f"Method {real.certificate.method}: " in text
     for method in ("CP-harm", "LR-BB", "D-BB", "CP-error", "Beta", "rank"):
         assert len(methods(real.certificate._replace(method=method))) > 60

@@ -22,7 +22,7 @@ from edgeroute.system.untrusted_files import read_bytes
 from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
 from edgeroute.tools.measure.report import html_blocks as html
-from edgeroute.tools.measure.report.figures import INK, element, frame, side_alone
+from edgeroute.tools.measure.report.figures import INK, SIZE, element, frame, legend, side_alone
 from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import LEGS, size
 from edgeroute.tools.measure.report.report_pages_and_results import Page, document
 from edgeroute.types import Answer
@@ -192,7 +192,7 @@ def measure(router: Router, images: Array, labels: Array, *, singly: int, advanc
 
 
 SLACK = 0.005  # accuracy, 0..1, that the cascade may lose against the cloud on the validation images
-HEAD = ("", "accuracy", "p50 latency", "deferred", "sent")
+HEAD = ("", "accuracy", "median time", "deferred", "sent")
 POINTS = 400  # most points of the curve, to limit file sizes
 
 
@@ -272,7 +272,7 @@ def caveats(report: Report) -> list[str]:
     added = f"{report.rtt * 1000:g} ms added to each round trip" if report.rtt else "no network between (--rtt 80ms adds one)"
     lines.append(f"the cloud is a process on this machine, {added}; times depend on what else runs here")
     if report.cascade.degraded:
-        lines.append(f"{report.cascade.degraded:,} answers of the cascade are degraded: the cloud was asked, and failed")
+        lines.append(f"{report.cascade.degraded:,} answers are degraded: the cloud was asked, and failed")
     return lines
 
 
@@ -294,18 +294,18 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
         RuntimeMissing: matplotlib is not installed.
     """
     x, y = points(report)
-    figure, axes = frame((7.5, 4.5), ink=ink)
+    figure, axes = frame((SIZE[0], 4.0), ink=ink)
     axes.plot([0, 100], [y[0], y[-1]], "--", color=ink, alpha=0.5, linewidth=1, label="deferring at random")
     axes.plot(x, y, color=ink, linewidth=2, label="deferring what the edge is least sure of")
     side_alone(axes, "edge", 0, y[0])
     side_alone(axes, "cloud", 100, y[-1])
     current = report.cascade.deferral * 100, report.cascade.accuracy * 100
-    label = f"the threshold in use: {current[0]:.1f}% deferred, {current[1]:.2f}% accurate"
+    label = f"in use: {current[0]:.1f} % deferred, {current[1]:.2f} % right"
     axes.plot(*current, "*", color=ink, markersize=14, label=label)
     axes.set_xlabel("deferred, % of the images")
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(-1, 101)
-    axes.legend(loc="lower right", frameon=False, labelcolor=ink)
+    legend(figure, ink=ink)
     return figure
 
 
@@ -324,7 +324,7 @@ def page(report: Report) -> str:
     """
     label = "Accuracy over the share of images deferred"
     curve = html.figure(element(drawing(report), "curve"), label, f"{label}.")
-    body = "\n".join([html.table(HEAD, rows(report), "Edge, cloud and cascade"), curve, html.listed(caveats(report))])
+    body = "\n".join([html.table(HEAD, rows(report), "The edge, the cloud, and both"), curve, html.listed(caveats(report))])
     title = f"edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed"
     return document(Page(title, gain_text(report), body))
 

@@ -108,7 +108,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
     axes.set_xlim(-2, 102)
     axes.set_xlabel("deferred, %")
     axes.set_ylabel("accuracy, %" if evaluation.labelled else "as the cloud says, %")
-    _legend(figure)
+    legend(figure)
     return element(figure, "curve")
 
 
@@ -136,7 +136,7 @@ def latency(evaluation: Evaluation) -> str | None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("milliseconds")
     axes.set_ylabel("answered by then, %")
-    _legend(figure)
+    legend(figure)
     return element(figure, "latency")
 
 
@@ -164,7 +164,7 @@ def reliability(bins: list[Bin], *, diagonal: bool, right: str) -> str:
         axes.set_ylim(least * 100 - 2, 102)
     axes.set_xlabel("score")
     axes.set_ylabel(right)
-    _legend(figure)
+    legend(figure)
     return element(figure, "reliability")
 
 
@@ -206,6 +206,6 @@ def _error_bars(share: Share) -> list[list[float]]:
     return [[max(0.0, share.value - share.low) * 100], [max(0.0, share.high - share.value) * 100]]
 
 
-def _legend(figure: Any) -> None:
+def legend(figure: Any, *, ink: str = INK) -> None:
     """Draw the legend above the axes."""
-    figure.legend(loc="outside upper left", frameon=False, labelcolor=INK, fontsize="medium", borderpad=0, labelspacing=0.3)
+    figure.legend(loc="outside upper left", frameon=False, labelcolor=ink, fontsize="medium", borderpad=0, labelspacing=0.3)

@@ -58,7 +58,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str
     """
     top = "".join(f'<th scope="col">{coloured(name)}</th>' for name in head)
     whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{_body(rows)}\n</tbody>\n</table>"
-    hint = '<p class="hint">The table is wider than this screen: it scrolls sideways.</p>\n' if len(head) > NARROW else ""
+    hint = '<p class="hint">Where the table is wider than this screen, it scrolls sideways.</p>\n' if len(head) > NARROW else ""
     return f'{hint}<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0">\n{whole}\n</div>'
 
 

@@ -14,7 +14,7 @@ from edgeroute.tools.measure.threshold_evaluation import QUANTILES, Evaluation, 
 from edgeroute.tools.state_colours_and_marks import marked
 
 NONE = "not known"
-LEGS = {"edge": marked("edge", "edge alone"), "cloud": marked("cloud", "cloud alone"), "cascade": "cascade"}
+LEGS = {"edge": marked("edge", "edge alone"), "cloud": marked("cloud", "cloud alone"), "cascade": "edge and cloud"}
 SIDES = {**LEGS, "accepted": marked("edge", "edge, where kept")}
 
 

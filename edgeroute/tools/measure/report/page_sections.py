@@ -67,7 +67,7 @@ def numbers(evaluation: Evaluation) -> str:
     accuracy, latency, deferral = evaluation.accuracy(), evaluation.latency(), evaluation.deferral
     examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
     boxes: list[tuple[str, str, str]] = []
-    for side, name in (("cascade", f"{right}, cascade"), ("accepted", f"{right} of what the edge keeps")):
+    for side, name in (("cascade", f"{right}, edge and cloud"), ("accepted", f"{right} of what the edge keeps")):
         if side in accuracy and not boxes:
             boxes.append((name, words.percent(accuracy[side].value), words.interval(accuracy[side])))
     boxes.append(("deferred", words.percent(deferral.value), words.interval(deferral)))
@@ -85,7 +85,7 @@ def numbers(evaluation: Evaluation) -> str:
             boxes.append(("spent on the cloud", f"{usd * deferral.value:.4g} $", f"{usd:.4g} $ by the cloud alone"))
 
     head, rows = words.side_rows(evaluation)
-    return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "Edge, cloud and cascade"))
+    return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "The edge, the cloud, and both"))
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str:
@@ -119,8 +119,8 @@ def latency(evaluation: Evaluation) -> str:
         return ""
     caption = "The share of inputs that are answered within a time."
     if "cascade" in evaluation.seconds():
-        caption += " Cascade: the edge, and then the cloud where it is asked."
-    return html.section("Latency", html.figure(drawn, "The share of inputs answered over time, for each leg", caption))
+        caption += " Edge and cloud: the edge, and then the cloud where it is asked."
+    return html.section("Latency", html.figure(drawn, "The share of inputs answered over time, for each side", caption))
 
 
 def cost(evaluation: Evaluation) -> str:
@@ -136,10 +136,10 @@ def cost(evaluation: Evaluation) -> str:
         break_even = "none" if even is not None and even <= 0 else words.percent(even)
         rows.append([labels[cost_row.what], *cells, break_even, words.percent(deferral)])
     text = (
-        "The edge is always paid, and the cloud where it is asked. So the cascade costs less than the cloud alone while the "
+        "The edge is always paid, and the cloud where it is asked. So edge and cloud cost less than the cloud alone while the "
         "deferral is below the break-even, 1 - edge / cloud."
     )
-    head = ["an input", marked("edge"), marked("cloud"), "cascade", "break-even", "deferral here"]
+    head = ["an input", marked("edge"), marked("cloud"), "edge and cloud", "break-even", "deferral here"]
     return html.section("Cost", html.paragraph(text), html.table(head, rows, "Cost of an input"))
 
 
@@ -220,7 +220,7 @@ def definitions(evaluation: Evaluation) -> str:
     asked = evaluation.examples.cloud is not None
     sentences = [
         "An answer of the edge is accepted where its score is at least the threshold. Else it is deferred: the cloud is asked.",
-        "The cascade is edge and cloud together: the edge's answer where it is accepted, and else the cloud's.",
+        "Edge and cloud: the edge's answer where it is accepted, and else the cloud's.",
     ]
     if evaluation.labelled:
         sentences.append("Accuracy is the share of answers that are the label.")
@@ -234,9 +234,9 @@ def definitions(evaluation: Evaluation) -> str:
     if asked:
         sentences.append("The oracle knows which side is right, and defers first what gains by it. No score does better.")
     if "cascade" in evaluation.seconds():
-        sentences.append("The latency of the cascade is the sum of the two where the cloud is asked, with no hedging.")
+        sentences.append("The latency of edge and cloud is the sum of the two where the cloud is asked, with no hedging.")
     if evaluation.examples.sent_bytes or evaluation.examples.usd:
-        sentences.append("The cloud was asked for all inputs; what the cascade sends, in bodies, and spends is scaled from that.")
+        sentences.append("The cloud was asked for all inputs; what is sent, in bodies, and spent is scaled from that.")
     unscored = int(np.isnan(evaluation.examples.score).sum())
     if unscored:
         does = "accepted" if evaluation.accept_unsure else "deferred"
