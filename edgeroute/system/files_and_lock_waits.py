@@ -75,7 +75,8 @@ def replace_file(path: Path, content: str | bytes) -> None:
         target = Path(os.path.realpath(path))
         new = name_beside(target)
         try:
-            new.write_bytes(data)
+            with new.open("xb") as file:
+                file.write(data)
             if target.exists():
                 new.chmod(target.stat().st_mode & 0o777)
             new.replace(target)
