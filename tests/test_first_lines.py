@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -496,32 +497,99 @@ def test_a_booster_gets_the_command():
     for edge in (booster, booster.predict):
         with pytest.raises(PolicyError, match="edgeroute convert"):
             Router(edge, unsure, threshold=0.5)
+    with pytest.raises(PolicyError, match=r'x: large\.infer\(x\)\.value after large = Router\("model\.onnx", mode="only_edge"\)'):
+        Router(unsure, booster, threshold=0.5)
 
 
 @pytest.mark.parametrize("package", ["lightgbm", "xgboost"])
 def test_categories_of_pandas(package):
-    """Texts are the categories of the fit; one that was not fitted is for another model, and text for a number the caller's fault."""
+    """Texts and numbers are the categories of the fit, and a missing one is missing.
+
+    One that was not fitted is for another model, and text for a number the caller's fault.
+    """
     pandas, module = pytest.importorskip("pandas"), pytest.importorskip(package)
     pytest.importorskip("pyarrow")
     rng = np.random.default_rng(0)
-    cities = pandas.Categorical(rng.choice(["Ulm", "Bonn", "Kiel"], 300))
-    table = pandas.DataFrame({"age": rng.normal(40, 10, 300), "city": cities})
-    right = ((table["city"] == "Ulm") & (table["age"] > 38)).astype(int)
+    cities, zones = rng.choice(["Ulm", "Bonn", "Kiel"], 300).astype(object), pandas.Categorical(rng.integers(0, 4, 300))
+    cities[rng.random(300) < 0.2] = None
+    table = pandas.DataFrame({"age": rng.normal(40, 10, 300), "zone": zones, "city": pandas.Categorical(cities)})
+    right = ((cities == "Ulm") & (table["age"] > 38)).astype(int)
     clf = (
         module.LGBMClassifier(n_estimators=5, verbose=-1)
         if package == "lightgbm"
         else module.XGBClassifier(n_estimators=5, enable_categorical=True)
     ).fit(table, right)
-    p = clf.predict_proba(table)[:9]
+    p = clf.predict_proba(table)[:30]
+    named = [
+        {"age": row.age, "zone": row.zone, "city": row.city if row.city in cities else None} for row in table[:30].itertuples()
+    ]
+    assert any(row["city"] is None for row in named)
     with Router(clf, lambda x: ("asked", 1.0), threshold=0.0) as router:
-        for rows in (table.head(9).to_dict("records"), [table.iloc[i] for i in range(9)]):
+        for rows in (named, [table.iloc[i] for i in range(30)]):
             for answers in (router.infer_many(rows), [router.infer(row) for row in rows]):
                 assert [answer.value for answer in answers] == p.argmax(1).tolist()
                 assert [answer.confidence for answer in answers] == pytest.approx(p.max(1).tolist(), rel=1e-5)
-        assert router.infer({"age": 45.0, "city": "Paris"}).source == "cloud"
-        for row in ({"age": "old", "city": "Ulm"}, {"age": 45.0}):
-            with pytest.raises(BadInput):
-                router.infer(row)
+        for other in ({"city": "Paris"}, {"zone": 7}):
+            assert router.infer({"age": 45.0, "zone": 1, "city": "Ulm"} | other).source == "cloud"
+        with pytest.raises(BadInput, match="cannot read 'age'"):
+            router.infer({"age": "old", "zone": 1, "city": "Ulm"})
+        with pytest.raises(BadInput):
+            router.infer({"age": 45.0})
+
+
+def test_ordered_categories_of_lightgbm():
+    """As it names no place for them, texts are theirs in order."""
+    pandas, module = pytest.importorskip("pandas"), pytest.importorskip("lightgbm")
+    sizes = pandas.Categorical(np.where(X[:, 0] > 0.5, "large", "small"), ["small", "large"], ordered=True)
+    table = pandas.DataFrame({"size": sizes, "rpm": X[:, 1]})
+    clf = module.LGBMClassifier(n_estimators=5, verbose=-1).fit(table, X[:, 0] > 0.5)
+    with Router(clf, unsure, threshold=0.0) as router:
+        assert router.infer({"size": "large", "rpm": 0.5}).value is True
+
+
+def test_names_of_catboost(kind):
+    """A row is a mapping, also with categories; an unfitted one is refused as the router is made."""
+    pandas, module = pytest.importorskip("pandas"), pytest.importorskip("catboost")
+    clf = module.CatBoostClassifier(iterations=5, verbose=0, allow_writing_files=False)
+    with pytest.raises(PolicyError, match=r"CatBoostClassifier is not fitted: call its fit\(X, y\) first"):
+        kind(clf, unsure, threshold=0.5)
+    table = pandas.DataFrame({"age": X[:, 0], "city": np.where(X[:, 1] > 0.5, "Ulm", "Bonn")})
+    clf.fit(table, np.where(X[:, 1] > 0.5, "yes", "no"), cat_features=["city"])
+    p = clf.predict_proba(table)[:9].max(1).tolist()
+    with kind(clf, unsure, threshold=0.0) as router:
+        for rows in (table[:9].to_dict("records"), [{"city": row["city"], "age": row["age"]} for _, row in table[:9].iterrows()]):
+            answers = router.infer_many(rows)
+            assert [answer.value for answer in answers] == clf.predict(table[:9]).tolist()
+            assert [answer.confidence for answer in answers] == pytest.approx(p, rel=1e-5)
+        with pytest.raises(BadInput, match="the input lacks 'city'"):
+            router.infer({"age": 0.5})
+
+
+def estimator(classes, *p):
+    """A classifier that always gives these probabilities of its classes."""
+    return SimpleNamespace(classes_=np.array(classes), predict_proba=lambda rows: np.array([p] * len(rows)))
+
+
+@pytest.mark.parametrize("p", [(1.0,), (1.0, 0.0)], ids=["scikit-learn's", "LightGBM's"])
+def test_an_estimator_of_one_class(kind, p):
+    """Its class is the value, and not the probability of it."""
+    with kind(estimator(["fine"], *p), unsure, threshold=0.5) as router:
+        answer = router.infer(X[0])
+    assert (answer.value, answer.confidence, answer.source) == ("fine", pytest.approx(1.0), "edge")
+
+
+def test_an_estimator_of_several_labels(kind):
+    """Gives them with a kind; without one its probabilities, which do not sum to 1, are refused with what to write."""
+    several = estimator(["a", "b", "c"], 0.1, 0.9, 0.8)
+    for labels, expected in ((None, ["b", "c"]), ("xyz", ["y", "z"])):
+        model = CallableModel(several, kind="multilabel", labels=labels and [*labels])
+        with kind(model, unsure, threshold=0.5) as router:
+            answer = router.infer(X[0])
+        assert (answer.value, answer.confidence) == (expected, pytest.approx(0.8))
+    with kind(lambda x: ("?", 0.1), Function(several, kind="multilabel"), threshold=0.5) as router:
+        assert router.infer(X[0]).value == ["b", "c"]
+    with kind(several, threshold=0.5) as router, pytest.raises(PolicyError, match=r'CallableModel\(model, kind="multilabel"\)'):
+        router.infer(X[0])
 
 
 def test_an_ensemble_of_estimators():
@@ -557,3 +625,6 @@ def test_a_module_of_torch_is_answered_with_its_line():
             make()
     with Router(lambda x: net(x[None])[0], threshold=0.5) as router:
         assert router.infer(np.float32([2.0])).source == "edge"
+    model = type("Bert", (module,), {"__module__": "transformers.models.bert.modeling_bert"})()
+    with pytest.raises(PolicyError, match=r"edge=pipeline\(task, model, tokenizer=tokenizer\)"):
+        Router(model, threshold=0.5)

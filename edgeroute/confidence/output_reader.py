@@ -432,12 +432,13 @@ class Reader:
         if self.kind == "ctc":
             value, sure = read_sequence(first, self._names, self.blank, wrong)
         elif self.kind == "multilabel":
-            p = along_one_axis(as_array(first))
+            named = is_by_class(row) and len(row) > 1  # of an estimator
+            p = np.array([*row.values()]) if named else along_one_axis(as_array(first))
             if p.size == 1 and p.dtype.kind == "f":
                 return self._classes(row, p.reshape(-1).tolist(), first)
             if p.ndim != 1 or p.dtype.kind != "f" or not p.size:
                 return self._value(row)
-            value, sure = read_labels(p, self._names)
+            value, sure = read_labels(p, Labels([*row], self.name) if named and self.labels is None else self._names)
         else:
             value, sure = read_boxes(row, self.labels, self.none_found, wrong)
         return Prediction(value, self._custom_score(row) if self._custom is not None else sure, row)

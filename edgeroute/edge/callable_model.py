@@ -63,7 +63,7 @@ class CallableModel:
         takes_edge: bool = False,
     ) -> None:
         self._given: Any = function
-        estimator = as_estimator(function)
+        estimator = as_estimator(function, kind)
         call: Any = function if estimator is None else estimator
         self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
         if takes_edge:
@@ -136,12 +136,6 @@ class CallableModel:
         async with aclosing(self.function(x)) as pieces:
             async for piece in pieces:
                 yield piece
-
-
-def feature_names(model: Any) -> list[str] | None:
-    """Return the names of the columns that a classifier was fitted on; None: there are none."""
-    function = getattr(model, "function", None)
-    return function.columns if isinstance(function, Estimator) else None
 
 
 async def gather(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:

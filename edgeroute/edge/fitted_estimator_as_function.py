@@ -10,40 +10,41 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.confidence.output_forms_labels_and_comparison import SUM_SLACK
 from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
-from edgeroute.system.late_imports_and_plugins import attribute
+from edgeroute.system.late_imports_and_plugins import attribute, import_needed
 
 
-def as_estimator(function: Any) -> Estimator | None:
+def as_estimator(function: Any, kind: str | None = None) -> Estimator | None:
     """Return a function for a fitted classifier, or for its method `predict` or `predict_proba`; None for other callables."""
     owner = getattr(function, "__self__", function)
     by_class = callable(getattr(owner, "predict_proba", None))
-    return Estimator(owner) if by_class and (owner is function or function.__name__.startswith("predict")) else None
+    return Estimator(owner, kind) if by_class and (owner is function or function.__name__.startswith("predict")) else None
 
 
 class Estimator:
-    """Function of one row that returns class -> probability, by the `predict_proba` of a fitted estimator.
+    """Function of one row that returns class -> probability, or (class, probability) of a single class, by `predict_proba`.
 
-    Raises PolicyError for one that is not fitted.
+    Raises PolicyError for an estimator that is not fitted, RuntimeMissing without pyarrow, if XGBoost has categories.
     """
 
-    def __init__(self, estimator: Any) -> None:
+    def __init__(self, estimator: Any, kind: str | None = None) -> None:
         if not _is_fitted(estimator):
             raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
-        self._estimator, self.__name__ = estimator, type(estimator).__name__
+        self._estimator, self.__name__, self._kind = estimator, type(estimator).__name__, kind
+        names = getattr(estimator, "feature_names_in_", None)
+        if names is None and getattr(estimator, "feature_names_", ("0",))[0] != "0":  # CatBoost's; of an array they are numbers
+            names = estimator.feature_names_
+        # Names of the columns of the fit; None: it was fitted on rows without names.
+        self.columns = None if names is None or names[0] == "Column_0" else [*map(str, names)]  # LightGBM's, of an array
+        self._categories = [] if self.columns is None else _categories(estimator, self.columns)
 
-    @property
-    def columns(self) -> list[str] | None:
-        """Names of the columns of the fit; None: it was fitted on rows without names."""
-        names = getattr(self._estimator, "feature_names_in_", None)
-        return None if names is None or names[0] == "Column_0" else [*map(str, names)]  # LightGBM's, of an array
-
-    def __call__(self, x: Any) -> dict[Any, float]:
+    def __call__(self, x: Any) -> Any:
         """Return the probabilities for one row; raise as `many`."""
         return self.many([x])[0]
 
-    def many(self, rows: Sequence[Any], start: int | None = None) -> list[dict[Any, float]]:
+    def many(self, rows: Sequence[Any], start: int | None = None) -> list[Any]:
         """Return the probabilities for each row, by one call; after an error by halves, to name the row at fault.
 
         start: number of the first row in its batch, for the error; None: the rows are no part of one.
@@ -51,6 +52,7 @@ class Estimator:
         Raises:
             BadInput: a row does not fit; the message names columns, and no values.
             Unfit: a row has a category that was not fitted.
+            PolicyError: they are probabilities of several labels, and no kind says so.
         """
         columns, size = self.columns, getattr(self._estimator, "n_features_in_", None)
         try:
@@ -69,32 +71,33 @@ class Estimator:
         half, start = len(rows) // 2, start or 0  # finds the row, or reads rows that differ in their columns
         return self.many(rows[:half], start) + self.many(rows[half:], start + half)
 
-    def _read(self, given: Any) -> list[dict[Any, float]]:
-        """Return class -> probability for each row of a table."""
+    def _read(self, given: Any) -> list[Any]:
+        """Return the probabilities for each row of a table. Raises PolicyError as `many`."""
         table = np.asarray(self._estimator.predict_proba(given))
         classes = np.asarray(getattr(self._estimator, "classes_", range(table.shape[1]))).tolist()
+        if len(classes) == 1:  # LightGBM and XGBoost have two columns for it
+            return [(classes[0], float(row[0])) for row in table]
+        if self._kind is None and (table.any(1) & (abs(table.sum(1) - 1) > SUM_SLACK)).any():
+            raise PolicyError(
+                f"the probabilities of {self.__name__} do not sum to 1: for several labels at once write "
+                'CallableModel(model, kind="multilabel"), else kind="probabilities"'
+            )
         return [dict(zip(classes, map(float, row), strict=True)) for row in table]
 
     def _with_categories(self, table: Any) -> Any:
-        """Return a DataFrame whose texts are categories, if LightGBM or XGBoost was fitted on those of pandas; others unchanged.
+        """Return a DataFrame whose values are categories where LightGBM or XGBoost was fitted on those of pandas.
 
-        Raises ValueError for an unknown category, which both would read as a missing value, and for text where numbers were
-        fitted.
+        Raises ValueError for an unknown category, which LightGBM would read as a missing value.
         """
-        texts = [name for name in getattr(table, "columns", ()) if table[name].dtype.kind not in "biuf"]
-        booster: Any = getattr(self._estimator, "get_booster", lambda: getattr(self._estimator, "booster_", None))()
-        if not texts or not (hasattr(booster, "pandas_categorical") or hasattr(booster, "get_categories")):
-            return table
-        known = getattr(booster, "pandas_categorical", None)  # of LightGBM, in the order of the columns
-        if known is None:
-            by_name = dict(booster.get_categories(export_to_arrow=True).to_arrow())
-            known = [by_name[name] for name in texts if by_name[name] is not None]
-        if len(known) != len(texts):
-            raise ValueError("text where numbers were fitted")
-        for name, values in zip(texts, known, strict=True):
-            if not table[name].isin([*map(str, values)]).all():
-                raise ValueError("unknown category")
-        return table.astype(dict.fromkeys(texts, "category"))
+        present = getattr(table, "columns", ())
+        texts = iter([name for name in present if table[name].dtype.kind not in "biuf"] if self._categories else ())
+        for column, known in self._categories:
+            if (name := column or next(texts, "")) in present:
+                values = attribute("pandas:Categorical", "categories")(table[name], categories=known)
+                if (values.isna() & table[name].notna()).any():
+                    raise ValueError("unknown category")
+                table[name] = values
+        return table
 
     def _misfit(self, x: Any, columns: list[str] | None, size: int | None, error: str) -> str:
         """Return why a row that the estimator refused with this error does not fit; empty if the row looks right."""
@@ -106,7 +109,8 @@ class Estimator:
                 near = [(key, nearest(key, missing)) for key in row if key not in columns]
                 hints = [f"; {key!r}: {hint}" for key, hint in near if hint.startswith("did")]
                 return f"the input lacks {', '.join(map(repr, missing))}, of the columns that were fitted{''.join(hints)}"
-            texts = [repr(name) for name in columns if name in row and not _is_finite(row[name])]
+            numbers = [name for name in columns if name in row and name not in dict(self._categories)]
+            texts = [repr(name) for name in numbers if not _is_finite(row[name])]
             return f"cannot read {', '.join(texts)}: text or NaN where numbers were fitted, or another text" if texts else ""
         if size is not None:
             fits = _shape(x) == (size,)
@@ -155,10 +159,28 @@ def _by_name(x: Any, columns: list[str]) -> Mapping[str, Any]:
     raise BadInput(f"expected {len(columns)} values, {', '.join(columns)}, by name or in this order; got {_form(x)}")
 
 
+def _categories(estimator: Any, columns: list[str]) -> list[tuple[str, list[Any]]]:
+    """Return columns and their categories, of LightGBM or XGBoost fitted on those of pandas; an empty name: the next text.
+
+    Raises RuntimeMissing without pyarrow, by which XGBoost gives them.
+    """
+    booster: Any = getattr(estimator, "get_booster", lambda: getattr(estimator, "booster_", None))()
+    if "c" in (getattr(booster, "feature_types", None) or ()) and hasattr(booster, "get_categories"):
+        import_needed("pyarrow", "XGBoost gives its categories by pyarrow: pip install pyarrow")
+        found = booster.get_categories(export_to_arrow=True).to_arrow()
+        return [(name, values.to_pylist()) for name, values in found if values is not None]
+    if not (known := getattr(booster, "pandas_categorical", None)):
+        return []
+    places = booster.params.get("categorical_column", booster.params.get("categorical_feature", ()))
+    named = [columns[place] for place in places] if len(places) == len(known) else [""] * len(known)  # of some it has no place
+    return [*zip(named, known, strict=True)]
+
+
 def _is_fitted(estimator: Any) -> bool:
     """Return False for one that says so itself, or one of scikit-learn's own classes without the attributes that `fit` sets."""
-    if hasattr(estimator, "__sklearn_is_fitted__"):
-        return bool(estimator.__sklearn_is_fitted__())
+    for name in ("__sklearn_is_fitted__", "is_fitted"):  # the second is CatBoost's
+        if callable(told := getattr(estimator, name, None)):
+            return bool(told())
     return not type(estimator).__module__.startswith("sklearn.") or any(name.endswith("_") for name in vars(estimator))
 
 

@@ -179,7 +179,7 @@ def load(edge: Any, **options: Any) -> EdgeModel:
         check_model(edge)
         return edge  # type: ignore[no-any-return]
     if any(kind.__module__ == "torch.nn.modules.module" for kind in type(edge).__mro__):
-        raise PolicyError(import_tool("inspect.conversion_advice").of_torch(type(edge).__name__))
+        raise PolicyError(import_tool("inspect.conversion_advice").of_torch(type(edge)))
     if callable(edge) or hasattr(edge, "predict_proba"):
         return CallableModel(edge)
     raise PolicyError(f"edge= takes a path, a model or a callable, not {type(edge).__name__}")

@@ -215,7 +215,6 @@ def _check_not_estimator(side: str, value: Any) -> None:
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:
     """Return, not raise, the PolicyError for an argument of another type; quotes only a bool, since a value may hold secrets."""
-    # Not quoted: it may hold secrets.
     type_text = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
     return PolicyError(f"{name}= takes {wanted}, not {value if isinstance(value, bool) else type_text}")
 

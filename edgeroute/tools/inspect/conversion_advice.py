@@ -25,8 +25,11 @@ STEPS = {
 }  # fmt: skip
 
 
-def of_torch(name: str) -> str:
-    """Return the step that makes an edge of a module of PyTorch with this class."""
+def of_torch(module: type) -> str:
+    """Return the step that makes an edge of a module of PyTorch of this class."""
+    name = module.__name__
+    if any(kind.__module__.startswith("transformers.") for kind in module.__mro__):
+        return f"edge= takes a function, and {name} takes token ids: write edge=pipeline(task, model, tokenizer=tokenizer)"
     return (
         f"edge= takes a function of one input, and {name} is a torch.nn.Module, which takes a batch of tensors: write "
         f"edge=lambda x: net(torch.as_tensor(x)[None])[0].detach().numpy() after net.eval(), or {_EXPORT} and edge='model.onnx'"
@@ -47,7 +50,8 @@ def of_estimator(side: str, value: Any, *, classifier: bool) -> str:
     if classifier:
         remedy = "model"
     elif type(model).__name__ == "Booster":
-        remedy = '"model.onnx", which `edgeroute convert` writes of its file'
+        large = 'lambda x: large.infer(x).value after large = Router("model.onnx", mode="only_edge")'
+        remedy = ('"model.onnx"' if side == "edge" else large) + ", a file that `edgeroute convert` writes of its own"
     elif side == "edge" and hasattr(model, "decision_function") and hasattr(model, "classes_"):
         remedy = "CalibratedClassifierCV(model).fit(X, y), of sklearn.calibration, which gives probabilities"
     elif side == "edge":

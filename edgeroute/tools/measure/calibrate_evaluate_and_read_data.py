@@ -23,8 +23,8 @@ from edgeroute.confidence.certificate import UNVERSIONED, BoundCertificate, Cert
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
-from edgeroute.edge.callable_model import feature_names
 from edgeroute.edge.edge_model_members_and_fingerprints import member
+from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.io_steps_and_stages import Block, Steps
 from edgeroute.router.request import is_read_once, read_once_error, rows_of_pandas
@@ -367,7 +367,9 @@ def _examples(
     on_demand: True leaves the labels out of the examples: some may be None.
     """
     check_number("batch", batch, least=1, whole=True)
-    inputs, labels, group_list = yield from rows(X, y, every, groups, feature_names(calls.runner.model))
+    function = getattr(calls.runner.model, "function", None)
+    columns = function.columns if isinstance(function, Estimator) else None
+    inputs, labels, group_list = yield from rows(X, y, every, groups, columns)
     total = len(inputs)
     with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
         parts, reached = yield from collect(
