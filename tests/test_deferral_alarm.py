@@ -110,4 +110,5 @@ def test_a_day_is_looked_at_at_its_end(monkeypatch):
             found.append(hours[0])
     assert len(found) == 1
     assert found[0] > 24
-    assert "more inputs than usual are deferred, 50" in monitor.alarm.what
+    assert "more inputs than usual are deferred" in monitor.alarm.what
+    assert "have 50" in monitor.alarm.what

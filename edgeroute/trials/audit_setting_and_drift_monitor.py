@@ -219,8 +219,8 @@ class DriftMonitor:
                 rate = test.ones / test.count
                 share, usual = (rate, test.level) if what == "more" else (1 - rate, 1 - test.level)
                 self._set_alarm(
-                    f"{what} inputs than usual are deferred, {share * 100:.1f} % of a sample of {test.count:,}, where it was "
-                    f"{'at most' if what == 'more' else 'at least'} {usual * 100:.1f} %",
+                    f"{what} inputs than usual are deferred of late: usual is at {'most' if what == 'more' else 'least'} "
+                    f"{usual * 100:.1f} %, and all {test.count:,} of the sample, the earlier ones too, have {share * 100:.1f} %",
                     "tell",
                 )
                 return True
