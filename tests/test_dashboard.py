@@ -646,6 +646,16 @@ def test_the_promise_is_only_where_it_holds(certificate, used, held):
         assert (certificate is not None and one["text"] == certificate.guarantee) == one["held"]
 
 
+def test_after_a_drift_alarm_nothing_is_promised():
+    """The alarm is known by the latest requests, and not by the certificate."""
+    records, _, setup = asked([0.2, 0.9])
+    for leg in records[-1]["plan"]:
+        leg["label"] = "uncalibrated: drift alarm of 2026-11-28: more differ"
+    bound = {"edge": BoundCertificate(promised(), {"edge": "e", "cloud": "c", "score": "s", "codec": "k"}, 1e9)}
+    found = ThresholdReplays(records, setup, bound).at("edge", 0.6)["promise"]
+    assert (found["held"], "drift alarm" in found["text"]) == (False, True)
+
+
 def test_nothing_to_try():
     """Says so: before the first request, of an edge that is none, at no threshold."""
     monitor = monitor_of([])

@@ -508,6 +508,7 @@ class ThresholdReplays:
         self.setup = setup_of(records) if setup is None else setup
         self._certificates = certificates
         self._audited = _audited(audits)
+        self._labels = {leg["leg"]: leg["label"] for record in records for leg in record.get("plan", ())}  # the latest ones
         self.edges = [target for target in self.setup.targets if target.side == "edge" and target.threshold is not None]
 
     def shown(self) -> dict[str, Any]:
@@ -600,6 +601,8 @@ class ThresholdReplays:
         certificate = bound.certificate
         if broken := bound.broken():
             return {"held": False, "text": f"The certificate does not hold here: {broken}."}
+        if (label := self._labels.get(edge, "")).startswith("uncalibrated: drift alarm"):
+            return {"held": False, "text": f"The certificate no longer holds: {label}."}
         thresholds = (certificate.threshold, *certificate.thresholds.values())
         highest = INF if certificate.highest is None else certificate.highest
         if certificate.ladder:  # what is certified of all edge models together is so at these thresholds alone
