@@ -444,6 +444,29 @@ def test_a_connect_that_never_completes_ends_with_its_stop(address):
         assert "not needed any more" in str(came[0])
 
 
+def test_a_stop_cuts_no_other_connection():
+    """The calls after it have those that were kept."""
+    with CannedServer(echo) as server:
+        connections, stop = Connections(Address(f"http://127.0.0.1:{server.port}")), StopToken()
+
+        async def two():
+            async with connections.open(call(b"one"), monotonic() + LONG) as reply:
+                assert connections.send(call(b"another"), monotonic() + LONG).body == b"another"
+                assert await reply.read() == b"one"
+
+        settle(two())
+        assert connected_to(server.port) == 2
+        server.shut()
+        thread, came = in_thread(lambda: connections.send(call(b"cut"), monotonic() + LONG, stop))
+        server.wait_for(lambda: len(server.requests) == 3, timeout_s=LONG)
+        stop()
+        thread.join(LONG)
+        assert isinstance(came[0], Unreachable)
+        assert connected_to(server.port) == 1
+        server.open()
+        connections.close()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
 def test_a_connect_that_never_completes_keeps_the_time(ask, address):
     """That of the call."""

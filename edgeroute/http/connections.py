@@ -413,8 +413,7 @@ class Pool(ForkSafe):
             reply = new(Reply, (reading.status, reading.headers, reading.take()))
             reused = self._done(channel, reading, cancel)
         except CloudError as e:
-            if e.stale:  # the server closes what it kept, and each other connection would cost a request to find that out
-                self._close_idle()
+            self._failed(e, cancel)
             raise
         else:
             return reply
@@ -437,12 +436,16 @@ class Pool(ForkSafe):
             yield Response(channel, reading)
             reused = self._done(channel, reading, cancel)
         except CloudError as e:
-            if e.stale:  # the server closes what it kept, and each other connection would cost a request to find that out
-                self._close_idle()
+            self._failed(e, cancel)
             raise
         finally:
             if not reused:
                 channel.close()
+
+    def _failed(self, error: CloudError, cancel: StopToken | None) -> None:
+        """Close all idle connections if the server closes what it kept; each would cost a request. A stop cuts its own alone."""
+        if error.stale and (cancel is None or not cancel.asked):
+            self._close_idle()
 
     def _close_idle(self) -> None:
         """Remove and close all idle connections."""
