@@ -227,6 +227,8 @@ def test_export_to_a_file(state):
     assert out.read_bytes() == before
     code, _, err = cli("outbox", "export", "--out", state / "none" / "out", "--state", state)
     assert (code, err) == (2, f"error: {state / 'none' / 'out'} cannot be written: No such file or directory\n")
+    code, _, err = cli("outbox", "export", "--out", out / "below", "--state", state)
+    assert (code, err) == (2, f"error: {out / 'below'} cannot be written: Not a directory\n")
 
 
 def test_export_to_a_full_disk(state):

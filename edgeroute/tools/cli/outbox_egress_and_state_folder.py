@@ -148,13 +148,14 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
             raise StoreError(f"{out} exists: choose another name")
         new = files_and_lock_waits.name_beside(out)  # a part of the entries looks like all of them
         try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-                count = sum(file.write(_dumps(entry) + "\n") > 0 for entry in box.export())
-            new.replace(out)
+            try:
+                with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                    count = sum(file.write(_dumps(entry) + "\n") > 0 for entry in box.export())
+                new.replace(out)
+            finally:
+                new.unlink(missing_ok=True)
         except OSError as e:
             raise e if isinstance(e, StoreError) else StoreError(f"{out} cannot be written: {e.strerror or e}") from e
-        finally:
-            new.unlink(missing_ok=True)
     print(_dumps({"entries": count, "file": str(out)}) if as_json else f"entries in {out}: {count:,}")
 
 
