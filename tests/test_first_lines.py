@@ -592,6 +592,32 @@ def test_an_estimator_of_several_labels(kind):
         router.infer(X[0])
 
 
+def test_probabilities_that_need_not_sum_to_1(kind):
+    """As those of one-against-all classifiers: a cloud's class, and an ensemble's, is the most likely one."""
+    ova = estimator(["a", "b", "c"], 0.1, 0.9, 0.2)
+    for edge, cloud, source in ((lambda x: ("?", 0.1), ova, "cloud"), (Ensemble([ova, ova]), unsure, "edge")):
+        with kind(edge, cloud, threshold=0.4) as router:
+            answer = router.infer(X[0])
+        assert (answer.value, answer.source, answer.degraded) == ("b", source, False)
+
+
+def test_one_column_without_classes(kind):
+    """As after a sigmoid, it is the probability of class 1 of two."""
+    model = SimpleNamespace(predict_proba=lambda rows: np.array([[0.9]] * len(rows)))
+    with kind(CallableModel(model, kind="probabilities"), unsure, threshold=0.5) as router:
+        answer = router.infer(X[0])
+    assert (answer.value, answer.confidence) == (1, pytest.approx(0.9))
+
+
+@pytest.mark.parametrize("names", [None, []])
+def test_an_estimator_without_names_of_its_own(names):
+    """It may have the attribute all the same."""
+    model = estimator(["a", "b"], 0.2, 0.8)
+    model.feature_names_ = names
+    with Router(model, unsure, threshold=0.5) as router:
+        assert router.infer(X[0]).value == "b"
+
+
 def test_an_ensemble_of_estimators():
     """Has the class with the greatest mean probability; estimators of other classes are refused."""
     pytest.importorskip("sklearn")

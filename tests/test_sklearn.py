@@ -93,6 +93,21 @@ def test_an_address_as_the_cloud(digits, trained):
             model.predict(tests[:1])
 
 
+class Scaled(GaussianNB):
+    """One whose probabilities do not sum to 1, as one-against-all ones do not."""
+
+    def predict_proba(self, rows):
+        """Return less than the probabilities."""
+        return super().predict_proba(rows) * 0.8
+
+
+def test_a_cloud_whose_probabilities_do_not_sum_to_1(digits, trained):
+    """Its class is the most likely one."""
+    rows, tests, y, _ = digits
+    model = defer_all(RoutedClassifier(trained[0], Scaled(), max_defer=0.2).fit(rows[300:400], y[300:400]))
+    assert (model.predict(tests[:9]) == model.cloud_.predict(tests[:9])).all()
+
+
 def test_a_cloud_that_fails(digits, trained):
     """A calibration against it fails; a prediction warns, and is the edge's. Limits of the router hold in both."""
     rows, tests, y, _ = digits

@@ -32,10 +32,11 @@ class Estimator:
     def __init__(self, estimator: Any, kind: str | None = None) -> None:
         if not _is_fitted(estimator):
             raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
-        self._estimator, self.__name__, self._kind = estimator, type(estimator).__name__, kind
+        self._estimator, self.__name__, self.kind = estimator, type(estimator).__name__, kind
         names = getattr(estimator, "feature_names_in_", None)
-        if names is None and getattr(estimator, "feature_names_", ("0",))[0] != "0":  # CatBoost's; of an array they are numbers
-            names = estimator.feature_names_
+        others = getattr(estimator, "feature_names_", None)
+        if names is None and isinstance(others, list) and others[:1] not in ([], ["0"]):  # CatBoost's; of an array numbers
+            names = others
         # Names of the columns of the fit; None: it was fitted on rows without names.
         self.columns = None if names is None or names[0] == "Column_0" else [*map(str, names)]  # LightGBM's, of an array
         self._categories = [] if self.columns is None else _categories(estimator, self.columns)
@@ -75,9 +76,9 @@ class Estimator:
         """Return the probabilities for each row of a table. Raises PolicyError as `many`."""
         table = np.asarray(self._estimator.predict_proba(given))
         classes = np.asarray(getattr(self._estimator, "classes_", range(table.shape[1]))).tolist()
-        if len(classes) == 1:  # LightGBM and XGBoost have two columns for it
+        if len(classes) == 1 and hasattr(self._estimator, "classes_"):  # LightGBM and XGBoost have two columns for it
             return [(classes[0], float(row[0])) for row in table]
-        if self._kind is None and (table.any(1) & (abs(table.sum(1) - 1) > SUM_SLACK)).any():
+        if self.kind is None and (table.any(1) & (abs(table.sum(1) - 1) > SUM_SLACK)).any():
             raise PolicyError(
                 f"the probabilities of {self.__name__} do not sum to 1: for several labels at once write "
                 'CallableModel(model, kind="multilabel"), else kind="probabilities"'
