@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -535,6 +536,16 @@ def test_categories_of_pandas(package):
             router.infer({"age": "old", "zone": 1, "city": "Ulm"})
         with pytest.raises(BadInput):
             router.infer({"age": 45.0})
+
+
+def test_codes_of_xgboost(monkeypatch):
+    """Where the fit was on codes there are no categories to ask pyarrow for."""
+    pandas, module = pytest.importorskip("pandas"), pytest.importorskip("xgboost")
+    table = pandas.DataFrame({"rpm": X[:, 1], "code": (X[:, 0] > 0.5).astype(int)})
+    clf = module.XGBClassifier(n_estimators=5, enable_categorical=True, feature_types=["q", "c"]).fit(table, table["code"])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with Router(clf, unsure, threshold=0.0) as router:
+        assert router.infer({"rpm": 0.5, "code": 1}).value == 1
 
 
 def test_ordered_categories_of_lightgbm():

@@ -167,6 +167,8 @@ def _categories(estimator: Any, columns: list[str]) -> list[tuple[str, list[Any]
     """
     booster: Any = getattr(estimator, "get_booster", lambda: getattr(estimator, "booster_", None))()
     if "c" in (getattr(booster, "feature_types", None) or ()) and hasattr(booster, "get_categories"):
+        if booster.get_categories().empty():  # fitted on codes
+            return []
         import_needed("pyarrow", "XGBoost gives its categories by pyarrow: pip install pyarrow")
         found = booster.get_categories(export_to_arrow=True).to_arrow()
         return [(name, values.to_pylist()) for name, values in found if values is not None]
