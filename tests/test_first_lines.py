@@ -14,6 +14,7 @@ from both import Tasks, sure, unsure
 from commands import cli
 
 from edgeroute import BadInput, BadReply, CallableModel, Ensemble, Function, PlainJson, PolicyError, Router
+from edgeroute.errors import Unfit
 from edgeroute.testing import CannedServer, http_reply
 
 X = np.random.default_rng(0).random((300, 3)).astype("float32")
@@ -536,6 +537,8 @@ def test_categories_of_pandas(package):
             router.infer({"age": "old", "zone": 1, "city": "Ulm"})
         with pytest.raises(BadInput):
             router.infer({"age": 45.0})
+    with Router(clf, threshold=0.0) as router, pytest.raises(Unfit):  # and no warning of pandas
+        router.infer({"age": 45.0, "zone": 1, "city": "Paris"})
 
 
 def test_codes_of_xgboost(monkeypatch):
@@ -556,6 +559,10 @@ def test_ordered_categories_of_lightgbm():
     clf = module.LGBMClassifier(n_estimators=5, verbose=-1).fit(table, X[:, 0] > 0.5)
     with Router(clf, unsure, threshold=0.0) as router:
         assert router.infer({"size": "large", "rpm": 0.5}).value is True
+    table.insert(0, "zone", pandas.Categorical((X[:, 1] > 0.5).astype(int)))  # of which it says nothing
+    clf = module.LGBMClassifier(n_estimators=5, verbose=-1).fit(table, X[:, 0] > 0.5, categorical_feature=["size"])
+    with Router(clf, unsure, threshold=0.0) as router, pytest.raises(BadInput, match="cannot read 'size'"):
+        router.infer({"size": "large", "rpm": 0.5, "zone": 1})
 
 
 def test_names_of_catboost(kind):

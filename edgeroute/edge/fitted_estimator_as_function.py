@@ -88,16 +88,21 @@ class Estimator:
     def _with_categories(self, table: Any) -> Any:
         """Return a DataFrame whose values are categories where LightGBM or XGBoost was fitted on those of pandas.
 
-        Raises ValueError for an unknown category, which LightGBM would read as a missing value.
+        Raises ValueError for an unknown category, which LightGBM would read as a missing value, and if nothing tells which
+        columns have categories.
         """
-        present = getattr(table, "columns", ())
-        texts = iter([name for name in present if table[name].dtype.kind not in "biuf"] if self._categories else ())
-        for column, known in self._categories:
-            if (name := column or next(texts, "")) in present:
-                values = attribute("pandas:Categorical", "categories")(table[name], categories=known)
-                if (values.isna() & table[name].notna()).any():
+        present, names = getattr(table, "columns", ()), [name for name, _ in self._categories]
+        if "" in names and len(present):
+            names = [name for name in present if table[name].dtype.kind not in "biuf"]
+            if len(names) != len(self._categories):
+                raise ValueError("text where numbers were fitted")
+        for name, (_, known) in zip(names, self._categories, strict=True):
+            if name in present:
+                places = {value: place for place, value in enumerate(known)}
+                codes = np.array([places.get(value, -1) for value in table[name].tolist()])
+                if (table[name].notna() & (codes < 0)).any():
                     raise ValueError("unknown category")
-                table[name] = values
+                table[name] = attribute("pandas:Categorical", "categories").from_codes(codes, categories=known)
         return table
 
     def _misfit(self, x: Any, columns: list[str] | None, size: int | None, error: str) -> str:
