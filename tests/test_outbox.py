@@ -21,6 +21,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -341,10 +342,7 @@ _numbers = count()
 def test_the_store_does_what_the_model_does(tmp_path, monkeypatch):
     """Puts, answers, drops, retries, crashes and clocks that jump: the store and the model never differ."""
     monkeypatch.setenv("OUTBOX_MODEL", str(tmp_path))
-    checks = settings(
-        max_examples=int(os.environ.get("EDGEROUTE_OUTBOX_EXAMPLES", "60")), stateful_step_count=30, deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    checks = settings(max_examples=draws(60), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
     StoreAgainstModel.TestCase.settings = checks
     StoreAgainstModel.TestCase("runTest").runTest()
 
