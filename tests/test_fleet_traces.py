@@ -149,7 +149,7 @@ def test_convert_both_ways(tmp_path):
     assert code == 0
     assert list(lines(tmp_path / "back.jsonl")) == list(lines(path))
     code, _, err = cli("trace", "convert", path, tmp_path / "t.parquet")
-    assert (code, err.count("\n"), "--force" in err) == (1, 1, True)
+    assert (code, err.count("\n"), "--force" in err) == (2, 1, True)
     assert cli("trace", "convert", path, tmp_path / "t.parquet", "--force")[0] == 0
     for source, name, suffix in ((path, "o.jsonl", ".parquet"), (tmp_path / "t.parquet", "o.parquet", ".jsonl")):
         code, _, err = cli("trace", "convert", source, tmp_path / name)
