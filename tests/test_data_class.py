@@ -216,12 +216,12 @@ def test_live_sources_sessions_and_decisions(make, server):
     with live(router, "frames", INPUTS, drop="never", scene=None, hold=1) as frames:
         for _ in frames:
             pass
-    before = len(server.requests)
     if isinstance(router, Router):
+        others = ["bush", *INPUTS[1:3]]  # a frame that was given up may still be on its way to the server
         with router.session() as session:
-            assert [session.infer(x).source for x in INPUTS[:3]] == ["cloud", "edge", "edge"]
-            assert [bool(d.sends_to) for d in map(router.decide, INPUTS[:3])] == [True, False, False]
-        assert len(server.requests) == before + 1
+            assert [session.infer(x).source for x in others] == ["cloud", "edge", "edge"]
+            assert [bool(d.sends_to) for d in map(router.decide, others)] == [True, False, False]
+        assert sent(server).count("bush") == 1
 
 
 def turn(said):
