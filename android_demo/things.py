@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 from sentences import sentence
 
 from edgeroute import Answer, BadInput, EdgerouteError, MayNotLeave, OpenInference, Outbox, PolicyError, Router
+from edgeroute.core.policy_permits_and_targets import Mode
 from edgeroute.core.reason_text_and_trace_record import error_code
-from edgeroute.core.routing_policy import Mode
 from edgeroute.tools.state_colours_and_marks import STATES, StateName, answer_state
 
 HERE = Path(__file__).parent

@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 
 # Name -> module from which the name is imported at its first use. Type checkers read `__init__.pyi`; a test compares them.
 _HOMES = {
-    "Router": "router.router", "AsyncRouter": "router.async_router", "Answer": "types", "Options": "core.routing_policy",
+    "Router": "router.router", "AsyncRouter": "router.async_router", "Answer": "types",
+    "Options": "core.policy_permits_and_targets",
     "OnnxModel": "edge.onnx", "LiteRTModel": "edge.litert", "LlamaModel": "edge.llama", "CallableModel": "edge.callable_model",
     "OpenInference": "cloud.openinference", "OpenAIChat": "cloud.openai", "PlainJson": "cloud.json_api",
     "Function": "cloud.function_backend_and_reply_checks", "Secret": "http.messages_addresses_and_secrets",
@@ -27,8 +28,7 @@ _HOMES = {
     "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams_and_stateful_calls",
     "BadReply": "errors", "BargeIn": "router.live.speech_segments", "CatalogError": "errors", "Closed": "errors",
     "CoreMLModel": "edge.coreml", "DeadlineExceeded": "errors", "DeviceSensors": "observe.device_sensors_and_sampler",
-    "EdgeModel": "types",
-    "Ensemble": "edge.runtimes_variants_ensemble", "FrameUpdate": "router.live.frames", "Held": "errors",
+    "EdgeModel": "types", "Ensemble": "edge.runtimes_variants_ensemble", "FrameUpdate": "router.live.frames", "Held": "errors",
     "InputScore": "confidence.score_before_run", "Instrument": "record.instrument_interface",
     "LocalServer": "edge.local_server_client", "MayNotLeave": "errors", "ModelError": "errors", "ModelMissing": "errors",
     "OpenInferenceGrpc": "cloud.grpc",

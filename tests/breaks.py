@@ -9,7 +9,7 @@ from typing import Any
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import plan
 from edgeroute.core.endpoint_breaker_and_limits import Admission
-from edgeroute.core.routing_policy import Rules, permit
+from edgeroute.core.policy_permits_and_targets import Rules, permit
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router import audits_and_hidden_trials as audit_calls
 from edgeroute.router import engine_assembly, leg_inputs, offline_queue

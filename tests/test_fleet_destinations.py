@@ -11,8 +11,8 @@ from both import DOWN, LONG, Threads
 from edgeroute import CallableModel, EdgerouteError, PolicyError, Secret
 from edgeroute.errors import StoreError
 from edgeroute.fleet import digest_destinations
+from edgeroute.fleet.device_request_counts import Fleet
 from edgeroute.fleet.digest_destinations import Folder, destination
-from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.fleet.untrusted_digest_decoder import decode

@@ -14,7 +14,7 @@ from both import flat
 from commands import cli
 
 from edgeroute import Cache, Function, Router, Trace
-from edgeroute.fleet.fleet_part import Fleet
+from edgeroute.fleet.device_request_counts import Fleet
 from edgeroute.tools.fleet.fleet_report import forecast, low_end, quantile
 
 FIRST = fleets.FIRST

@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from edgeroute import Options, PolicyError, Router
-from edgeroute.fleet.fleet_part import Fleet
+from edgeroute.fleet.device_request_counts import Fleet
 from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.policy import load
 from edgeroute.tools.fleet.untrusted_digest_decoder import decode

@@ -19,7 +19,7 @@ from edgeroute import Audit, Cache, CallableModel, Egress, Function, NoAnswer, S
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import StoreError
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
-from edgeroute.fleet import fleet_part
+from edgeroute.fleet import device_request_counts
 from edgeroute.fleet.daily_digest_spool_and_upload import (
     DAY_S,
     KEEP_DAYS,
@@ -29,8 +29,8 @@ from edgeroute.fleet.daily_digest_spool_and_upload import (
     row_name,
     spooled,
 )
+from edgeroute.fleet.device_request_counts import Fleet
 from edgeroute.fleet.digest_encoding_and_coarsening import AUDIT_STEP, UNSTATED
-from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.testing import CannedServer
@@ -447,8 +447,8 @@ def test_damaged_rows_and_ids_cost_only_themselves(tmp_path, to, wall):
 PROGRAM = """
 import sys, threading
 from edgeroute import CallableModel, Options, Router
-from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests, fleet_part
-from edgeroute.fleet.fleet_part import Fleet
+from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests, device_request_counts
+from edgeroute.fleet.device_request_counts import Fleet
 state, to, count = sys.argv[1:]
 fleet = Fleet(to)
 fleet.opened = lambda status: None
@@ -562,7 +562,7 @@ def test_commands_show_the_spool_and_rotate_the_id(tmp_path, to, wall):
 
 def test_the_threads_do_all_of_it(tmp_path, to, wall, monkeypatch):
     """Counts are in the state file a moment later, and the digest of a day arrives once that is over."""
-    monkeypatch.setattr(fleet_part.random, "uniform", lambda low, high: 0.01)
+    monkeypatch.setattr(device_request_counts.random, "uniform", lambda low, high: 0.01)
     fleet = quiet(str(to))
     with Threads(CallableModel(edge, version="1"), state=tmp_path / "state", parts=[fleet]) as router:
         router.infer(0.9)
@@ -575,7 +575,7 @@ def test_the_threads_do_all_of_it(tmp_path, to, wall, monkeypatch):
 
 def test_a_short_program_sends_its_digests_as_it_closes(tmp_path, to, wall, monkeypatch):
     """Those of days that are over, of any run; one that has to wait for its destination is sent by a later run."""
-    monkeypatch.setattr(fleet_part.random, "uniform", lambda low, high: LONG)  # no thread looks before a program ends
+    monkeypatch.setattr(device_request_counts.random, "uniform", lambda low, high: LONG)  # no thread looks before a program ends
     away, spool = to.with_name("away"), tmp_path / "state" / "fleet"
 
     def program():

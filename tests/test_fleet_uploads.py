@@ -12,8 +12,8 @@ from test_fleet_sources import broker, bucket, free_port, started  # noqa: F401 
 from edgeroute import CallableModel, Secret
 from edgeroute.errors import StoreError
 from edgeroute.fleet import digest_destinations
+from edgeroute.fleet.device_request_counts import Fleet
 from edgeroute.fleet.digest_destinations import destination
-from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.tools.fleet.untrusted_digest_decoder import decode
 
 pytestmark = pytest.mark.matrix

@@ -24,7 +24,7 @@ from edgeroute.confidence.certificate import digest
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.stores.json_lines_and_process_locks import Journal, read
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.tools.cli.policy_switch_and_rollback import rewrite_policy
+from edgeroute.tools.cli.switch_to_trial_edge_or_back import rewrite_policy
 from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
 from edgeroute.tools.measure.certification_and_verdicts import Audited, certify_counts, compare_edges, counts_of
 from edgeroute.tools.measure.threshold_evaluation import Examples
@@ -446,7 +446,7 @@ def test_without_tomlkit(home, monkeypatch):
 KILLED = """
 import os, signal, sys
 from edgeroute.system import files_and_lock_waits
-from edgeroute.tools.cli import policy_switch_and_rollback as switch
+from edgeroute.tools.cli import switch_to_trial_edge_or_back as switch
 from edgeroute.__main__ import main
 left, real = int(sys.argv.pop(1)), files_and_lock_waits.replace_file
 def replaced(path, text):

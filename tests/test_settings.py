@@ -36,8 +36,8 @@ from edgeroute import (
 )
 from edgeroute import policy as settings
 from edgeroute.confidence import Learned, calibrate, fit
-from edgeroute.core.routing_policy import INF, Terms
-from edgeroute.core.setting_units_and_ranges import Bytes, Delay, Patience, Share
+from edgeroute.core.policy_permits_and_targets import INF, Terms
+from edgeroute.core.setting_unit_types import Bytes, Delay, Patience, Share
 from edgeroute.edge.runtimes_variants_ensemble import suffixes
 from edgeroute.policy import file_and_environment as sources
 from edgeroute.policy import policy_settings as keys

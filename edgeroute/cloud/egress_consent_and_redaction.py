@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from edgeroute.core.error_codes_and_texts import class_name, failure_text
-from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
+from edgeroute.core.policy_permits_and_targets import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.calls_and_tasks import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value

@@ -26,7 +26,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes_and_texts import Failure
-from edgeroute.core.routing_policy import INF, Side
+from edgeroute.core.policy_permits_and_targets import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_model_members_and_fingerprints import callable_fingerprint

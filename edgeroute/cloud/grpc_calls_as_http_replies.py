@@ -23,7 +23,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core prints on stderr 
 import grpc
 import grpc.aio
 
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.system.calls_and_tasks import start_task_on

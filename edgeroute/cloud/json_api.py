@@ -13,7 +13,7 @@ from edgeroute.cloud.function_backend_and_reply_checks import checked_send_edge
 from edgeroute.cloud.json_and_form_body_templates import MAX_BODY, Body, BodyType, to_json
 from edgeroute.confidence.output_forms_labels_and_comparison import best_label, label_names, least_score
 from edgeroute.confidence.output_reader import checked_kind
-from edgeroute.core.setting_units_and_ranges import Size
+from edgeroute.core.setting_unit_types import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply, chat_advice
 from edgeroute.system.calls_and_tasks import call_contained

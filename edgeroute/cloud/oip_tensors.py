@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.edge.input_checks_and_stacking import Array, stack
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec

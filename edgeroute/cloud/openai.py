@@ -16,7 +16,7 @@ from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
 from edgeroute.core.error_codes_and_texts import TOO_LONG, clean
 from edgeroute.core.reason_text_and_trace_record import truncated
-from edgeroute.core.setting_units_and_ranges import Amount, Count, Patience, Size, Timeout, Whole
+from edgeroute.core.setting_unit_types import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable

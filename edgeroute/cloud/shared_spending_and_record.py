@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakSet
 
 from edgeroute.core.error_codes_and_texts import HeldCode, Rejection
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
 from edgeroute.system import calls_and_tasks, files_and_lock_waits, fork_safety, wall_clock

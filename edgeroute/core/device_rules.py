@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf, nextafter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_args
 
-from edgeroute.core.setting_units_and_ranges import Delay
+from edgeroute.core.setting_unit_types import Delay
 
 MOST: Final = nextafter(inf, 0.0)  # largest float
 

@@ -11,7 +11,7 @@ from math import exp, inf, isfinite, log, sqrt
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from edgeroute.core.error_codes_and_texts import DumpOf
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 
 # Latency sketch: decaying quantiles in constant memory.
 

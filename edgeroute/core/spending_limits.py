@@ -7,8 +7,8 @@ from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
 from edgeroute.core.error_codes_and_texts import DumpOf, HeldCode, Lasting, Rejection
-from edgeroute.core.routing_policy import INF
-from edgeroute.core.setting_units_and_ranges import Limit
+from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.setting_unit_types import Limit
 
 BUCKETS: Final = 60  # buckets per window. An amount counts for its whole window, and at most one bucket longer.
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0

@@ -61,7 +61,7 @@ from typing import Any, TypeAlias, final
 
 from edgeroute.core.error_codes_and_texts import Coded
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.walk import (
     Cancel,
     Delta,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from edgeroute.confidence.first_tokens import Prefix, Rule
 from edgeroute.confidence.scores import Score
-from edgeroute.core.setting_units_and_ranges import Count, Timeout, Whole
+from edgeroute.core.setting_unit_types import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.answer_structure_checks import AnswerCheck, Given

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.setting_units_and_ranges import Count
+from edgeroute.core.setting_unit_types import Count
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.onnx_provider_options import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.quantised_tensors import QUANTISED, Port, Ports

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.http.connections import STAGGER_S, Connection, Pool, Sockets, send_some, system_error
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages_addresses_and_secrets import Call, Reply

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, TimedOut, Unreachable
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.http.sans_io_tls_connection import context_for, is_tls

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes_and_texts import clean
-from edgeroute.core.routing_policy import Terms
-from edgeroute.core.setting_units_and_ranges import Size, Timeout, Whole
+from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.setting_unit_types import Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.signature_types_and_units import check_units, plain_number, plain_numbers

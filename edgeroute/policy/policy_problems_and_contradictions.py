@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from edgeroute.confidence.output_forms_labels_and_comparison import SLACK
 from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.routing_policy import NEEDS
+from edgeroute.core.policy_permits_and_targets import NEEDS
 from edgeroute.errors import nearest
 from edgeroute.http.messages_addresses_and_secrets import chat_advice
 from edgeroute.policy.units_as_text import duration

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edgeroute.catalog.installed_versions_and_active_loading import version_of
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
+from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model, stamps
 from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
@@ -264,7 +264,7 @@ def _part(name: str, keys: dict[str, Any]) -> Any:
         return load_plugin(PARTS, name, **keys)
 
 
-FLEET = "edgeroute.fleet.fleet_part:Fleet"  # class of the section; imported for policies that have it
+FLEET = "edgeroute.fleet.device_request_counts:Fleet"  # class of the section; imported for policies that have it
 PARTS = "edgeroute.parts"  # group of the entry points by which an installed package adds parts: `name = "module:Class"`
 
 

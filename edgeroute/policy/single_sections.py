@@ -193,7 +193,7 @@ class Fleet(Section):
         return self
 
     def keys(self, folder: Path) -> dict[str, Any]:
-        """Return the arguments of `edgeroute.fleet.fleet_part.Fleet`; {} if nothing is counted."""
+        """Return the arguments of `edgeroute.fleet.device_request_counts.Fleet`; {} if nothing is counted."""
         to = self.to if not isinstance(self.to, str) or "://" in self.to else str(at(folder, self.to))
         names = {"site", "key", "rotate", "every"} & self.model_fields_set
         return {name: getattr(self, name) for name in names} | {"to": to} if to else {}

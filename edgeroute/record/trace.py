@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeroute.core.setting_units_and_ranges import Count, Share, Size
+from edgeroute.core.setting_unit_types import Count, Share, Size
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.system import wall_clock

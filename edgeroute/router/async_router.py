@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.policy_permits_and_targets import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, Unreachable
 from edgeroute.router.base_router import BaseRouter

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeroute.core.plan import Leg, by_itself, shadow_leg
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable
 from edgeroute.errors import Held
 from edgeroute.router.engine import Engine

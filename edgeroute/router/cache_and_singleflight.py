@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.edge_backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.device_rules import Rule
-from edgeroute.core.routing_policy import Options
+from edgeroute.core.policy_permits_and_targets import Options
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model
 from edgeroute.edge.runtimes_variants_ensemble import Variants, each
 from edgeroute.errors import PolicyError

@@ -20,7 +20,7 @@ import numpy as np
 from edgeroute.cloud.egress_consent_and_redaction import WITHIN, Egress
 from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.plan import Plan, by_itself, stays_on_device
-from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
+from edgeroute.core.policy_permits_and_targets import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Done, Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held

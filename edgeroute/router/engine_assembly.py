@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.plan import withdrawn
-from edgeroute.core.routing_policy import INF, Offline
+from edgeroute.core.policy_permits_and_targets import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors_and_sampler import SAMPLER

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.core.error_codes_and_texts import class_name, clean, failure_text
-from edgeroute.core.routing_policy import Policy, Target
+from edgeroute.core.policy_permits_and_targets import Policy, Target
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest

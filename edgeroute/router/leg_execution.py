@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes_and_texts import INPUTS_OWN, failure_text
-from edgeroute.core.routing_policy import INF, Permit
+from edgeroute.core.policy_permits_and_targets import INF, Permit
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row

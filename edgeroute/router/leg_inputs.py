@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.core.routing_policy import Side, Target
+from edgeroute.core.policy_permits_and_targets import Side, Target
 from edgeroute.core.walk import Done, Event, Failed, Start
 from edgeroute.errors import BadInput
 from edgeroute.router.input_views_and_edge_answers import TargetViews

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import INF, UNCLASSIFIED, Denied, permit
+from edgeroute.core.policy_permits_and_targets import INF, UNCLASSIFIED, Denied, permit
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Call

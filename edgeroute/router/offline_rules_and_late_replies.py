@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import Offline
+from edgeroute.core.policy_permits_and_targets import Offline
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.io_steps_and_stages import Block, Result, Steps

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from edgeroute.core.routing_policy import INF, Denied, Mode, Rules, permit
+from edgeroute.core.policy_permits_and_targets import INF, Denied, Mode, Rules, permit
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import MayNotLeave, StoreError
 from edgeroute.router.io_steps_and_stages import Block

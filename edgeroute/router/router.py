@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.policy_permits_and_targets import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base_router import BaseRouter
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking

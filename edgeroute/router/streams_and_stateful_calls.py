@@ -11,7 +11,7 @@ from contextlib import aclosing, closing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import Denied, Mode, permit
+from edgeroute.core.policy_permits_and_targets import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave, NoAnswer
 from edgeroute.router.io_steps_and_stages import Result, Shown

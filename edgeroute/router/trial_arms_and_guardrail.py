@@ -17,7 +17,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes_and_texts import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import Leg
-from edgeroute.core.routing_policy import EDGE_TRIAL, INF
+from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend

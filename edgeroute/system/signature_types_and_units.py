@@ -11,7 +11,7 @@ from types import AsyncGeneratorType, CoroutineType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from edgeroute.core.error_codes_and_texts import class_name
-from edgeroute.core.setting_units_and_ranges import Unit
+from edgeroute.core.setting_unit_types import Unit
 from edgeroute.errors import PolicyError, check_number
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from edgeroute.confidence.binomial_tests import upper_bound
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.plan import by_itself
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.sequential_tests import Drift
 from edgeroute.core.walk import Done, Start
 from edgeroute.errors import MayNotLeave, PolicyError, check_number

@@ -11,9 +11,9 @@ from time import gmtime, strftime
 from typing import Any, NamedTuple
 
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
-from edgeroute.core.routing_policy import INF, OnAlarm, Target
+from edgeroute.core.policy_permits_and_targets import INF, OnAlarm, Target
 from edgeroute.core.sequential_tests import ALARM, Drift, ShareTest
-from edgeroute.core.setting_units_and_ranges import Count, Share
+from edgeroute.core.setting_unit_types import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.stats_and_status import AuditStats
 from edgeroute.system import wall_clock

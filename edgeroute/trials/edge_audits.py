@@ -17,7 +17,7 @@ from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes_and_texts import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
-from edgeroute.core.routing_policy import INF, Target
+from edgeroute.core.policy_permits_and_targets import INF, Target
 from edgeroute.core.sequential_tests import GRID, grid_index
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError

@@ -7,7 +7,7 @@ from inspect import iscoroutinefunction
 from math import fsum
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from edgeroute.core.setting_units_and_ranges import Chance, Share
+from edgeroute.core.setting_unit_types import Chance, Share
 from edgeroute.errors import PolicyError
 from edgeroute.system.signature_types_and_units import check_units
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeroute import Function, Router
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
-from edgeroute.fleet.fleet_part import Fleet
+from edgeroute.fleet.device_request_counts import Fleet
 
 DAY_S, LONG_S, INF = 86_400.0, 180.0, float("inf")
 ATTEMPTS = 5

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeroute import Rule
 from edgeroute.core.plan import ENOUGH_RUNS, Facts, Plan, plan
-from edgeroute.core.routing_policy import INF, Policy, Target
+from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
 from edgeroute.observe.facts_energy_and_rules import AGAIN_S, Paces
 
 FP32, INT8, TINY = (

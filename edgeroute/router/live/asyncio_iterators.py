@@ -14,7 +14,7 @@ from contextlib import aclosing
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.policy_permits_and_targets import INF, Mode
 from edgeroute.errors import Closed
 from edgeroute.router.live.blocking_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator
 from edgeroute.router.live.frames import FrameUpdate

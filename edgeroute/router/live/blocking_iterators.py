@@ -10,7 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
-from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.policy_permits_and_targets import INF, Mode
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live import speech_segments as speech
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.core.live_frames_speech_and_display import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
-from edgeroute.core.routing_policy import INF, Mode
-from edgeroute.core.setting_units_and_ranges import Amount, Chance, Count
+from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.setting_unit_types import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, Mailbox, is_last

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.core.live_frames_speech_and_display import Began, Ended, Loudness, Speech
-from edgeroute.core.routing_policy import INF, Mode
-from edgeroute.core.setting_units_and_ranges import Count, Share
+from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.setting_unit_types import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function

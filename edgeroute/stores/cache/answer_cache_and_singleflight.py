@@ -14,7 +14,7 @@ from time import monotonic, sleep
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
-from edgeroute.core.setting_units_and_ranges import Bytes, Seconds
+from edgeroute.core.setting_unit_types import Bytes, Seconds
 from edgeroute.errors import StoreError
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import edgeroute.stores.outbox.outbox_entries as stored
 import edgeroute.stores.outbox.schema_queries_and_eviction as tables
-from edgeroute.core.setting_units_and_ranges import Bytes, Count, Delay, Rate, Seconds
+from edgeroute.core.setting_unit_types import Bytes, Count, Delay, Rate, Seconds
 from edgeroute.errors import Closed, PolicyError, StoreError
 from edgeroute.stores.outbox.outbox_entries import Late, Listed, Put, State, Waiting
 from edgeroute.stores.serialisation import encode_input

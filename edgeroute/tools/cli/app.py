@@ -12,9 +12,10 @@ from edgeroute.tools.cli.calibrate_from_examples_or_audits import calibrate
 from edgeroute.tools.cli.check_decide_sensors_commands import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.command_runner import CODES, command
 from edgeroute.tools.cli.convert_to_onnx_and_compare import convert
+from edgeroute.tools.cli.convert_trace_jsonl_parquet import trace
 from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.distil import distil
-from edgeroute.tools.cli.doctor_examples_service import doctor, policies, service
+from edgeroute.tools.cli.doctor_policies_service import doctor, policies, service
 from edgeroute.tools.cli.evaluate import evaluate
 from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.fleet_collect_report_rotate import fleet
@@ -28,7 +29,6 @@ from edgeroute.tools.cli.replay_traces_and_log_savings import replay
 from edgeroute.tools.cli.servers_and_dashboards import dashboard, gateway, serve, top
 from edgeroute.tools.cli.simulate_fleets_and_overload import load, simulate
 from edgeroute.tools.cli.status_and_trial_arms import arms, status
-from edgeroute.tools.cli.trace_convert import trace
 
 app = typer.Typer(
     name="edgeroute",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from edgeroute.core.error_codes_and_texts import printable
-from edgeroute.core.routing_policy import EDGE_TRIAL, INF
+from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, INF
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_text
@@ -26,7 +26,7 @@ from edgeroute.tools.cli.tables_and_options import Json, Policy, local_time, of_
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.policy_switch_and_rollback import Memory
+    from edgeroute.tools.cli.switch_to_trial_edge_or_back import Memory
 
 
 class Step(NamedTuple):
@@ -67,7 +67,7 @@ def recertify(
         StoreError: another recertify is running.
     """
     from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-    from edgeroute.tools.cli.policy_switch_and_rollback import Memory
+    from edgeroute.tools.cli.switch_to_trial_edge_or_back import Memory
 
     home = state_folder(policy, None)
     turn = ProcessLock(home / "recertify.lock")
@@ -89,7 +89,7 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
 
     A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before. A dry run changes nothing.
     """
-    from edgeroute.tools.cli.policy_switch_and_rollback import alarm, backup_path, hash_of, roll_back
+    from edgeroute.tools.cli.switch_to_trial_edge_or_back import alarm, backup_path, hash_of, roll_back
 
     switch, now = memory.switch, hash_of(policy)
     if not switch or now == switch["before"] or not (why := alarm(home, switch["certificate"])):
@@ -221,7 +221,7 @@ def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memo
 
     A policy in a format that is not rewritten stays, and the step says what to edit. judged: why the edge is better, and notes.
     """
-    from edgeroute.tools.cli.policy_switch_and_rollback import backup_path, instruction, switch
+    from edgeroute.tools.cli.switch_to_trial_edge_or_back import backup_path, instruction, switch
 
     path = policy.parent / f"certificate-{certificate.date}-{certificate.checksum[:8]}.json"
     more = {

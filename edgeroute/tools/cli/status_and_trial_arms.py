@@ -18,8 +18,8 @@ import typer
 
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, Link, break_even
+from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, INF, Target
 from edgeroute.core.reason_text_and_trace_record import finite
-from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target
 from edgeroute.errors import BadInput, ModelMissing, StoreError
 from edgeroute.system import wall_clock
 from edgeroute.system.files_and_lock_waits import replace_file

@@ -14,8 +14,8 @@ from edgeroute.core.device_rules import Rule
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, USUAL
 from edgeroute.core.error_codes_and_texts import HELD, UNFIT, clean
 from edgeroute.core.plan import Facts, Leg, Plan
+from edgeroute.core.policy_permits_and_targets import INF, Policy, Rules, Target, Terms
 from edgeroute.core.reason_text_and_trace_record import CODES, Took, answer_part, finite
-from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
 from edgeroute.core.walk import Malformed
 from edgeroute.errors import BadInput
 from edgeroute.record.tally_instrument_and_histograms import Kind, Tally

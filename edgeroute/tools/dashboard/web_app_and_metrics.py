@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Any
 
 from edgeroute.core.device_rules import Reading
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Status

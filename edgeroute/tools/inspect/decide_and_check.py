@@ -13,7 +13,7 @@ from edgeroute.confidence.certificate import UNVERSIONED
 from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, error_text, failure_text
 from edgeroute.core.plan import Plan, judged_leg
-from edgeroute.core.routing_policy import Rules
+from edgeroute.core.policy_permits_and_targets import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.router.constructor_checks import check_seconds
@@ -22,7 +22,7 @@ from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.system.wall_clock import now
-from edgeroute.tools.inspect import impossible_settings
+from edgeroute.tools.inspect import impossible_router_settings
 from edgeroute.types import Backend
 
 
@@ -73,7 +73,7 @@ def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Gener
 
 def _spent(cloud: Any, x: Any) -> str:
     """Return why limits of spending forbid a call of an endpoint for this input; empty: they allow it. Books nothing."""
-    cost = impossible_settings.smallest_cost(cloud, [x])
+    cost = impossible_router_settings.smallest_cost(cloud, [x])
     rejection = cloud.guard.spending.reserve(cost, now(), book=False)
     return "" if rejection is None else str(rejection.text)
 
@@ -90,9 +90,9 @@ def check(engine: Engine, timeout: float) -> Check:
     result = _targets(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
     lines = [*observer.rule_lines(), *observer.budget_lines(), *observer.lacking_lines(snapshot.backends)]
-    lines += impossible_settings.settings_to_confirm(snapshot, spending.limits)
+    lines += impossible_router_settings.settings_to_confirm(snapshot, spending.limits)
     lines += [line for part in engine.fixed for line in part.check_lines()]
-    never = impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused, engine.counts.unsure)
+    never = impossible_router_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused, engine.counts.unsure)
     lines += [f"! {line}" for line in never]
     return Check(result.ok and not any(line.startswith("!") for line in lines), (*result.lines, *lines))
 

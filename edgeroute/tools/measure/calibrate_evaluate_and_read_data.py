@@ -22,7 +22,7 @@ import numpy as np
 from edgeroute.confidence.certificate import UNVERSIONED, BoundCertificate, Certificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, class_name
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest

@@ -20,7 +20,7 @@ from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.core.plan import Plan, by_itself
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
 from edgeroute.edge.edge_model_members_and_fingerprints import member

@@ -21,8 +21,8 @@ from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_forms_labels_and_comparison import number_of, plain
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, clean
+from edgeroute.core.policy_permits_and_targets import Terms
 from edgeroute.core.reason_text_and_trace_record import finite
-from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
 from edgeroute.router.drivers import blocking
 from edgeroute.router.io_steps_and_stages import Steps

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from edgeroute.catalog.signed_policy_follower import signed_name
 from edgeroute.confidence.certificate import digest
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
-from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
+from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet.daily_digest_spool_and_upload import (

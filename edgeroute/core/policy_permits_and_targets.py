@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, final, get_args
 
 from edgeroute.core.device_rules import Reading, Rule
-from edgeroute.core.setting_units_and_ranges import Amount, Patience, Rate
+from edgeroute.core.setting_unit_types import Amount, Patience, Rate
 
 # Egress rules: which data classes may leave the device. A cloud leg requires a `Permit`, which only these rules create.
 
