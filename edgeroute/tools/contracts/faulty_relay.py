@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 import sys
@@ -29,8 +30,8 @@ class Relay(Listener):
         truncate_after: bytes of a connection's replies after which it is closed (FIN).
         reset_after: bytes of a connection's replies after which it is reset (RST).
         black_hole: connections are accepted, and all data is dropped.
-        refuse: the port is closed; existing connections continue.
-        shut: new connections are accepted and reset at once, and nothing of them is forwarded, so no other program gets the port.
+        refuse: the port is closed, but no other program gets it; existing connections continue.
+        shut: new connections are accepted and reset at once, and nothing of them is forwarded.
         connections: number of connections accepted.
         bytes_up: bytes forwarded to the server.
         bytes_down: bytes forwarded from the server.
@@ -43,7 +44,7 @@ class Relay(Listener):
         self.reset_after: int | None = None
         self.black_hole = self.shut = False
         self.bytes_up = self.bytes_down = 0
-        self._to = host, port
+        self._to, self._kept = (host, port), contextlib.ExitStack()
         super().__init__(None)
 
     @property
@@ -56,12 +57,19 @@ class Relay(Listener):
         """Close the port, so that connections are refused, or open it again; blocks until that is done."""
 
         async def switch() -> None:
+            self._kept.close()
             if refuse:
                 await self._close_port()
+                self._kept.callback(_bound(self.port).close)
             else:
                 await self._listen()
 
         self._do(switch())
+
+    def close(self) -> None:
+        """Close all connections, the port and the thread. Blocks. A no-op the second time."""
+        super().close()
+        self._kept.close()
 
     def cut(self) -> None:
         """End all present connections, as a link does that goes down; with `refuse` before it, no new one begins.
@@ -168,6 +176,16 @@ class Relay(Listener):
                 await finish(writer)
             raise ConnectionAbortedError
         return clear
+
+
+def _bound(port: int) -> socket.socket:
+    """Return a socket that keeps other programs from a port without listening at it; without effect if one has it."""
+    kept = socket.socket()
+    if os.name == "posix":  # as of `asyncio.start_server`: connections that have just ended do not keep the port
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with contextlib.suppress(OSError):
+        kept.bind(("127.0.0.1", port))
+    return kept
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
