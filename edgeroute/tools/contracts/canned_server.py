@@ -175,7 +175,7 @@ class CannedServer(Listener):
         self._changed = threading.Condition()
         super().__init__(tls)
 
-    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
         """Block until `condition()`, over this server's attributes, is true; it is tried again at each request and hang-up.
 
         Raises:
