@@ -213,7 +213,7 @@ def test_audits_and_trials(make, server):
 def test_live_sources_sessions_and_decisions(make, server):
     """The function gets each frame."""
     router = make(unsure, PlainJson(server.url), egress=rules())
-    with live(router, "frames", INPUTS, drop="never", scene=None, hold=1) as frames:
+    with live(router, "frames", INPUTS, drop="never", scene=None, hold=1, stale=None) as frames:
         for _ in frames:
             pass
     if isinstance(router, Router):

@@ -18,6 +18,7 @@ from both import DOWN, GOOD, LONG, GatedServer, Tasks, makes, unsure
 from live import Feed, live, until
 
 from edgeroute import AsyncRouter, BadInput, Closed, Egress, NoAnswer, PlainJson, PolicyError, Router
+from edgeroute.core.live_frames_speech_and_display import Pace
 from edgeroute.router.live import source_reader_mailbox_and_calls as mailboxes
 from edgeroute.router.live.asyncio_iterators import AsyncBell
 from edgeroute.router.live.blocking_iterators import Bell
@@ -25,8 +26,8 @@ from edgeroute.router.live.frames import FrameFlow, FrameSettings, signature_of
 from edgeroute.router.live.source_reader_mailbox_and_calls import Mailbox
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
-ALL = {"drop": "never", "scene": None, "hold": 1}
-"""Of a recording of frames that are numbers, each with a label of its own."""
+ALL = {"drop": "never", "scene": None, "hold": 1, "stale": None}
+"""Of a recording of frames that are numbers, each with a label of its own; none is given up, however busy the machine is."""
 
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -68,7 +69,7 @@ def test_a_recording_is_answered_frame_by_frame(make):
 def test_the_newest_frame_wins(make):
     """While the program is at one, what comes is replaced by what comes next, and counted; ages are from when it came."""
     feed = Feed()
-    with live(make(echo, None), "frames", feed, scene=None) as frames:
+    with live(make(echo, None), "frames", feed, scene=None, stale=None) as frames:
         feed.put("a")
         assert next(frames).answer.value == "edge a"
         feed.put(*"bcdef")
@@ -85,7 +86,7 @@ def test_an_edge_that_is_slow_gets_the_newest_too(make):
     """Nothing is queued behind a run: what came meanwhile is dropped but for the last."""
     feed, gate = Feed(), threading.Event()
     edge = FakeModel([("edge", 0.9)], gate=gate)
-    with live(make(edge, None), "frames", feed, scene=None) as frames, contextlib.ExitStack() as stack:
+    with live(make(edge, None), "frames", feed, scene=None, stale=None) as frames, contextlib.ExitStack() as stack:
         seen = []
         feed.put(0)
         thread = threading.Thread(target=lambda: seen.extend(frames))
@@ -113,7 +114,7 @@ class Camera:
 
 def test_a_camera_and_a_function_are_sources(make):
     """`read()` ends with False; a function's frames are new objects, and it ends with StopIteration."""
-    with live(make(unsure, None), "frames", Camera(3), drop="never") as frames:
+    with live(make(unsure, None), "frames", Camera(3), drop="never", stale=None) as frames:
         assert len(list(frames)) == 3
     given = iter([None, "a", "a", None, "b"])
     with live(make(echo, None), "frames", lambda: next(given), **ALL) as frames:
@@ -124,11 +125,11 @@ def test_a_camera_that_ends_or_is_none(make):
     """One whose `read()` raises StopIteration has ended; one that returns the frame alone is told what it returns."""
     camera = Camera(2)
     camera.read, given = lambda: next(given), iter([(True, picture(0)), (True, picture(9))])
-    with live(make(unsure, None), "frames", camera, drop="never") as frames:
+    with live(make(unsure, None), "frames", camera, drop="never", stale=None) as frames:
         assert len(list(frames)) == 2
     camera.read = lambda: picture(0)
     with (
-        live(make(unsure, None), "frames", camera, drop="never") as frames,
+        live(make(unsure, None), "frames", camera, drop="never", stale=None) as frames,
         pytest.raises(BadInput, match=r"read\(\) of a Camera returns \(ok, frame\)"),
     ):
         next(frames)
@@ -157,7 +158,7 @@ def test_an_async_source():
                 assert [(await anext(frames)).frame, (await anext(frames)).frame] == ["a", "b"]
                 with pytest.raises(OSError, match="unplugged"):
                     await anext(frames)
-            async with router.frames(endless(), scene=None) as frames:
+            async with router.frames(endless(), scene=None, stale=None) as frames:
                 assert (await anext(frames)).answer.value == "edge 1"
         with Router(echo, None) as router, pytest.raises(BadInput, match="needs an AsyncRouter"):
             router.frames(endless())
@@ -227,7 +228,7 @@ def test_a_refinement_is_matched_to_its_frame(make):
     feed = Feed()
     with GatedServer(cloud_of) as server:
         router = make(echo, PlainJson(server.url))
-        with live(router, "frames", feed, max_in_flight=1, stale=None, **ALL) as frames:
+        with live(router, "frames", feed, max_in_flight=1, **ALL) as frames:
             feed.put(0)
             first = next(frames)
             assert (first.answer.value, first.provisional, first.held) == ("edge 0", True, "")
@@ -252,7 +253,7 @@ def test_no_more_are_in_flight_than_may_be(make):
     feed = Feed()
     with GatedServer(cloud_of) as server:
         router = make(echo, PlainJson(server.url))
-        with live(router, "frames", feed, stale=None, **ALL) as frames:
+        with live(router, "frames", feed, **ALL) as frames:
             feed.put(*range(6))
             updates = [next(frames) for _ in range(6)]
             assert [u.held for u in updates] == ["", "", *["in_flight"] * 4]
@@ -275,7 +276,7 @@ def test_an_older_refinement_is_cancelled_by_a_newer_one(make):
 
     with Selective(only_the_second) as server:
         router = make(echo, PlainJson(server.url))
-        with live(router, "frames", feed, stale=None, **ALL) as frames:
+        with live(router, "frames", feed, **ALL) as frames:
             feed.put(0)
             assert next(frames).provisional
             server.wait_for(lambda: len(server.requests) == 1)
@@ -316,7 +317,7 @@ def test_a_frame_whose_refinement_is_outdated_is_counted(make):
     with GatedServer(GOOD) as server:
         router = make(unsure, PlainJson(server.url, retries=0), trace=traced.append)
         given = [picture(255 * (i % 2)) for i in range(6)]  # each a new scene
-        with live(router, "frames", given, drop="never") as frames:
+        with live(router, "frames", given, drop="never", stale=None) as frames:
             assert len([next(frames) for _ in given]) == len(given)
         stats = router.stats()
         server.open()
@@ -334,21 +335,22 @@ def ahead(monkeypatch):
     return seconds
 
 
-def test_a_refinement_that_comes_too_late_is_cut(make, ahead):
+def test_a_refinement_that_comes_too_late_is_cut(make, ahead, due, monkeypatch):
     """The first frame's call, for which the edge's time is not known, and the next one's, which has a deadline: no reply comes."""
+    late = due(lambda: ahead[0])
+    monkeypatch.setattr(Pace, "deadline_s", lambda pace, _: late if pace.edge_s else None)
     with CannedServer(None) as server:
-        router = make(echo, PlainJson(server.url, retries=0))
-        for count, stale in ((1, LONG), (2, 1.0)):
+        router = make(echo, PlainJson(server.url, retries=0, timeout_s=9 * LONG))
+        for count in (1, 2):
             feed = Feed()
-            with live(router, "frames", feed, stale=stale, **ALL) as frames:
+            with live(router, "frames", feed, **{**ALL, "stale": LONG}) as frames:
                 before = len(server.requests)
                 for number in range(count):
                     feed.put(number)
                     assert next(frames).provisional
                     server.wait_for(lambda n=before + number + 1: len(server.requests) == n)
                 feed.end()
-                if count == 1:  # it is late as soon as it has reached the cloud
-                    ahead[0] = 2 * LONG
+                ahead[0] = 2 * LONG  # they are late as soon as they have reached the cloud
                 assert list(frames) == []
                 assert frames.stats().outdated == count
                 ahead[0] = 0.0
@@ -360,7 +362,7 @@ def test_a_cloud_that_is_down_costs_no_frame(make):
     feed = Feed()
     with CannedServer(DOWN) as server:
         router = make(echo, PlainJson(server.url, retries=0))
-        with live(router, "frames", feed, stale=None, **ALL) as frames:
+        with live(router, "frames", feed, **ALL) as frames:
             feed.put(0)
             assert next(frames).provisional
             final = next(frames)
@@ -381,7 +383,7 @@ def test_a_frame_that_is_left_to_the_outbox_is_final(make, tmp_path):
     feed = Feed()
     with CannedServer(DOWN) as server:
         router = make(echo, PlainJson(server.url, retries=0), offline="queue", state=tmp_path)
-        with live(router, "frames", feed, stale=None, **ALL) as frames:
+        with live(router, "frames", feed, **ALL) as frames:
             for frame in range(3):
                 feed.put(frame)
                 assert next(frames).provisional
@@ -417,7 +419,7 @@ def test_a_cloud_that_is_alone_is_asked_about_several_at_once(make):
     """There is no edge to answer first; a frame waits for a slot."""
     with GatedServer(cloud_of) as server:
         router = make(None, PlainJson(server.url), threshold=None)
-        with live(router, "frames", range(4), stale=None, **ALL) as frames:
+        with live(router, "frames", range(4), **ALL) as frames:
             seen = []
             thread = threading.Thread(target=lambda: seen.extend(frames))
             thread.start()
@@ -536,14 +538,14 @@ def test_noise_in_floats_and_holes_are_one_scene(make, full):
     given = [(full * (0.5 + 0.02 * noise.random((48, 64)))).astype(np.float32) for _ in range(20)]
     for frame in given:
         frame[:5] = np.nan
-    with live(make(unsure, None), "frames", given, drop="never") as frames:
+    with live(make(unsure, None), "frames", given, drop="never", stale=None) as frames:
         assert len(list(frames)) == 20
         assert frames.stats().scenes == 1
 
 
 def test_a_frame_without_a_signature_says_so_and_the_next_goes_on(make):
     """The error names the argument that helps."""
-    with live(make(unsure, None), "frames", ["text", picture(1)], drop="never") as frames:
+    with live(make(unsure, None), "frames", ["text", picture(1)], drop="never", stale=None) as frames:
         with pytest.raises(BadInput, match="signature="):
             next(frames)
         assert next(frames).frame_index == 1
@@ -637,7 +639,7 @@ def test_a_slow_edge_is_no_error(make, ahead):
         return "edge", 0.1
 
     with CannedServer(GOOD) as server:
-        with live(make(edge, PlainJson(server.url)), "frames", source(), stale=0.01, **ALL) as frames:
+        with live(make(edge, PlainJson(server.url)), "frames", source(), **{**ALL, "stale": 0.01}) as frames:
             seen = {u.frame for u in frames}
         assert seen == {0, 2}
         assert frames.stats().failed == 1
@@ -679,7 +681,7 @@ def test_closing_the_router_ends_who_waits(make):
     """Who waits for the next frame gets `Closed`, and so does who asks afterwards."""
     feed, caught = Feed(), []
     router = make(echo, None)
-    frames = live(router, "frames", feed, scene=None)
+    frames = live(router, "frames", feed, scene=None, stale=None)
     feed.put(1)
     assert next(frames).frame == 1
 
@@ -703,7 +705,7 @@ def test_closing_the_router_ends_who_waits(make):
 def test_closing_from_another_thread_ends_the_for(monkeypatch):
     """As the program ends; a second consumer is refused."""
     feed = Feed()
-    with Router(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
+    with Router(echo, None, threshold=0.5) as router, router.frames(feed, scene=None, stale=None) as frames:
         feed.put(1)
         assert next(frames).frame == 1
         seen = []
@@ -741,7 +743,7 @@ def test_closing_as_the_consumer_is_about_to_wait(monkeypatch):
     with Router(echo, None, threshold=0.5) as router, contextlib.ExitStack() as stack:
         with monkeypatch.context() as patch:
             patch.setattr(threading, "Event", Bell)
-            frames = stack.enter_context(router.frames(feed, scene=None))
+            frames = stack.enter_context(router.frames(feed, scene=None, stale=None))
         feed.put(1)
         assert next(frames).frame == 1
         closers.clear()
@@ -760,7 +762,7 @@ def test_closing_that_is_cancelled_ends_the_async_for():
 
     async def main():
         feed = Feed()
-        async with AsyncRouter(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
+        async with AsyncRouter(echo, None, threshold=0.5) as router, router.frames(feed, scene=None, stale=None) as frames:
 
             async def consume():
                 return [update async for update in frames]
