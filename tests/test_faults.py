@@ -71,7 +71,7 @@ def nothing_left_behind(monkeypatch):
     for thread in set(threading.enumerate()) - threads:
         thread.join(LONG)
         assert not thread.is_alive(), thread
-    assert not set(sockets()) - set(open_before), "one that was there may go meanwhile: the collector's work"
+    wait_for(lambda: not set(sockets()) - set(open_before))  # one that was there may go meanwhile: the collector's work
 
 
 @pytest.fixture
@@ -272,15 +272,15 @@ def test_a_server_that_never_answers(ask, limits, why, secure, authority, due):
     with CannedServer(None, tls=authority.server() if secure else None) as server:
         policy = {} if limits else {"deadline": due(lambda: server.requests)}
         assert_stands(ask(PlainJson(server.url, **limits, **more), **policy), why)
-        server.wait_for(lambda: server.hung_up == 1)
-    assert len(server.requests) == 1
+        server.wait_for(lambda: server.hung_up == server.connections)
+    assert len(server.requests) == 1 or limits, "on a busy machine the limit may pass before the request has come"
 
 
 @pytest.mark.parametrize("where", ["head", "body"])
 @pytest.mark.parametrize(("limits", "why"), LATE)
 def test_a_reply_that_trickles(ask, where, limits, why, due):
     """Each byte comes in time, all of them do not: the limit is for the whole."""
-    padding = "x" * 5000
+    padding = "x" * 50_000
     if where == "head":
         reply = http_reply(b'{"value": 1}', headers=[("X-Padding", padding)])
     else:
@@ -289,8 +289,8 @@ def test_a_reply_that_trickles(ask, where, limits, why, due):
         relay.throttle = 1000
         policy = {} if limits else {"deadline": due(lambda: relay.bytes_down)}
         assert_stands(ask(PlainJson(relay.url, **limits), **policy), why)
-        server.wait_for(lambda: server.hung_up == 1)
-    assert relay.bytes_down < 5000
+        server.wait_for(lambda: server.hung_up == server.connections)
+    assert relay.bytes_down < len(padding)
 
 
 def test_a_connection_is_kept(ask):
@@ -587,6 +587,7 @@ def test_the_deadline_with_nothing_to_fall_back_on(ask):
     threading.Thread(target=lambda: edge.cancelled.wait(LONG) and gate.set()).start()
     with pytest.raises(DeadlineExceeded, match=r"edge .* 100 ms"):
         ask(None, edge=edge, deadline=0.1)
+    edge.cancelled.set()  # of one that had no time to begin, too
 
 
 def test_cancelling_a_task_cuts_its_connection():
@@ -608,7 +609,7 @@ def test_cancelling_a_task_cuts_its_connection():
         asyncio.run(main(server))
 
 
-@pytest.mark.parametrize("policy", ["", ", deadline=60"])
+@pytest.mark.parametrize("policy", ["", f", deadline={LONG}"])
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_ctrl_c_ends_the_program(kind, policy):
     """In the middle of a request to a server that never answers: KeyboardInterrupt, and no thread holds up the exit."""
@@ -643,7 +644,7 @@ def script(body, url, **cloud):
             "import asyncio, glob, os, signal, sys",
             "from edgeroute import AsyncRouter, PlainJson, Router",
             "signal.signal(signal.SIGINT, signal.default_int_handler)",
-            f"cloud = PlainJson({url!r}, timeout_s=60, **{cloud!r})",
+            f"cloud = PlainJson({url!r}, timeout_s={LONG}, **{cloud!r})",
             *(line[indent:] for line in lines),
         ]
     )
@@ -655,7 +656,7 @@ def script(body, url, **cloud):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("secure", [False, True])
-@pytest.mark.parametrize("policy", ["", ", deadline=60"])
+@pytest.mark.parametrize("policy", ["", f", deadline={LONG}"])
 def test_a_forked_child_has_a_connection_of_its_own(secure, policy, authority):
     """It answers, its parent goes on over the connection that it had, and closing in either does nothing to the other."""
     body = """
@@ -693,7 +694,10 @@ def echo(request):
 @pytest.mark.parametrize("policy", [{}, {"deadline": LONG}])
 def test_fifty_threads_share_a_router(policy):
     """Each gets its own answer, over at most as many connections as there are threads."""
-    with CannedServer(echo) as server, Router(unsure, PlainJson(server.url), **flat(threshold=0.5, **policy)) as router:
+    with (
+        CannedServer(echo) as server,
+        Router(unsure, PlainJson(server.url, timeout_s=LONG), **flat(threshold=0.5, **policy)) as router,
+    ):
         with ThreadPoolExecutor(50) as pool:
             answers = list(pool.map(router.infer, range(200)))
         assert router.stats().deferred == 200
@@ -706,7 +710,7 @@ def test_fifty_tasks_share_a_router():
     """Each gets its own answer."""
 
     async def main(server):
-        async with AsyncRouter(unsure, PlainJson(server.url), threshold=0.5) as router:
+        async with AsyncRouter(unsure, PlainJson(server.url, timeout_s=LONG), threshold=0.5) as router:
             return await asyncio.gather(*(router.infer(i) for i in range(50)))
 
     with CannedServer(echo) as server:

@@ -104,7 +104,7 @@ def test_what_is_not_stored_is_an_error_without_secrets(monkeypatch, reply):
         there = destination(f"http://user:hunter2@127.0.0.1:{server.port}/hunter2?hunter2=hunter2")
         with pytest.raises(EdgerouteError) as error:
             there.put(NAME, b"data")
-        assert len(server.requests) == 1
+        server.wait_for(lambda: len(server.requests) == 1)
     assert "hunter2" not in repr(error.value) + repr(error.value.__cause__) + there.where
 
 
