@@ -17,7 +17,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # where several workers have the cores
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves send nothing to its maker
 
 import pytest
-from both import Due, Tasks, Threads, nothing_left
+from both import LONG, Due, Tasks, Threads, nothing_left
 from draws import draws
 from hypothesis import HealthCheck, settings
 
@@ -78,7 +78,7 @@ def fashion_server(fashion):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield json.loads(process.stdout.readline())["ready"]
         process.terminate()
-        process.wait(30)
+        process.wait(LONG)
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def right_server(tmp_path_factory):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(LONG) == 0
 
 
 @pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])

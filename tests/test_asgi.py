@@ -634,7 +634,7 @@ def test_a_shutdown_answers_what_is_under_way(tmp_path, replies):
         "app.add_middleware(Errors)\n"
     )
     with CannedServer(GOOD) as cloud, socket.create_server(("127.0.0.1", 0)) as listener:
-        environment = {**os.environ, "CLOUD": cloud.url, "DEADLINE": "60" if replies else "2"}
+        environment = {**os.environ, "CLOUD": cloud.url, "DEADLINE": str(LONG) if replies else "6"}
         command = [sys.executable, "-m", "uvicorn", "service:app", "--fd", str(listener.fileno())]
         with subprocess.Popen(
             command, cwd=tmp_path, env=environment, pass_fds=[listener.fileno()], stderr=subprocess.PIPE, text=True

@@ -944,7 +944,7 @@ def hold():  # another thread has every lock at the moment of the fork, and some
 thread = threading.Thread(target=hold, daemon=True); thread.start(); held.wait()
 pid = os.fork()
 if not pid:
-    signal.alarm(30)  # it ends, whatever lock it waits for
+    signal.alarm(120)  # it ends, whatever lock it waits for
     assert cache.get(b"parent").value == "parent"
     cache.put(b"child", entry("child"))
     cache.close()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import typer
-from both import running
+from both import LONG, running
 from commands import PYTHON, cli
 from PIL import Image
 
@@ -449,7 +449,7 @@ def test_ctrl_c_ends_infer(policy, inputs, interruptible):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             silent.wait_for(lambda: bool(silent.requests))
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=LONG)
     assert (process.returncode, out, err) == (130, "", "")
 
 
@@ -470,7 +470,7 @@ def test_serve_ends_when_told(tmp_path, sent):
         assert second.endswith("/v2/models/two")
         assert not refused(first)
         process.send_signal(sent)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=LONG)
         assert (process.returncode, out, err) == (130 if sent == signal.SIGINT else 0, "", "")
     assert refused(first)
 

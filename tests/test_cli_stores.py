@@ -240,7 +240,7 @@ def test_export_to_a_full_disk(state):
     command = ["edgeroute", "outbox", "export", "--out", str(out), "--state", str(state)]
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))"
     program = f"{limit}; sys.argv = {command}; from edgeroute.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=LONG)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {out} cannot be written: File too large\n")
     assert not [*state.glob("part.jsonl*")]
 

@@ -189,7 +189,7 @@ def test_the_server_ends_with_a_demo_that_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code, str(model)], stdout=subprocess.PIPE, text=True) as process:
         url = urlsplit(process.stdout.readline())
         process.kill()
-    until, pause = monotonic() + 30, threading.Event()
+    until, pause = monotonic() + 120, threading.Event()
     with suppress(ConnectionRefusedError):
         while True:
             assert monotonic() < until, "it goes on"

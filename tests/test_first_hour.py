@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from both import flat, sure, unsure
 from commands import cli
 
 import edgeroute
-from edgeroute import AsyncRouter, CallableModel, OnnxModel, OpenInference, Options, PolicyError, Router, models
+from edgeroute import AsyncRouter, CallableModel, DeadlineExceeded, OnnxModel, OpenInference, Options, PolicyError, Router, models
 from edgeroute.edge.model_card import Card
 
 
@@ -93,7 +94,8 @@ def asked(kind, of, call, **options):
 
     def of_threads():
         with Router(unsure, sure, threshold=0.5) as router:
-            router.infer(1, deadline=1)  # a plan for that is kept, and True is equal to 1
+            with suppress(DeadlineExceeded):  # on a busy machine
+                router.infer(1, deadline=1)  # a plan for that is kept, and True is equal to 1
             target = router if of == "router" else router.session()
             try:
                 list(getattr(target, call)(x, **options))
@@ -103,7 +105,8 @@ def asked(kind, of, call, **options):
 
     async def of_tasks():
         async with AsyncRouter(unsure, sure, threshold=0.5) as router:
-            await router.infer(1, deadline=1)
+            with suppress(DeadlineExceeded):
+                await router.infer(1, deadline=1)
             target = router if of == "router" else router.session()
             try:
                 found = getattr(target, call)(x, **options)
@@ -279,7 +282,7 @@ def test_the_cloud_of_the_readme_by_one_command(tmp_path):
                 assert router.infer(pair.images[0]).value == "Ankle boot"
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 def test_documentation_of_what_is_installed(tmp_path):

@@ -162,7 +162,7 @@ def test_curl(url):
     body = json.dumps({**CHAT, "stream": True})
     command = ["curl", "-sN", f"{url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        said = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=True).stdout
     except FileNotFoundError:
         pytest.skip("there is no curl")
     *chunks, last = events(said)
