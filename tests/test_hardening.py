@@ -226,6 +226,17 @@ async def hangs(_):
     await asyncio.sleep(10 * LONG)
 
 
+def hanging():
+    """Another one, and what it was asked so far."""
+    begun = []
+
+    async def cloud(x):
+        begun.append(x)
+        await hangs(x)
+
+    return cloud, begun
+
+
 def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog, due):
     """Though it was cancelled."""
     begun, ended = [], []
@@ -253,9 +264,10 @@ def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog, due):
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["open", "closed"])
-def test_closing_on_another_loop(ended):
+def test_closing_on_another_loop(ended, due):
     """A leg that was left on the loop before is not this one's to end."""
-    router, loop = AsyncRouter(unsure, hangs, threshold=0.5, deadline=1.0), asyncio.new_event_loop()
+    cloud, begun = hanging()
+    router, loop = AsyncRouter(unsure, cloud, threshold=0.5, deadline=due(lambda: begun)), asyncio.new_event_loop()
     router.on_late(lambda late: None)
     assert loop.run_until_complete(router.infer("x")).degraded
     (left,) = asyncio.all_tasks(loop)
@@ -267,11 +279,12 @@ def test_closing_on_another_loop(ended):
     asyncio.run(router.close())
 
 
-def test_closing_that_is_cancelled():
+def test_closing_that_is_cancelled(due):
     """It is closed all the same."""
 
     async def main():
-        router = AsyncRouter(unsure, hangs, threshold=0.5, deadline=1.0)
+        cloud, begun = hanging()
+        router = AsyncRouter(unsure, cloud, threshold=0.5, deadline=due(lambda: begun))
         router.on_late(lambda late: None)
         await router.infer("x")
         closing = asyncio.ensure_future(router.close())

@@ -38,14 +38,15 @@ def test_the_edges_answer_in_place_of_the_clouds_is_degraded(make, call, deadlin
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_stopped_run_is_measured_when_it_ends(make, late):
+def test_a_stopped_run_is_measured_when_it_ends(make, late, due):
     """A cloud that is quicker stops the standby, and so does the deadline; the model runs on, and then its time is known.
 
     Otherwise the standby would start at once for ever, and nothing would be known of its slowest runs.
     """
-    gate, away = threading.Event(), threading.Event()
+    gate, away, begun = threading.Event(), threading.Event(), threading.Event()
 
     def edge(_):
+        begun.set()
         gate.wait(LONG)
         return "edge", 0.9
 
@@ -54,7 +55,7 @@ def test_a_stopped_run_is_measured_when_it_ends(make, late):
             away.wait(LONG)
         return "cloud", 0.9
 
-    with make(edge, cloud, threshold=0.5, mode="prefer_cloud", deadline=1.0 if late else LONG) as router:
+    with make(edge, cloud, threshold=0.5, mode="prefer_cloud", deadline=due(begun.is_set) if late else LONG) as router:
         if late:
             with pytest.raises(TimeoutError):
                 router.infer(1)

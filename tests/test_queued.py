@@ -252,6 +252,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
     assert on_disk(box) == set()
 
 
+@pytest.mark.usefixtures("no_time_left")
 @pytest.mark.parametrize("deadline", [None, LONG])
 @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
 def test_one_call_waits_for_an_outbox_that_is_locked(make, tmp_path, monkeypatch, deadline, statement):
@@ -262,9 +263,9 @@ def test_one_call_waits_for_an_outbox_that_is_locked(make, tmp_path, monkeypatch
     router, answers = make(box, deadline=deadline), []
     with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
         c.execute(statement)
-        answers.append(router.infer("x", deadline=0.1))
+        answers.append(router.infer("x", deadline=LONG))
         while not box.locked:  # this one may have had no time to begin
-            answers.append(router.infer("x", deadline=0.1))
+            answers.append(router.infer("x", deadline=LONG))
         thread = threading.Thread(target=lambda: answers.extend(router.infer("x") for _ in range(100)), daemon=True)
         thread.start()
         thread.join(LONG)
@@ -275,6 +276,7 @@ def test_one_call_waits_for_an_outbox_that_is_locked(make, tmp_path, monkeypatch
     until(lambda: not box.locked)
 
 
+@pytest.mark.usefixtures("no_time_left")
 def test_what_waits_for_an_outbox_that_is_locked_has_a_limit(make, tmp_path, monkeypatch):
     """The copies of inputs take memory: beyond the limit the reason says at once that a request is not stored."""
     monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.Database", partial(Database, busy_s=1e9))
@@ -284,9 +286,9 @@ def test_what_waits_for_an_outbox_that_is_locked_has_a_limit(make, tmp_path, mon
     router = make(box, deadline=LONG)
     with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
         c.execute("BEGIN IMMEDIATE")
-        answers = [router.infer("x", deadline=0.1)]
+        answers = [router.infer("x", deadline=LONG)]
         while not box.locked:  # this one may have had no time to begin
-            answers.append(router.infer("x", deadline=0.1))
+            answers.append(router.infer("x", deadline=LONG))
         more = [router.infer("x") for _ in range(100)]
         stored = [answer.id for answer in answers + more if routes.queued(answer) == routes.BEING_STORED]
         assert {(routes.queued(answer), answer.final) for answer in more[-20:]} == {(routes.NOT_STORED, True)}
@@ -347,7 +349,7 @@ from both import Tasks, Threads, unsure
 from edgeroute import PlainJson
 
 kind = {"threads": Threads, "asyncio": Tasks}[sys.argv[3]]
-router = kind(unsure, PlainJson(sys.argv[1], retries=0), threshold=0.5, deadline=0.5, offline="queue", state=sys.argv[2])
+router = kind(unsure, PlainJson(sys.argv[1], retries=0), threshold=0.5, deadline=3.0, offline="queue", state=sys.argv[2])
 for n in range(3):
     answer = router.infer(n)
     print(answer.id, answer.final, answer.reason.rpartition("; ")[2], sep=":", flush=True)
