@@ -307,10 +307,17 @@ def test_a_callback_for_late_answers_that_exits(make, gate, due):
 
 def test_a_child_has_threads_of_its_own(gate, due):
     """However many of the parent's legs are under way, and whatever they hold."""
-    cloud = FakeCloud(lambda x: gate.wait(LONG) and ("cloud", 0.9) if x else ("cloud", 0.9))
+    begun = []
+
+    def cloud(x):
+        if x:
+            begun.append(x)
+            gate.wait(LONG)
+        return "cloud", 0.9
+
     with Router(unsure, cloud, threshold=0.5) as router:
-        for _ in range(2):  # one more, and the breaker opens
-            router.infer(1, deadline=due(cloud.begun.is_set))
+        for n in (1, 2):  # one more, and the breaker opens
+            router.infer(1, deadline=due(lambda n=n: len(begun) == n))
         pid = os.fork()
         if not pid:
             os._exit(0 if router.infer(0, deadline=LONG).value == "cloud" else 1)
