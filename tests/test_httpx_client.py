@@ -14,6 +14,7 @@ from both import Tasks, Threads
 from pieces import taken
 
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
+from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.system.calls_and_tasks import settle
@@ -386,8 +387,9 @@ def test_both_protocols_take_a_client():
     assert OpenInference("http://a/v2/models/m", client=client).address.client == (client, None)
 
 
-def test_a_server_that_closes_each_connection_opens_the_breaker(make):
+def test_a_server_that_closes_each_connection_opens_the_breaker(make, monkeypatch):
     """The client does not say whether a connection was a kept one: so many in a row are none."""
+    monkeypatch.setattr(admission, "FIRST_S", 1e6)  # no probe is due by time, however slow the machine
 
     def reply(_):
         raise ConnectionAbortedError

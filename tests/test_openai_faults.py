@@ -33,6 +33,7 @@ from edgeroute import (
 )
 from edgeroute.cloud import stream_protocol_and_attempts as speaking
 from edgeroute.cloud.http_backend import HttpBackend
+from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core.reason_text_and_trace_record import truncated
 from edgeroute.http.messages_addresses_and_secrets import Reply
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
@@ -355,8 +356,9 @@ def test_a_cut_is_a_fault_and_is_counted(tmp_path):
             assert stream.answer.trace["events"][-1]["usd"] == pytest.approx(sent + 1)
 
 
-def test_cuts_open_the_breaker():
+def test_cuts_open_the_breaker(monkeypatch):
     """Answers that break off are faults of the endpoint."""
+    monkeypatch.setattr(admission, "FIRST_S", 1e6)  # no probe is due by time, however slow the machine
     with CannedServer(b"".join(FIRST), close=True) as server, Router(unsure, endpoint(server.url), threshold=0.5) as router:
         for _ in range(8):
             with router.stream("hi") as stream:
@@ -433,14 +435,16 @@ THOUGHT = {"choices": [{"index": 0, "delta": {"reasoning_content": DIGITS}, "fin
 
 
 @pytest.mark.parametrize("end", ["cancelled", "deadline", "stall"])
-def test_one_who_leaves_pays(end):
+def test_one_who_leaves_pays(end, due):
     """Before anything came the server may go on: all that was asked for stays booked. Afterwards what came, thoughts too."""
     with CannedServer([CHUNKED, chunk(event(THOUGHT)), None] if end == "stall" else [None]) as server:
         cloud = endpoint(server.url, usd_per_million_output_tokens=1e6, max_tokens=50, between_s=1.0)
 
         async def main():
             async with AsyncRouter(cloud=cloud, limits=Limits(usd_per_day=60)) as router:
-                first = asyncio.ensure_future(router.infer("hi", deadline=1.0 if end == "deadline" else None))
+                first = asyncio.ensure_future(
+                    router.infer("hi", deadline=due(lambda: server.requests) if end == "deadline" else None)
+                )
                 if end == "cancelled":
                     await asyncio.to_thread(server.wait_for, lambda: server.requests)
                     first.cancel()
