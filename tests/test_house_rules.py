@@ -17,23 +17,29 @@ COMPUTED = {
 TESTS = [*Path(__file__).parent.rglob("*.py"), *(Path(__file__).parents[1] / "examples").glob("*/test_*.py")]
 
 
-def exact(tree):
+def nodes_of(text):
+    """All nodes of a text's syntax tree."""
+    return list(ast.walk(ast.parse(text)))
+
+
+def exact(nodes):
     """Lines in which an `assert` has `==` or `!=` between something computed and a float, in tuples and lists too."""
-    for asserted in (node for node in ast.walk(tree) if isinstance(node, ast.Assert)):
+    for asserted in (node for node in nodes if isinstance(node, ast.Assert)):
         for compared in (node for node in ast.walk(asserted) if isinstance(node, ast.Compare)):
             sides = [compared.left, *compared.comparators]
             parts = [part for side in sides for part in getattr(side, "elts", [side])]
-            floats = [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, float)]
+            if not any(isinstance(part, ast.Constant) and isinstance(part.value, float) for part in parts):
+                continue
             calls = [node for part in parts for node in ast.walk(part) if isinstance(node, ast.Call)]
             called = {getattr(call.func, "attr", getattr(call.func, "id", "")) for call in calls}
-            if floats and called & COMPUTED and any(isinstance(op, ast.Eq | ast.NotEq) for op in compared.ops):
+            if called & COMPUTED and any(isinstance(op, ast.Eq | ast.NotEq) for op in compared.ops):
                 yield asserted.lineno
 
 
 @pytest.mark.parametrize("line", ["x.mean() == 0.5", "0.1 != np.quantile(x, 0.5)", "(n, round(sum(x), 1)) == (1, 0.3)"])
 def test_an_exact_comparison_is_found(line):
-    assert list(exact(ast.parse(f"x = 1\nassert {line}"))) == [2]
-    assert not list(exact(ast.parse("assert x.mean() == pytest.approx(0.5) and (x > 0.1).sum() == 3 and x.mean() < 0.5")))
+    assert list(exact(nodes_of(f"x = 1\nassert {line}"))) == [2]
+    assert not list(exact(nodes_of("assert x.mean() == pytest.approx(0.5) and (x > 0.1).sum() == 3 and x.mean() < 0.5")))
 
 
 PUBLIC = {"_asdict", "_current_frames", "_exit", "_fields", "_getframe", "_make", "_replace"}
@@ -42,13 +48,13 @@ MOST = 60
 """Private reads that all tests may have together."""
 
 
-def private(tree):
+def private(nodes):
     """Lines that read, import or replace a private name of something else than `self`."""
 
     def hidden(name):
         return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name not in PUBLIC
 
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute):
             own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
             names = [] if own else [node.attr]
@@ -67,8 +73,8 @@ def private(tree):
     "line", ["x._y", "from edgeroute.core import _y", 'm.setattr(x, "_y", 1)', 'm.setattr("edgeroute.x._y", 1)']
 )
 def test_a_private_read_is_found(line):
-    assert list(private(ast.parse(f"x = 1\n{line}"))) == [2]
-    assert not list(private(ast.parse("self._y = x._replace(z=1).__class__")))
+    assert list(private(nodes_of(f"x = 1\n{line}"))) == [2]
+    assert not list(private(nodes_of("self._y = x._replace(z=1).__class__")))
 
 
 def test_all_tests_keep_both_rules():
@@ -76,9 +82,9 @@ def test_all_tests_keep_both_rules():
     inexact, hidden, unexplained = [], 0, []
     for path in TESTS:
         text = path.read_text(encoding="utf-8")
-        tree, lines = ast.parse(text), text.splitlines()
-        inexact += [f"{path.name}:{line}" for line in exact(tree)]
-        for line in private(tree):
+        nodes, lines = nodes_of(text), text.splitlines()
+        inexact += [f"{path.name}:{line}" for line in exact(nodes)]
+        for line in private(nodes):
             hidden += 1
             if "# private: " not in lines[line - 1]:
                 unexplained.append(f"{path.name}:{line}")
@@ -129,15 +135,14 @@ OWN = {
 """File -> number of calls that read by themselves, and why these need no bounds."""
 
 
-def unguarded(tree, room):
+def unguarded(nodes, room):
     """Lines that open or parse a file by something else than `edgeroute.system.untrusted_files`."""
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
         name, of = getattr(call.func, "attr", getattr(call.func, "id", "")), getattr(getattr(call.func, "value", None), "id", "")
         texts = {
             argument.value for argument in call.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
         }
         opened = bool(call.args) and getattr(call.args[0], "id", "") == "file"
-        flags = {node.attr for node in ast.walk(call) if isinstance(node, ast.Attribute)}
         reads_path = isinstance(call.func, ast.Attribute) and (
             name in {"read_text", "read_bytes"} or (name == "open" and bool(texts & {"r", "rb"}))
         )
@@ -147,7 +152,9 @@ def unguarded(tree, room):
         )
         parses = of in {"json", "tomllib"} and (name == "load" or (name == "loads" and room in ROOMS))
         loads = (of, name) in {("np", "load"), ("onnx", "load"), ("gzip", "open"), ("mmap", "mmap")} and not opened
-        descriptor = (of, name) == ("os", "open") and not flags & {"O_WRONLY", "O_EXCL"}
+        descriptor = (of, name) == ("os", "open") and not any(
+            isinstance(node, ast.Attribute) and node.attr in {"O_WRONLY", "O_EXCL"} for node in ast.walk(call)
+        )
         if reads_path or by_name or parses or loads or descriptor:
             yield call.lineno
 
@@ -165,19 +172,43 @@ def unguarded(tree, room):
     ],
 )
 def test_an_unguarded_read_is_found(line):
-    assert list(unguarded(ast.parse(f"x = 1\n{line}"), "tools")) == [2]
+    assert list(unguarded(nodes_of(f"x = 1\n{line}"), "tools")) == [2]
     plain = 'open(0, "w", 1)\npath.open("xb")\nnp.load(file)\nread_json(path)\nos.open(path, os.O_WRONLY)'
-    assert not list(unguarded(ast.parse(plain), "tools"))
+    assert not list(unguarded(nodes_of(plain), "tools"))
 
 
-def test_files_of_others_are_read_by_the_guarded_reader():
+def makes_thread(nodes):
+    """Whether it calls `Thread` of a module."""
+    return any(isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "Thread" for node in nodes)
+
+
+HEADED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def misplaced(nodes):
+    """Lines of texts that are statements, but for docstrings."""
+    for node in nodes:
+        body = node.body if isinstance(getattr(node, "body", None), list) else []
+        texts = [part for part in body[isinstance(node, HEADED) :] if isinstance(getattr(part, "value", None), ast.Constant)]
+        yield from (part.lineno for part in texts if isinstance(part, ast.Expr) and isinstance(part.value.value, str))
+
+
+@pytest.fixture(scope="module")
+def package():
+    """File of the package -> its lines that read unguarded, whether it makes threads, lines of misplaced texts; parsed once."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name, nodes = path.relative_to(PACKAGE), nodes_of(path.read_text(encoding="utf-8"))
+        found[name] = [*unguarded(nodes, name.parts[0])], makes_thread(nodes), [*misplaced(nodes)]
+    return found
+
+
+def test_files_of_others_are_read_by_the_guarded_reader(package):
     """No other code opens one, so none waits for a pipe, or believes a size, a depth or a number."""
     lines = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE)
-        if not {"programs", "examples"} & {*name.parts}:  # of exported models, and of users: they run without the package
-            numbers = list(unguarded(ast.parse(path.read_text(encoding="utf-8")), name.parts[0]))
-            lines |= {name.as_posix(): numbers} if numbers else {}
+    for name, (numbers, _, _) in package.items():
+        if numbers and not {"programs", "examples"} & {*name.parts}:  # of exported models, and of users: without the package
+            lines[name.as_posix()] = numbers
     assert {name: len(numbers) for name, numbers in lines.items()} == {name: count for name, (count, _) in OWN.items()}, lines
 
 
@@ -194,30 +225,15 @@ THREADS = {
 """Files that make threads, and why these are no workers."""
 
 
-def test_threads_that_live_long_are_workers():
+def test_threads_that_live_long_are_workers(package):
     """Made elsewhere, the first exception that nobody thought of would end them without a word."""
-    found = set()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-        if not name.startswith(("testing/", "tools/contracts/")) and any(
-            getattr(call.func, "attr", "") == "Thread" for call in calls
-        ):
-            found.add(name)
-    assert found == {*THREADS}
+    found = {name.as_posix() for name, (_, makes, _) in package.items() if makes}
+    assert {name for name in found if not name.startswith(("testing/", "tools/contracts/"))} == {*THREADS}
 
 
-def test_a_text_stands_where_help_shows_it():
+def test_a_text_stands_where_help_shows_it(package):
     """At the head of a module, class or function: fields are explained in the class's docstring, or by a comment on their line."""
-    found, headed = [], (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            body = node.body if isinstance(getattr(node, "body", None), list) else []
-            texts = [part for part in body[isinstance(node, headed) :] if isinstance(getattr(part, "value", None), ast.Constant)]
-            found += [
-                (path.name, part.lineno) for part in texts if isinstance(part, ast.Expr) and isinstance(part.value.value, str)
-            ]
-    assert not found
+    assert {name.as_posix(): lines for name, (_, _, lines) in package.items() if lines} == {}
 
 
 def test_the_packages_of_a_users_program_are_pinned():

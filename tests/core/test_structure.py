@@ -10,6 +10,7 @@ import functools
 import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -47,6 +48,7 @@ LOCKS = {
     "types.py": "of one call",
 }
 """Files that make a lock which a forked child takes over, each with the reason."""
+TOOL = re.compile(r"edgeroute\.tools\b")
 LOOK_UP = "edgeroute.system.late_imports_and_plugins"
 """Its function `import_tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
 TYPED = {
@@ -65,28 +67,31 @@ FILES = {_module(file): file for file in sorted(PACKAGE.rglob("*.py")) if PACKAG
 """Module -> its file; without the examples that a wheel has beside them."""
 
 
-@functools.cache
-def _nodes(module: str) -> list[ast.AST]:
-    """All of its syntax tree."""
-    return list(ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))))
+class Facts(NamedTuple):
+    """Facts of a module that the tests read. Its syntax tree is dropped at once: hundreds of them slow down the collector."""
+
+    imports: set[str]
+    names_tool: bool
+    large: list[str]
+    makes_lock: bool
 
 
 def _is_tool(module: str) -> bool:
     return f"{module}.".startswith("edgeroute.tools.")
 
 
-def _for_types(module: str) -> set[ast.AST]:
+def _for_types(nodes: list[ast.AST]) -> set[ast.AST]:
     """The imports from edgeroute/tools/ for types alone."""
-    blocks = [node for node in _nodes(module) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    blocks = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
     return {node for node in imports if node.module is not None and _is_tool(node.module)}
 
 
-def _imports(module: str) -> set[str]:
+def _imports(module: str, nodes: list[ast.AST]) -> set[str]:
     """The modules of the package that this one names. `from package import module` names both, but for the top package."""
     found = set[str]()
-    typed = _for_types(module) if module in TYPED else set()
-    for node in _nodes(module):
+    typed = _for_types(nodes) if module in TYPED else set()
+    for node in nodes:
         if node in typed:
             continue
         if isinstance(node, ast.Import):
@@ -103,11 +108,34 @@ def _imports(module: str) -> set[str]:
     return found & FILES.keys()
 
 
+def _is_large(node: ast.ClassDef) -> bool:
+    return len({f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)}) > METHODS
+
+
+@functools.cache
+def _facts(module: str) -> Facts:
+    nodes = list(ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))))
+    return Facts(
+        imports=_imports(module, nodes),
+        names_tool=any(
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and TOOL.match(node.value) is not None
+            for node in nodes
+        ),
+        large=[node.name for node in nodes if isinstance(node, ast.ClassDef) and _is_large(node)],
+        makes_lock=any(
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in {"Lock", "RLock", "Condition"}
+            and ast.unparse(node.func.value) == "threading"
+            for node in nodes
+        ),
+    )
+
+
 @pytest.fixture(scope="module")
 def graph() -> dict[str, set[str]]:
     """Module -> those of the package that it imports."""
-    yield {module: _imports(module) for module in FILES}
-    _nodes.cache_clear()
+    return {module: _facts(module).imports for module in FILES}
 
 
 def _room(module: str) -> str:
@@ -152,12 +180,7 @@ def test_nothing_imports_the_tools_but_one_look_up(graph):
     """No module outside edgeroute/tools/ imports one of them, or has its name in a string, but for `import_tool`, which imports by name."""
     outside = [module for module in FILES if not _is_tool(module)]
     importers = {module for module in outside if any(map(_is_tool, graph[module]))}
-    namers = {
-        module
-        for module in outside
-        for node in _nodes(module)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"edgeroute\.tools\b", node.value)
-    }
+    namers = {module for module in outside if _facts(module).names_tool}
     assert (importers, namers) == (set(), {LOOK_UP})
 
 
@@ -181,22 +204,11 @@ def test_no_file_is_long():
 
 def test_no_class_is_large():
     """A class has 20 methods at most, private ones too, unless there is a reason, which goes when it is not needed any more."""
-    large = {
-        f"{FILES[module].relative_to(PACKAGE).as_posix()} {node.name}"
-        for module in FILES
-        for node in _nodes(module)
-        if isinstance(node, ast.ClassDef)
-        and len({f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)}) > METHODS
-    }
+    large = {f"{FILES[module].relative_to(PACKAGE).as_posix()} {name}" for module in FILES for name in _facts(module).large}
     assert large == set(LARGE)
 
 
 def test_a_lock_that_outlives_a_call_is_declared():
     """By `per_process`, so that a forked child never waits for one that a thread of its parent holds."""
-    made = {
-        FILES[module].relative_to(PACKAGE).as_posix()
-        for module in FILES
-        for node in _nodes(module)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"threading.Lock", "threading.RLock", "threading.Condition"}
-    }
+    made = {FILES[module].relative_to(PACKAGE).as_posix() for module in FILES if _facts(module).makes_lock}
     assert made == {*LOCKS}
