@@ -1,8 +1,8 @@
-"""How many examples a property is tried on: a quarter in the fast tests, all of them with TEST_SHARE=1 (`make test-all`)."""
+"""How many examples a property is tried on: an eighth in the fast tests, all of them with TEST_SHARE=1 (`make test-all`)."""
 
 import os
 
-SHARE = float(os.environ.get("TEST_SHARE", "0.25"))
+SHARE = float(os.environ.get("TEST_SHARE", "0.125"))
 
 
 def draws(examples):

@@ -342,7 +342,7 @@ def switches(seed, errors, n=6000):
 
 
 @pytest.mark.filterwarnings("ignore:the score seems to rank")
-@pytest.mark.parametrize("runs", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [6, pytest.param(300, marks=pytest.mark.slow)])
 def test_what_is_no_better_is_not_put_in_force(runs):
     """Neither a coin nor a candidate that then defers more than the edge in use, but for 5 %; one that is better nearly always is."""
     limit = runs * RISK + 3 * (runs * RISK * (1 - RISK)) ** 0.5
