@@ -568,10 +568,7 @@ def earlier_edges(targets: Sequence[routing.Target], i: int) -> list[int]:
 def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
     """Return the fingerprints of an edge model with its view, and of its score."""
     score, view = snapshot.specs[i][3], snapshot.views.identity(i)
-    return {
-        "edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""),
-        "score": score_print(score),
-    }
+    return {"edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""), "score": score_print(score)}
 
 
 def calibrated_target(snapshot: Snapshot, i: int) -> routing.Target:

@@ -399,8 +399,7 @@ class FleetAlarms:
         where = "key = ? AND policy = ? AND day BETWEEN ? AND ?"
         asked = self._db.execute(f"SELECT sum(deferred) / sum(n) FROM asked WHERE {where}", values).fetchone()[0]
         rows = self._db.execute(
-            f"SELECT index, sum(n) FROM audited WHERE {where} AND index >= -1 GROUP BY index ORDER BY index",
-            values,
+            f"SELECT index, sum(n) FROM audited WHERE {where} AND index >= -1 GROUP BY index ORDER BY index", values
         ).fetchall()
         total, below, best = sum(n for _, n in rows), 0, -2
         for index, n in rows:
