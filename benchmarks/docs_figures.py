@@ -70,7 +70,7 @@ def threshold_meaning(draws: int = size(300, 2), n: int = 1000) -> Found:
     for axes in (left, right):
         axes.axhline((cloud - EPS) * 100, color="black", lw=1, ls="--")
     left.text(25, (cloud - EPS) * 100 - 0.03, "promise: cloud - 1 point", ha="right", va="top")
-    left.set(xlabel="deferred to the cloud, %", ylabel="accuracy of the cascade, %", ylim=(92.9, 94.5))
+    left.set(xlabel="deferred to the cloud, %", ylabel="accuracy of edge and cloud together, %", ylim=(92.9, 94.5))
     left.legend(frameon=False, loc="upper left")
     right.set(xlabel="calibrations", xlim=(0, draws / 3))
     return figure, "\n".join(lines)
@@ -155,7 +155,7 @@ def confidence_fails(splits: int = size(20, 1), n: int = 2500) -> Found:
                 axes.plot(at * 100, np.mean(curves[name], 0) * 100, dash, color=colour, label=name)
             axes.plot([0, 100], [alone * 100, above * 100], ":", color="black", lw=1, label="at random")
             axes.set(title=title, xlabel="deferred to the cloud, %")
-    figure.axes[0].set_ylabel("accuracy of the cascade, %")
+    figure.axes[0].set_ylabel("accuracy of edge and cloud together, %")
     figure.axes[1].legend(frameon=False, loc="lower right")
     return figure, "\n".join(lines)
 
