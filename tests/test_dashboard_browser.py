@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from both import GOOD
 from lazily import Later, needs
+from live import until
 from watched import EVIL, LONG, Records, page_of
 
 from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, PlainJson, Router, Unreachable
@@ -288,6 +290,28 @@ def test_few_audits_have_no_figure(browser):
         playwright.expect(page.locator("#drift dd", has_text="of 30")).to_have_text(
             re.compile(r"^[0-3] of 30: too few for a figure$")
         )
+
+
+def test_an_alarm_is_told_in_full_once(browser):
+    """Under Guarantees and drift; the promise, the policy, the replay and each reason say that there is one, and of when."""
+    says, surely, dashboard = ["right"], itertools.cycle([0.7, 0.8, 0.9]), Dashboard()
+    model, changing = CallableModel(edge, version="1"), Function(lambda _: (says[0], 1.0), name="cloud", version="1")
+    with Router(model, changing, threshold=0.5) as router:
+        certificate = router.calibrate([0.1 + i / 1112 for i in range(1000)], ["right"] * 1000, max_loss=0.05).certificate
+    says[0] = "other"
+    options = Options(instruments=[dashboard])
+    with Router(model, changing, threshold=certificate, audit=Audit(share=1.0, scene=1), options=options) as router:
+        address = dashboard.serve(router)
+        until(lambda: router.infer(next(surely)) and router.stats().audits[0].alarm)
+        for _ in range(20):
+            router.infer(next(surely))
+        named, _, more = router.stats().audits[0].alarm.partition(": ")
+        with opened(browser, address, width=390) as page:
+            page.wait_for_selector("#promise:not(:empty)")
+            playwright.expect(page.locator("#drift dd.bad")).to_contain_text(more)
+            for where in ("#routes li >> nth=0", "#promise", "#policy", "#drift"):
+                playwright.expect(page.locator(where)).to_contain_text(named)
+            assert page.locator("main").inner_text().count(more) == 1
 
 
 def test_the_threshold_by_keyboard(browser, served):
