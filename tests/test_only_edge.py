@@ -1,9 +1,11 @@
 """Mode only_edge, of the policy or of a rule: nothing leaves by itself either. What waits goes on waiting, and goes later."""
 
+import contextlib
 import json
 import os
 import sys
 import threading
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,10 @@ def box(make, server, replies, tmp_path):
     for i in range(3):
         assert routes.queued(router.infer(f"private-{i}")) == routes.WAITING
     router.close()
+    with contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=LONG)) as last:
+        last.request("GET", "/")
+        last.getresponse().read()
+    until(lambda: server.hung_up == server.connections)  # what was given up at the close is no more on its way
     replies.append(GOOD)
     server.connections = 0
     server.requests.clear()

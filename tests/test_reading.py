@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny
-from both import Tasks, Threads, running
+from both import Tasks, Threads, running, wait_for
 from commands import cli
 from onnx import TensorProto, helper, numpy_helper
 
@@ -715,6 +715,7 @@ def test_boxes_with_masks_are_audited():
         router = Router(lambda _: vision, lambda _, cloud=other: cloud, threshold=0.5, audit=Audit(share=1))
         with router:
             json.dumps(router.infer(1).as_dict())
+            wait_for(lambda router=router: any(one.audited for one in router.stats().audits))
         (audits,) = router.stats().audits
         assert (audits.audited, audits.disagreed) == (1, disagreed)
 
