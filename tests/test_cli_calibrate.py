@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -61,26 +63,32 @@ def cloud(right_server):
     return right_server
 
 
+def fill(folder):
+    """Puts an edge model that the fourth number misleads in it, 1,200 labelled examples, and the same without labels."""
+    tiny.linear(folder / "edge.onnx", weights=EDGE, card={"labels": LABELS})
+    x, y = drawn(1200, 0)
+    np.savez(folder / "val.npz", images=x, labels=y)
+    np.savez(folder / "bare.npz", images=x)
+
+
+def write(folder, url=NOWHERE, first="", more="", name="policy.toml"):
+    """Writes a policy of that model and a cloud at `url`, with whatever comes first in it."""
+    path = folder / name
+    path.write_text(f'{first}\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{url}"\nretries = 0\n{more}\n')
+    return path
+
+
 @pytest.fixture
 def home(tmp_path):
-    """A folder with an edge model that the fourth number misleads, 1,200 labelled examples, and the same without labels."""
-    tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
-    x, y = drawn(1200, 0)
-    np.savez(tmp_path / "val.npz", images=x, labels=y)
-    np.savez(tmp_path / "bare.npz", images=x)
+    """A folder with the model and the examples."""
+    fill(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def policy(home):
-    """Writes a policy of that model and a cloud at `url`, with whatever comes first in it."""
-
-    def write(url=NOWHERE, first="", more="", name="policy.toml"):
-        path = home / name
-        path.write_text(f'{first}\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{url}"\nretries = 0\n{more}\n')
-        return path
-
-    return write
+    """Writes a policy into the folder."""
+    return partial(write, home)
 
 
 def made(*args):
@@ -840,17 +848,25 @@ def listing(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture
-def used(home, policy, cloud):
-    """A policy with a certificate, limits and audits, whose router has answered 400 inputs. -> its path."""
-    made("-p", policy(cloud), "-d", home / "val.npz", "--max-loss", "5%")
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory, right_server):
+    """A folder whose policy has a certificate, limits and audits, and whose router has answered 400 inputs."""
+    folder = tmp_path_factory.mktemp("worked")
+    fill(folder)
+    made("-p", write(folder, right_server), "-d", folder / "val.npz", "--max-loss", "5%")
     first = 'threshold = "certificate.json"\nstate = "state"'
     more = 'usd_per_call = 0.01\n[limits]\nusd_per_day = 100\n[audit]\nshare = "100%"'
-    path = policy(cloud, first, more)
-    with Router.from_policy(path) as router:
+    with Router.from_policy(write(folder, right_server, first, more)) as router:
         for x in drawn(400, 7)[0]:
             router.infer(x)
-    return path
+    return folder
+
+
+@pytest.fixture
+def used(home, worked):
+    """The policy in a copy of that folder, which the test may change."""
+    shutil.copytree(worked, home, dirs_exist_ok=True)
+    return home / "policy.toml"
 
 
 def test_status_says_what_routers_found(home, used):
