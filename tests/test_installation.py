@@ -140,7 +140,12 @@ def test_policies_are_copied(tmp_path):
 def test_a_bug_report_has_no_secret(monkeypatch, tmp_path):
     """Names of variables alone; runtimes that are not here are told by their error, and those that are write and send nothing."""
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    home, absent = tmp_path / "home", tmp_path / "absent"
+    home.mkdir()
+    absent.mkdir()
+    (absent / "coremltools.py").write_text("raise ImportError('it is not here')\n")  # it takes seconds where it is
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(absent), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("EDGEROUTE_CLOUD__API_KEY", "hunter2")
     code, out, _ = cli("doctor", "--json")
     report = json.loads(out)
@@ -148,7 +153,8 @@ def test_a_bug_report_has_no_secret(monkeypatch, tmp_path):
     assert "hunter2" not in out
     assert report["variables"] == "EDGEROUTE_CLOUD__API_KEY"
     assert report["packages"]["numpy"]
-    assert list(tmp_path.iterdir()) == []
+    assert list(home.iterdir()) == []
     assert set(report["runtimes"]) >= {"onnxruntime", "litert", "llama"}
+    assert report["runtimes"]["coreml"] == "ImportError: it is not here"
     if report["runtimes"]["onnxruntime"] == "works":
         assert report["runtimes"]["onnxruntime, CPUExecutionProvider"] == "works"
