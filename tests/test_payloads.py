@@ -129,9 +129,9 @@ def test_the_shipped_cloud_model_takes_pictures(kind, codec, lost, fashion, fash
     """Photos as files are answered as those as numbers are, but for what a codec loses, over JSON too."""
     found = np.load(fashion / "sample.npz")
     images, plain = found["images"][:100], f"{fashion_server}/v2/models/fashion-large"
-    truth = asked(plain, list(images), many=True)
+    truth = asked(plain, list(images), many=True, timeout_s=LONG)
     for url, binary in ((plain, "auto"), (plain, False), (f"{plain}-encoded", "auto")):
-        with kind(unsure, OpenInference(url, codec=codec, binary=binary), threshold=0.5) as router:
+        with kind(unsure, OpenInference(url, codec=codec, binary=binary, timeout_s=LONG), threshold=0.5) as router:
             answers = [router.infer(images[0]), *router.infer_many(list(images[1:]))]
             endpoint = router.engine.snapshot.clouds[0].endpoint
         assert {answer.source for answer in answers} == {"cloud"}, answers[0].reason

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lazily import Later
 
-from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
+from edgeroute import AsyncRouter, Audit, BadInput, OpenInference, PolicyError, Router
 from edgeroute.confidence import Certificate
 from edgeroute.router.policy_reload import replace
 from edgeroute.stores.json_lines_and_process_locks import read
@@ -346,14 +346,16 @@ def test_many_at_a_time_on_an_event_loop(tmp_path, right_server):
     async def run():
         router = AsyncRouter(
             str(tmp_path / "edge.onnx"),
-            right_server,
+            OpenInference(right_server, timeout_s=LONG),
             threshold=0.6,
             mode="shadow",
             state=tmp_path / "state",
             trace=tmp_path / "t.jsonl",
         )
         try:
-            return await asyncio.gather(*(router.infer(x) for x in drawn(300, 3)))
+            answers = await asyncio.gather(*(router.infer(x) for x in drawn(300, 3)))
+            await asyncio.to_thread(idle, router)
+            return answers
         finally:
             await router.close()
 
