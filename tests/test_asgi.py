@@ -708,7 +708,7 @@ def snippet(name):
 def desk(tmp_path, monkeypatch, fashion):
     """A folder with the policy of the page, whose endpoint is away, and the models."""
     (tmp_path / "models").symlink_to(fashion.parent)
-    (tmp_path / "service.toml").write_text(snippet("service.toml").replace(":8080", ":9"))
+    (tmp_path / "service.toml").write_text(snippet("service.toml").replace(":8080", ":9").replace('"2s"', '"120s"'))
     monkeypatch.chdir(tmp_path)
 
 

@@ -11,6 +11,7 @@ import routes
 from both import CALLS, DOWN, LONG, GatedServer, Tasks, ask, header, makes, sure, unsure
 
 from edgeroute import Audit, Cache, Egress, Instrument, Limits, NoAnswer, Outbox, PlainJson, Router
+from edgeroute.router import cache_and_singleflight
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 BODY = b'{"value": "cloud", "confidence": 0.9}'
@@ -52,8 +53,9 @@ def test_what_is_past_its_time_is_given_and_renewed(make, call):
 
 @pytest.mark.parametrize("call", ["infer", "infer_many"])
 @pytest.mark.parametrize("first", CALLS)
-def test_equal_requests_share_one_answer(make, first, call):
+def test_equal_requests_share_one_answer(make, first, call, monkeypatch):
     """Whoever is shown nothing before waits for an equal request that is under way, whichever way that was asked."""
+    monkeypatch.setattr(cache_and_singleflight, "HELD_S", LONG)
     gate = threading.Event()
     cloud = FakeCloud([("cloud", 0.9)], gate=gate)
     router, answers = make(unsure, cloud, cache=Cache()), Queue()

@@ -426,7 +426,7 @@ def test_infer_without_the_cloud(policy, inputs):
 
 def test_infer_with_a_deadline(policy, inputs):
     with CannedServer(None) as silent:  # what the cloud never answers stands as the edge has it
-        args = ["infer", "--policy", policy(f"{silent.url}/v2/models/none"), inputs, "--json", "--deadline", "2s"]
+        args = ["infer", "--policy", policy(f"{silent.url}/v2/models/none"), inputs, "--json", "--deadline", "8s"]
         code, out, err = cli(*args)
     assert (code, err) == (0, "")
     answers = [json.loads(text) for text in out.splitlines()]

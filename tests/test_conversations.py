@@ -988,7 +988,7 @@ def test_damaged_rows_keep_all_conversations(tmp_path, damage, caplog):
 def test_an_interrupt_at_any_line_loses_nothing(tmp_path):
     """Ctrl-C within a call: later calls are answered, stay and leave as before."""
     files = {private_conversations.__file__, conversation_digests.__file__}
-    options = {"threshold": 0.5, "deadline": 5.0, "state": tmp_path, "egress": Egress(**EGRESS)}
+    options = {"threshold": 0.5, "deadline": LONG, "state": tmp_path, "egress": Egress(**EGRESS)}
     with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
         for n in itertools.count(1):
             lines = itertools.count(1)
@@ -1019,7 +1019,7 @@ def test_an_interrupt_at_any_line_loses_nothing(tmp_path):
 def test_an_interrupt_of_a_wait_for_the_file_is_no_other_error(tmp_path, monkeypatch, caplog):
     """Neither in the call, nor in the thread that reads."""
     read, waits = Database.read, threading.Event()
-    options = {"threshold": 0.5, "deadline": 5.0, "state": tmp_path, "egress": Egress(**EGRESS)}
+    options = {"threshold": 0.5, "deadline": LONG, "state": tmp_path, "egress": Egress(**EGRESS)}
     with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
         router.infer([user(SECRET)], data_class="medical")
         monkeypatch.setattr(Database, "read", lambda self, *given: (waits.wait(0.02), read(self, *given))[1])
