@@ -70,6 +70,7 @@ class Coded:
     code: AnyCode = ""
     status: int | None = None  # HTTP status; None: none
     again: bool = False  # True if held before a retry: at least one attempt had been made
+    foreign: bool = False  # True if a function of the application raised it, such as a view: its text may quote the input
 
 
 class Failure(NamedTuple):
@@ -172,15 +173,13 @@ def error_text(error: object) -> str:
 
     Only the type if there is no message; the type is not repeated.
     """
-    message, kind = error_message(error), class_name(error)
-    if not message:
-        return kind
-    return message if isinstance(error, Coded) or message.startswith(f"{kind}:") else f"{kind}: {message}"
+    text, kind = error_message(error), class_name(error)
+    return (text or kind) if not text or isinstance(error, Coded) or text.startswith(f"{kind}:") else f"{kind}: {text}"
 
 
 def failure_text(error: object) -> str:
     """Return the message of edgeroute's own exception, and only the type of another one, whose message may quote the input."""
-    return error_message(error) if isinstance(error, Coded) else class_name(error)
+    return error_message(error) if isinstance(error, Coded) and not error.foreign else class_name(error)
 
 
 def class_name(value: object) -> str:

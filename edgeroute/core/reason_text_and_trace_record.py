@@ -205,7 +205,7 @@ def _detail(mark: Mark) -> dict[str, object]:
     if mark.kind != "failed":
         check = {"check": detail.code} if type(detail) is Malformed else {}
         return {"threshold" if mark.kind == "limit" else "confidence": finite(detail), **check}
-    text = class_name(detail) + (f": {error_message(detail)}" if isinstance(detail, Coded) else "")
+    text = class_name(detail) + (f": {error_message(detail)}" if isinstance(detail, Coded) and not detail.foreign else "")
     return {"error": text} | {name: part for name, part in Failure.of(detail)._asdict().items() if part}
 
 

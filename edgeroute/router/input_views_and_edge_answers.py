@@ -68,13 +68,11 @@ class TargetViews:
 
     def describe(self, targets: Sequence[Target]) -> list[str]:
         """Return a line for each target with a view, for `check`."""
-        seen = zip(targets, self.views, strict=True)
-        kinds = [
-            (t.name, f"the input's {view!r}" if isinstance(view, str) else "what a function makes of the input")
-            for t, view in seen
+        return [
+            f"{t.name}: takes " + (f"the input's {view!r}" if isinstance(view, str) else "what a function makes of the input")
+            for t, view in zip(targets, self.views, strict=True)
             if view
         ]
-        return [f"{name}: takes {kind}" for name, kind in kinds]
 
     def identity(self, target: int) -> str:
         """Return a text that identifies the view of target number `target`, for certificates; empty: none."""
@@ -120,11 +118,10 @@ def _same_view(view: View | None, other: View | None) -> bool:
 
 def _view_error(target: Target, why: str) -> Exception:
     """Return the error for a view that failed: ModelError on the device, Held for a cloud."""
-    if target.side == "edge":
-        error = ModelError(f"the view for {target.name} failed ({why})")
-        error.code = "view"
-        return error
-    return Held(f"the view for {target.name} failed ({why}), so nothing was sent", code="view")
+    text = f"the view for {target.name} failed ({why})"
+    error = ModelError(text) if target.side == "edge" else Held(f"{text}, so nothing was sent")
+    error.code = "view"
+    return error
 
 
 def _check_view(key: Any, view: Any) -> None:

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from math import inf
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute.core.error_codes_and_texts import class_name, error_message
+from edgeroute.core.error_codes_and_texts import Coded, class_name, error_message
 
 if TYPE_CHECKING:
     import asyncio
@@ -57,7 +58,8 @@ class NoException(RuntimeError):
 def call_contained(function: Callable[..., T], *arguments: object) -> T:
     """Call a function of the application and return its result; anything it raises comes out as an `Exception`.
 
-    KeyboardInterrupt (Ctrl-C) passes unchanged, except in a pool's thread, where there is no Ctrl-C.
+    KeyboardInterrupt (Ctrl-C) passes unchanged, except in a pool's thread, where there is no Ctrl-C. An error of edgeroute's
+    classes that code outside edgeroute raised is marked as `foreign`.
 
     Raises:
         NoException: the function raised SystemExit, GeneratorExit or the like, or KeyboardInterrupt in a pool's thread.
@@ -65,7 +67,10 @@ def call_contained(function: Callable[..., T], *arguments: object) -> T:
     """
     try:
         return function(*arguments)
-    except Exception:
+    except Exception as e:
+        if isinstance(e, Coded):
+            raised_in = [frame for frame, _ in walk_tb(e.__traceback__)][-1].f_globals.get("__name__")
+            e.foreign = not str(raised_in).startswith("edgeroute.")
         raise
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt) and not hasattr(pooled, "thread"):
