@@ -26,6 +26,7 @@ from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes, read_json, read_text
 from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs, recorded_outputs
 from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
+from edgeroute.tools.cli.status_and_trial_arms import read_state
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import lines
 from edgeroute.types import TensorSpec
 
@@ -108,7 +109,7 @@ def files_of_others(tmp_path):
         "outputs.npz": recorded_outputs, "picture.png": lambda path: read_inputs(path, ["png"]),
         "log.jsonl": lambda path: list(lines([path])), "doors.model": pointer,
         "entry.json": lambda path: Store(path.parent).entry("doors", path.rename(version(tmp_path) / path.name).parent.name),
-        "canaries.npz": read_canaries,
+        "canaries.npz": read_canaries, "state.db": lambda path: read_state(path.parent),
     }  # fmt: skip
 
 

@@ -379,7 +379,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(tmp_path):
 
 
 def test_a_damaged_page_of_a_table_is_named(tmp_path):
-    """The report does not run; the next collect that has to write the day sets the file aside, and the one after reads the digests again."""
+    """No command reads on; the next collect that has to write the day sets the file aside, and the one after reads the digests again."""
     digests = fleet(tmp_path)
     collect(tmp_path)
     path = tmp_path / "store" / "requests" / "day=2026-11-02" / "rows.parquet"
@@ -387,8 +387,9 @@ def test_a_damaged_page_of_a_table_is_named(tmp_path):
     data[10:1500] = bytes(1490)
     path.write_bytes(data)
     name = "requests/day=2026-11-02/rows.parquet"
-    code, _, err = cli("fleet", "report", tmp_path / "store")
-    assert (code, err.count("\n"), name in err) == (2, 1, True)
+    for command in ("report", "alarm"):
+        code, _, err = cli("fleet", command, tmp_path / "store")
+        assert (code, err.count("\n"), name in err) == (2, 1, True)
     late = digests[0]._replace(revision=2)
     fleets.put(tmp_path / "in", [late])
     with pytest.raises(StoreError, match=name):

@@ -261,9 +261,14 @@ def _copy_database(path: Path, to: Path) -> None:
 
 
 def read_only(path: Path) -> closing[sqlite3.Connection]:
-    """Open a SQLite file that another process may write, for reading in a `with` block. Creates no file beside it."""
+    """Open a SQLite file that another process may write, for reading in a `with` block. Creates no file beside it.
+
+    Raises sqlite3.OperationalError for what is no regular file: SQLite would wait for the writer of a pipe.
+    """
     import sqlite3
 
+    if not path.is_file():
+        raise sqlite3.OperationalError("it is no regular file")
     # without a journal file nobody has it open: opened this way, none is created either
     immutable = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
     return closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True))

@@ -54,9 +54,10 @@ def alarm(
         BadInput: `again` names no model of the store.
         typer.BadParameter: `liars` is half or more.
     """
+    from edgeroute.tools.fleet.digest_parquet_store import reading
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
 
-    with closing(FleetAlarms(store, learn=learn, tolerance=tolerance, liars=_few(liars))) as tests:
+    with reading(store), closing(FleetAlarms(store, learn=learn, tolerance=tolerance, liars=_few(liars))) as tests:
         report = tests.look()
         if again is not None:
             if not tests.again(again):
@@ -161,6 +162,7 @@ def calibrate(
         NotEnough: there are too few audits.
         typer.BadParameter: only some of the options of the catalog are given.
     """
+    from edgeroute.tools.fleet.digest_parquet_store import reading
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
     from edgeroute.tools.fleet.fleet_audit_loss_bounds import threshold_index
     from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
@@ -171,7 +173,7 @@ def calibrate(
     value, risk = proper_share(max_loss, "--max-loss"), 1 - proper_share(sure, "--sure")
     out = out or policy.with_name("certificate-fleet.json")
     check_output(out, CERTIFICATE, "--out")
-    with closing(FleetAlarms(store)) as tests, plain_router(policy) as router:
+    with reading(store), closing(FleetAlarms(store)) as tests, plain_router(policy) as router:
         calls = _edge(router, tests, model)
         audits = tests.audits(_key(calls), only_policy or "")
         if (part := audits.liars_weight(_few(liars))) == 1:

@@ -111,13 +111,13 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
     Raises:
         typer.BadParameter: `store` is None.
     """
-    from edgeroute.tools.fleet.digest_parquet_store import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store, reading
     from edgeroute.tools.fleet.fleet_alarms import last_look
     from edgeroute.tools.fleet.policy_rollout_by_rings import decide_by_tables
 
     if store is None:
         raise typer.BadParameter("the folder that `edgeroute fleet collect` writes is needed, or --by-hand", param_hint="STORE")
-    with open_store(store) as connection:
+    with reading(store), open_store(store) as connection:
         return decide_by_tables(connection, data, None if since is None else since.date(), look=last_look(store))
 
 
@@ -143,10 +143,10 @@ def budget(
     Writes the signed budget into the catalog, and prints each limit, as a share of a device's mean use and for a new device.
     """
     from edgeroute.tools.fleet.budget_shares_and_signing import renew
-    from edgeroute.tools.fleet.digest_parquet_store import open_store
+    from edgeroute.tools.fleet.digest_parquet_store import open_store, reading
 
     today = (day or datetime.fromtimestamp(now(), timezone.utc)).date()
-    with open_store(store) as connection:
+    with reading(store), open_store(store) as connection:
         data = renew(connection, name, _amounts(per_day), catalog=catalog, keys=keys, today=today, days=days)
     if as_json:
         print(json.dumps(data))
