@@ -52,7 +52,7 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
     monkeypatch.setattr(sys, "argv", ["first.py"])  # else a page's program would take pytest's arguments for its own
     np.save("image.npy", np.load(fashion / "sample.npz")["images"][0])
     with fresh_runtimes():
-        yield lambda text: text.replace(f"http://{SERVER}", fashion_server).replace("deadline=2.0", PATIENT)
+        yield lambda text: re.sub(r"\bdeadline=[\d.]+", PATIENT, text.replace(f"http://{SERVER}", fashion_server))
 
 
 @pytest.fixture
