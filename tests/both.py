@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import Future
+from http.client import HTTPConnection
 from pathlib import Path
 from time import monotonic
 
@@ -261,6 +262,14 @@ class Peer:
                 each.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(LONG)
+
+
+def came(server):
+    """Returns once a `CannedServer` has had all that was sent to it: what was given up, too, as connections come in their order."""
+    with contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=LONG)) as last:
+        last.request("GET", "/")
+        last.getresponse().read()
+    wait_for(lambda: server.hung_up == server.connections)
 
 
 def request_of(connection, end=b"\r\n\r\n"):

@@ -1,16 +1,14 @@
 """Mode only_edge, of the policy or of a rule: nothing leaves by itself either. What waits goes on waiting, and goes later."""
 
-import contextlib
 import json
 import os
 import sys
 import threading
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 import routes
-from both import CALLS, DOWN, GOOD, LONG, Tasks, Threads, ask, makes, sure, unsure
+from both import CALLS, DOWN, GOOD, LONG, Tasks, Threads, ask, came, makes, sure, unsure
 from live import until
 from netns import Namespace, needs_namespaces
 
@@ -89,10 +87,7 @@ def box(make, server, replies, tmp_path):
     for i in range(3):
         assert routes.queued(router.infer(f"private-{i}")) == routes.WAITING
     router.close()
-    with contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=LONG)) as last:
-        last.request("GET", "/")
-        last.getresponse().read()
-    until(lambda: server.hung_up == server.connections)  # what was given up at the close is no more on its way
+    came(server)
     replies.append(GOOD)
     server.connections = 0
     server.requests.clear()

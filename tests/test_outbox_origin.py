@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 import pytest
 import routes
-from both import DOWN, GOOD, LONG, header, unsure
+from both import DOWN, GOOD, LONG, came, header, unsure
 from test_largest_batch import Limited
 
 from edgeroute import Egress, Function, Outbox, PlainJson, Trial, Unreachable
@@ -48,6 +48,7 @@ def servers():
 
 def up(server):
     """Answers from now on."""
+    came(server)
     server.reply = GOOD
     server.requests.clear()
 
@@ -115,6 +116,7 @@ def test_another_program_at_the_port(make, stranger):
         router, _, _ = make(model.endpoint())
         assert routes.queued(router.infer(x)) == routes.WAITING
         router.close()
+        came(model.server)
         model.server.reply = stranger
         model.server.requests.clear()
         router, box, told = make(model.endpoint())
@@ -243,8 +245,7 @@ def test_what_was_in_an_arm_is_queued_for_the_first_endpoint(make, servers, call
     assert {entry.target for entry in box.list()} == {"cloud"}
     router.close()
     up(first)
-    second.reply = GOOD
-    second.requests.clear()
+    up(second)
     _, _, told = make(of(first), egress=agreed)
     assert {told.get(timeout=LONG).id for _ in answers} == {answer.id for answer in answers}
     assert {header(r, "Authorization") for r in first.requests if r.startswith(b"POST")} == {f"Bearer {SECRET}"}
