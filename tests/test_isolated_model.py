@@ -382,11 +382,11 @@ def test_a_busy_edge_leaves_the_cloud_its_time(isolated, asynchronous):
 
             async def ask():
                 async with AsyncRouter(model, lambda x: "cloud", threshold=0.0) as other:
-                    return await other.infer("hi", deadline=1.0)
+                    return await other.infer("hi", deadline=4.0)
 
             answer = asyncio.run(ask())
         else:
-            answer = router.infer("hi", deadline=1.0)
+            answer = router.infer("hi", deadline=4.0)
         assert (answer.value, routes.code(answer, "edge")) == ("cloud", "busy")
         assert next(leg for leg in router.stats().legs if leg.name == "edge").failed == 0
         killed()
@@ -402,7 +402,7 @@ def test_a_hanging_edge_leaves_the_cloud_its_time(isolated):
         thread.start()
         working()
         hang()
-        answer = router.infer("hi", deadline=1.0)
+        answer = router.infer("hi", deadline=4.0)
         assert (answer.value, routes.code(answer, "edge")) == ("cloud", "busy")
         killed()
         thread.join(LONG)
