@@ -229,6 +229,21 @@ def test_new_keys_are_followed(device, publisher):
     assert Catalog(publisher.home / "other", publisher.catalog, root=publisher.root).refresh()
 
 
+@pytest.mark.parametrize("name", ["1.snapshot.json", "timestamp.json"])
+def test_a_damaged_list_is_said_before_anything_is_written(publisher, name):
+    """Else devices had new keys, which had signed no list."""
+    new = publisher.home / "new"
+    keygen(new)
+    publisher.publish("1.0")
+    (publisher.catalog / "metadata" / name).write_bytes(b"{")
+    files = {path: path.read_bytes() for path in publisher.catalog.rglob("*") if path.is_file()}
+    with pytest.raises(CatalogError, match=name):
+        rotate(publisher.catalog, keys=publisher.keys, new=new)
+    with pytest.raises(CatalogError, match=name):
+        publisher.publish("1.1")
+    assert {path: path.read_bytes() for path in publisher.catalog.rglob("*") if path.is_file()} == files
+
+
 def test_publishers_at_once(publisher, monkeypatch):
     """None is lost, in whatever order they come: each signs what those before have signed."""
     take = ProcessLock.take

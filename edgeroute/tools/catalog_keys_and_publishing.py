@@ -67,10 +67,11 @@ def keygen(folder: Path) -> tuple[Path, Path]:
 def publishing(catalog: Path) -> Iterator[None]:
     """Hold the lock of a catalog's publishers within the block, waiting up to 10 s. Creates the catalog's folder.
 
-    Without it, of two that sign at once one would be lost.
+    Without it, of two that sign at once one would be lost. Reads all lists before anything is written, which needs them all.
 
     Raises:
-        StoreError: another process has it, or the folder cannot be written.
+        CatalogError: a list is damaged.
+        StoreError: another process has the lock, or the folder cannot be written.
     """
     lock = ProcessLock(catalog / "publish.lock")
     with _writing(catalog):
@@ -78,6 +79,8 @@ def publishing(catalog: Path) -> Iterator[None]:
         if not lock.take(10.0):
             raise StoreError(f"{lock.path}: another process publishes: try again later")
     try:
+        for role in ("root", *ONLINE):
+            _newest(catalog / METADATA, role)
         yield
     finally:
         lock.leave()
@@ -369,7 +372,7 @@ def _newest(folder: Path, role: str) -> Any:
     try:
         return _tuf().Metadata.from_file(str(max(versions)[1]))
     except Exception as e:  # python-tuf's errors derive from Exception alone
-        raise CatalogError(f"{max(versions)[1]} is no metadata of a catalog: {e}") from e
+        raise CatalogError(f"{max(versions)[1]} is no metadata of a catalog, so restore the folder from a copy: {e}") from e
 
 
 def _signers(keys: Path) -> dict[str, Any]:
