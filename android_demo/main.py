@@ -57,7 +57,7 @@ class Frame:
         self.text.value = card.text or "The phone is looking at the picture."
         state = None if card.state is None else STATES[card.state]
         self.mark.value, self.state.value = ("", "") if state is None else (state.mark, state.word)
-        self.mark.color = self.state.color = None if card.state is None else colour(self.page, card.state)
+        self.mark.color = None if card.state is None else colour(self.page, card.state)
 
 
 class Demo:
@@ -79,7 +79,7 @@ class Demo:
         self.modes = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8, height=36)
         self.offline = ft.Switch(label="Offline", on_change=self.switched)
         self.private = ft.Switch(label="Private")
-        self.samples = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8, height=64)
+        self.samples = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=6, height=64)
         self.top: list[ft.Control] = []
         self.list = ft.ListView(expand=True, spacing=8)
 

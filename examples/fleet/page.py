@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 from edgeroute.tools.state_colours_and_marks import STATES, marked, svg_hatches
 
 COLOURS = {"shop-1": "#98a1b0", "shop-2": "#5c6370", "shop-3": "#1b1b1f", "shop-4": "#7d8697"}
@@ -16,7 +17,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f }
 body { background: #fcfcfd }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 0 } p { margin: .3rem 0 }
-svg { width: 100% }
+.wide { overflow-x: auto }
+svg { width: 100%; min-width: 42rem }
 text { font: 12px system-ui, sans-serif; fill: #5c6370 }
 table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top }
 .key span { margin-right: 1rem }
@@ -41,7 +43,7 @@ def events(day: Mapping[str, Any]) -> list[str]:
         found += [f"ALARM: {alarm['text']}, {alarm['times']:.1f} times the usual" for alarm in stream["alarms"]]
         if stream["suspects"]:
             sites = ", ".join(f"{count} of {site}" for site, count in stream["sites"].items())
-            found.append(f"{len(stream['suspects'])} suspects: {sites}")
+            found.append(f"{count_text(len(stream['suspects']), 'suspect')}: {sites}")
     return found
 
 
@@ -55,7 +57,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     first, named = alarm_day(days), sum(len(stream["suspects"]) for stream in last)
     there = sum(stream["sites"].get(site, 0) for stream in last for site in result["fog"])
     places = " and ".join(result["fog"])
-    suspects = f"{named} suspects, {there} of them there"
+    suspects = f"{count_text(named, 'suspect')}, {there} of them there"
     alarm = "no alarm" if first is None else f"an alarm after day {first}"
     took = f"{result['devices']} devices, {len(days)} virtual days, {result['took_s']:.0f} s"
     return [
@@ -91,10 +93,10 @@ def html(result: Mapping[str, Any]) -> str:
 <p><a href="report.html">The report of edgeroute fleet</a></p>
 <h2>Devices by the policy in force</h2>{_key(inks)}
 {_bars(names, days, result["devices"], marks)}
-<h2>Requests that are deferred, by policy</h2>
-{_chart(deferred, COLOURS, marks, alarm)}
+<h2>Requests that are deferred, by policy</h2>{_key({name or "none": COLOURS.get(name, OTHER) for name in names})}
+{_chart("deferred, by policy and day", deferred, COLOURS, marks, alarm)}
 <h2>Audited answers that differ from the large model's, by site</h2>{_key({" and ".join(fog): FOG, "other sites": OTHER})}
-{_chart(differ, dict.fromkeys(fog, FOG), marks, alarm)}
+{_chart("audits that differ, by site and day", differ, dict.fromkeys(fog, FOG), marks, alarm)}
 <h2>Decisions, alarms and suspects</h2>
 <table><tr><th>day</th><th>after it</th></tr>{rows}</table>
 """
@@ -128,9 +130,10 @@ def _frame(days: int, marks: Mapping[int, str], alarm: int | None = None) -> lis
 
 
 def _svg(label: str, parts: Sequence[str]) -> str:
-    """Return a drawing."""
+    """Return a drawing, which is moved sideways where the page is narrower."""
     box = f"0 0 {LEFT + WIDE + 12} {TOP + HIGH + 24}"
-    return f'<svg viewBox="{box}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    svg = f'<svg viewBox="{box}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{label}">{svg}</div>'
 
 
 def _bars(names: Sequence[str], days: Sequence[Mapping[str, Any]], count: int, marks: Mapping[int, str]) -> str:
@@ -148,7 +151,7 @@ def _bars(names: Sequence[str], days: Sequence[Mapping[str, Any]], count: int, m
 
 
 def _chart(
-    values: Mapping[str, Sequence[float | None]], inks: Mapping[str, str], marks: Mapping[int, str], alarm: int | None
+    label: str, values: Mapping[str, Sequence[float | None]], inks: Mapping[str, str], marks: Mapping[int, str], alarm: int | None
 ) -> str:
     """Return lines of shares by day."""
     days = len(next(iter(values.values())))
@@ -166,4 +169,4 @@ def _chart(
             f'<polyline fill="none" stroke="{ink}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
         )
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{ink}"/>' for x, y in points]
-    return _svg("shares by day", parts)
+    return _svg(label, parts)
