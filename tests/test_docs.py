@@ -226,7 +226,7 @@ def test_source_is_narrow_and_its_comments_stand_above(page):
 
 def test_quickstart_example(desk, fashion, fashion_server, capsys):
     """examples/quickstart.py routes real images and says what it did."""
-    code = compile((ROOT / "examples" / "quickstart.py").read_text(), "quickstart.py", "exec")
+    code = compile(desk((ROOT / "examples" / "quickstart.py").read_text()), "quickstart.py", "exec")
     namespace = {"__name__": "example", "__file__": str(ROOT / "examples" / "quickstart.py")}
     exec(code, namespace)
     namespace["main"](f"{fashion_server}/v2/models/fashion-large", fashion)

@@ -216,7 +216,7 @@ def test_an_output_that_is_not_there(server):
     """Said by `check` and by each answer's reason, with the names that there are."""
     for endpoint in (OpenInference(f"{server}/v2/models/sk_forest", output="probs", kind="probabilities"),):
         with Router(lambda _: ("a", 0.1), endpoint, threshold=0.5) as router:
-            assert "has no output 'probs', which is to be read: it has label, probabilities" in str(router.check())
+            assert "has no output 'probs', which is to be read: it has label, probabilities" in str(router.check(timeout=120))
             assert "it has label, probabilities" in routes.error(router.infer(INPUTS[0]))
     with Router(None, endpoint, mode="only_cloud") as router, pytest.raises(BadReply, match="it has label, probabilities"):
         router.infer(INPUTS[0])
