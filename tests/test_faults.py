@@ -776,6 +776,8 @@ def test_a_relay_refuses_and_listens_again_at_its_port():
             relay.refuse = True
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port))
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
             relay.refuse = False
             assert not relay.refuse
             assert exchange(port, b"GET / HTTP/1.1\r\n\r\n") == GOOD
