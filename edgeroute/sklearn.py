@@ -132,7 +132,7 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         """
         cloud = model = self.cloud_
         if hasattr(model, "predict_proba"):
-            cloud = Function(Estimator(model, "probabilities"), kind="probabilities")
+            cloud = Function(Estimator(model), kind="probabilities")
         elif hasattr(model, "predict"):
             cloud = lambda row: model.predict([row])[0]  # noqa: E731 - a name for its messages would not help
         return Router(self.edge_, cloud, threshold=threshold, **(self.options or {}))

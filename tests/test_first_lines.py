@@ -13,7 +13,7 @@ import pytest
 from both import Tasks, sure, unsure
 from commands import cli
 
-from edgeroute import BadInput, BadReply, CallableModel, Ensemble, Function, PlainJson, PolicyError, Router
+from edgeroute import BadInput, BadReply, CallableModel, Ensemble, Function, ModelError, PlainJson, PolicyError, Router
 from edgeroute.errors import Unfit
 from edgeroute.testing import CannedServer, http_reply
 
@@ -606,8 +606,36 @@ def test_an_estimator_of_several_labels(kind):
         assert (answer.value, answer.confidence) == (expected, pytest.approx(0.8))
     with kind(lambda x: ("?", 0.1), Function(several, kind="multilabel"), threshold=0.5) as router:
         assert router.infer(X[0]).value == ["b", "c"]
-    with kind(several, threshold=0.5) as router, pytest.raises(PolicyError, match=r'CallableModel\(model, kind="multilabel"\)'):
-        router.infer(X[0])
+    member = CallableModel(several)
+    Ensemble([member, member])
+    for model in (several, member, lambda x: {"a": 0.1, "b": 0.9, "c": 0.8}):  # the member of an ensemble is as it was
+        with kind(model, threshold=0.5) as router, pytest.raises(ModelError, match=r'CallableModel\(model, kind="multilabel"\)'):
+            router.infer(X[0])
+
+
+def test_an_estimator_whose_probabilities_are_all_0(kind):
+    """As of a one-against-all classifier of which no part is for it: its class is one of them, with little confidence."""
+    with kind(estimator(["a", "b", "c"], 0.0, 0.0, 0.0), threshold=0.0) as router:
+        answer = router.infer(X[0])
+    assert (answer.value, answer.confidence) == ("a", pytest.approx(1 / 3))
+
+
+def test_a_classifier_with_a_threshold_of_its_own(kind):
+    """Its answer is what it predicts, not the most likely class, and the confidence is the probability of that."""
+    pytest.importorskip("sklearn")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import FixedThresholdClassifier
+    from sklearn.pipeline import make_pipeline
+
+    clf = FixedThresholdClassifier(LogisticRegression(), threshold=0.9, response_method="predict_proba")
+    for model in (clf, make_pipeline(clf)):
+        model.fit(X, np.where(X[:, 0] > 0.5, "yes", "no"))
+        p, right = model.predict_proba(X), model.predict(X)
+        assert (model.classes_[p.argmax(1)] != right).any()
+        with kind(model, threshold=0.0) as router:
+            answers = router.infer_many(list(X))
+        assert [answer.value for answer in answers] == right.tolist()
+        assert [answer.confidence for answer in answers] == pytest.approx(np.where(right == "yes", p[:, 1], p[:, 0]).tolist())
 
 
 def test_probabilities_that_need_not_sum_to_1(kind):

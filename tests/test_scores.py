@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,6 +244,10 @@ def test_an_ensemble_is_several_classifiers():
         Ensemble([a, CallableModel(lambda x: x[:1])]).run([np.zeros(2)])
     with pytest.raises(BadReply, match="not a row of numbers"):
         Ensemble([a, CallableModel(lambda x: 1.0)]).run([np.zeros(2)])
+    of_one_class = SimpleNamespace(classes_=[1], predict_proba=lambda rows: np.ones((len(rows), 1)))
+    for sure in (lambda x: (1, 0.9), of_one_class):  # no logits
+        with pytest.raises(BadReply, match="gives a value and its confidence"):
+            Ensemble([sure, sure]).run([np.zeros(2)])
 
 
 def test_an_ensemble_is_bound_to_all_its_models(tmp_path):

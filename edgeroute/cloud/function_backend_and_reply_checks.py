@@ -512,7 +512,7 @@ class Function:
         if runs_later(health):
             raise PolicyError("health is a plain function, which probes call in a thread: a coroutine or generator would not run")
         self.version = version
-        estimator = None if callable(function) else as_estimator(function, kind or "probabilities")
+        estimator = None if callable(function) else as_estimator(function)
         self.function: Any = function if estimator is None else estimator
         self.name, self.health, self.terms = name, health, checked_terms(terms)
         self.labels, self.kind = label_names(labels), checked_kind(kind if estimator is None else kind or "probabilities")

@@ -216,6 +216,10 @@ def _without_batch(value: Any) -> Any:
     return array[0] if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f" else value  # noqa: PLR2004 - rows
 
 
+class ByClass(dict[Any, float]):
+    """Mapping from class to probability, as an estimator has them: all may be 0."""
+
+
 def is_by_class(value: Any) -> bool:
     """Return True for a mapping from class to a float."""
     return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, float | np.floating) for v in value.values())

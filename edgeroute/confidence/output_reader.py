@@ -32,6 +32,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     SURE_SLACK,
     TINY,
     UNSCALED,
+    ByClass,
     Labels,
     along_one_axis,
     as_array,
@@ -364,9 +365,15 @@ class Reader:
         if self.kind is None and self._custom is None and (sure := least_score(row)) is not None:
             return Prediction(row, sure, row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
-            if self.kind is None and not sum_to_one(list(row.values())):
-                return None
-            return self._by_class(row, row)
+            p = list(row.values())
+            if self.kind is not None or sum_to_one(p) or (type(row) is ByClass and not any(p)):
+                return self._by_class(row, row)
+            if type(row) is ByClass or 0 <= min(p) <= max(p) <= 1:
+                raise self.wrong(
+                    f"{self.name} gives numbers from 0 to 1 by name, which do not sum to 1: write CallableModel(model, "
+                    'kind="multilabel") for several labels at once, else "probabilities", or "value" for the first'
+                )
+            return None
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
             sure = self._custom_score(row)

@@ -63,7 +63,7 @@ class CallableModel:
         takes_edge: bool = False,
     ) -> None:
         self._given: Any = function
-        estimator = as_estimator(function, kind)
+        estimator = as_estimator(function)
         call: Any = function if estimator is None else estimator
         self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
         if takes_edge:

@@ -10,29 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.output_forms_labels_and_comparison import SUM_SLACK
+from edgeroute.confidence.output_forms_labels_and_comparison import ByClass
 from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, import_needed
 
 
-def as_estimator(function: Any, kind: str | None = None) -> Estimator | None:
+def as_estimator(function: Any) -> Estimator | None:
     """Return a function for a fitted classifier, or for its method `predict` or `predict_proba`; None for other callables."""
     owner = getattr(function, "__self__", function)
     by_class = callable(getattr(owner, "predict_proba", None))
-    return Estimator(owner, kind) if by_class and (owner is function or function.__name__.startswith("predict")) else None
+    return Estimator(owner) if by_class and (owner is function or function.__name__.startswith("predict")) else None
 
 
 class Estimator:
-    """Function of one row that returns class -> probability, or (class, probability) of a single class, by `predict_proba`.
+    """Function of one row that returns class -> probability by `predict_proba`, or (class, probability).
 
+    The second of an estimator that has a single class, or chooses by a threshold of its own, as `FixedThresholdClassifier` does.
     Raises PolicyError for an estimator that is not fitted, RuntimeMissing without pyarrow, if XGBoost has categories.
     """
 
-    def __init__(self, estimator: Any, kind: str | None = None) -> None:
+    def __init__(self, estimator: Any) -> None:
         if not _is_fitted(estimator):
             raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
-        self._estimator, self.__name__, self.kind = estimator, type(estimator).__name__, kind
+        self._estimator, self.__name__ = estimator, type(estimator).__name__
+        self._decides = any(kind.__name__ == "BaseThresholdClassifier" for kind in type(_step(estimator, -1)).__mro__)
         names = getattr(estimator, "feature_names_in_", None)
         others = getattr(estimator, "feature_names_", None)
         if names is None and isinstance(others, list) and others[:1] not in ([], ["0"]):  # CatBoost's; of an array numbers
@@ -53,7 +55,6 @@ class Estimator:
         Raises:
             BadInput: a row does not fit; the message names columns, and no values.
             Unfit: a row has a category that was not fitted.
-            PolicyError: they are probabilities of several labels, and no kind says so.
         """
         columns, size = self.columns, getattr(self._estimator, "n_features_in_", None)
         try:
@@ -73,17 +74,15 @@ class Estimator:
         return self.many(rows[:half], start) + self.many(rows[half:], start + half)
 
     def _read(self, given: Any) -> list[Any]:
-        """Return the probabilities for each row of a table. Raises PolicyError as `many`."""
+        """Return the probabilities for each row of a table."""
         table = np.asarray(self._estimator.predict_proba(given))
         classes = np.asarray(getattr(self._estimator, "classes_", range(table.shape[1]))).tolist()
         if len(classes) == 1 and hasattr(self._estimator, "classes_"):  # LightGBM and XGBoost have two columns for it
             return [(classes[0], float(row[0])) for row in table]
-        if self.kind is None and (table.any(1) & (abs(table.sum(1) - 1) > SUM_SLACK)).any():
-            raise PolicyError(
-                f"the probabilities of {self.__name__} do not sum to 1: for several labels at once write "
-                'CallableModel(model, kind="multilabel"), else kind="probabilities"'
-            )
-        return [dict(zip(classes, map(float, row), strict=True)) for row in table]
+        if self._decides:
+            chosen = np.asarray(self._estimator.predict(given)).tolist()
+            return [(label, float(row[classes.index(label)])) for label, row in zip(chosen, table, strict=True)]
+        return [ByClass(zip(classes, map(float, row), strict=True)) for row in table]
 
     def _with_categories(self, table: Any) -> Any:
         """Return a DataFrame whose values are categories where LightGBM or XGBoost was fitted on those of pandas.
@@ -122,8 +121,7 @@ class Estimator:
             fits = _shape(x) == (size,)
             right = fits and all(map(_is_finite, np.asarray(x).tolist()))
             return "" if right else f"expected {size} numbers, got {'text, NaN or infinity' if fits else _form(x)}"
-        step = getattr(self._estimator, "best_estimator_", self._estimator)
-        step = getattr(step, "steps", [(0, step)])[0][1]
+        step = _step(self._estimator, 0)
         wanted: Any = str | bytes if hasattr(step, "build_analyzer") else Mapping if hasattr(step, "vocabulary_") else object
         return "" if isinstance(x, wanted) else f"expected a {'mapping' if wanted is Mapping else 'text'}, got {_form(x)}"
 
@@ -182,6 +180,12 @@ def _categories(estimator: Any, columns: list[str]) -> list[tuple[str, list[Any]
     places = booster.params.get("categorical_column", booster.params.get("categorical_feature", ()))
     named = [columns[place] for place in places] if len(places) == len(known) else [""] * len(known)  # of some it has no place
     return [*zip(named, known, strict=True)]
+
+
+def _step(estimator: Any, place: int) -> Any:
+    """Return the first or last step of a pipeline, perhaps found by a search; any other estimator itself."""
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    return getattr(estimator, "steps", [(0, estimator)])[place][1]
 
 
 def _is_fitted(estimator: Any) -> bool:

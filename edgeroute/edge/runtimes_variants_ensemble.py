@@ -19,7 +19,6 @@ from edgeroute.confidence.output_forms_labels_and_comparison import is_by_class
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.edge_model_members_and_fingerprints import check_model, counts_runs, has_async_runs, is_model, member
-from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, call_factory, import_tool, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
@@ -249,9 +248,6 @@ class Ensemble:
 
     def __init__(self, models: Sequence[Any], *, votes: bool = False, name: str = "ensemble", version: str | None = None) -> None:
         self.models: list[EdgeModel] = [load(model) for model in models]
-        for function in (getattr(model, "function", None) for model in self.models):
-            if isinstance(function, Estimator):  # the sums of its probabilities count for nothing here
-                function.kind = "probabilities"
         if len(self.models) < 2:  # noqa: PLR2004 - agreement needs two
             raise PolicyError(f"an ensemble has two models or more, not {len(self.models)}")
         if asynchronous := ", ".join(m.name for m in self.models if has_async_runs(m)):
@@ -316,6 +312,8 @@ def _logits(model: EdgeModel, outputs: Any, *, probabilities: bool) -> np.ndarra
     Raises:
         BadReply: they are not [n, classes].
     """
+    if isinstance(outputs, list) and any(type(row) is tuple for row in outputs):
+        raise BadReply(f"{model.name} gives a value and its confidence, and an ensemble needs a number for each class")
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
         raise BadReply(f"{model.name} gives outputs {list(array.shape)}, and not a row of numbers for each input")
