@@ -9,6 +9,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -466,6 +467,21 @@ def test_inputs_each_with_its_own_preprocessing_batch_axis_and_constants(tmp_pat
         model.run_one(row["x"])
     with pytest.raises(BadInput, match="input 1 of the batch: x: expected"):
         model.run([row, {**row, "x": np.zeros(3, np.uint8)}])
+
+
+def test_columns_of_a_table_are_inputs(tmp_path):
+    """As converters export a pipeline: a row is a mapping, or a named tuple, with a number or text for each column."""
+    inputs = [value("age", 1, ["n", 1]), value("n", TensorProto.INT64, ["n", 1]), value("city", TensorProto.STRING, ["n", 1])]
+    outputs = [value(f"{spec.name}_out", spec.type.tensor_type.elem_type, ["n", 1]) for spec in inputs]
+    nodes = [helper.make_node("Identity", [spec.name], [f"{spec.name}_out"]) for spec in inputs]
+    tiny.save(tmp_path / "table.onnx", nodes, inputs, outputs)
+    model = OnnxModel(tmp_path / "table.onnx")
+    row = {"age": 41.5, "n": 3, "city": "Ulm"}
+    named = NamedTuple("Row", [("age", float), ("n", int), ("city", str)])(**row)  # as `itertuples` of pandas gives it
+    out = model.run([row, {**row, "age": np.float64(40)}, named])
+    assert [out[f"{name}_out"].reshape(-1).tolist() for name in row] == [[41.5, 40, 41.5], [3, 3, 3], ["Ulm"] * 3]
+    with pytest.raises(BadInput, match=r"age: expected \[1\] float32, got \[2\]"):
+        model.run([{**row, "age": [1.0, 2.0]}])
 
 
 def test_a_constant_is_what_the_input_takes(tmp_path):

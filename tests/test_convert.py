@@ -258,6 +258,12 @@ def test_a_pickle_by_another_name_is_not_loaded(tmp_path, name):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_json_file_of_lightgbm_gets_the_line_that_makes_one_to_convert(tmp_path):
+    (tmp_path / "m.json").write_text('{"name": "tree", "tree_info": []}')
+    with pytest.raises(ModelError, match=r"LightGBM writes its own by save_model\('model\.txt'\)"):
+        convert(tmp_path / "m.json")
+
+
 def test_what_exists_is_replaced_only_if_asked(tmp_path):
     model = linear_model.LogisticRegression().fit(X, Y)
     file = saved(tmp_path, model)
@@ -400,14 +406,14 @@ def test_regressions_of_trees(tmp_path, library):
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("form", ["m.joblib", "m.cbm"])
+@pytest.mark.parametrize("form", ["m.joblib", "m.cbm", "m.json"])
 def test_catboost(tmp_path, form):
     labels = np.array(["low", "middle", "high"])[LEVELS]
     model = pytest.importorskip("catboost").CatBoostClassifier(iterations=10, verbose=0, allow_writing_files=False).fit(X, labels)
     if form == "m.joblib":
         saved(tmp_path, model)
     else:
-        model.save_model(str(tmp_path / form))
+        model.save_model(str(tmp_path / form), form[2:])
     alike(convert(tmp_path / form, trust=form == "m.joblib"), model, X[:20])
 
 

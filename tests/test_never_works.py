@@ -335,6 +335,17 @@ def test_several_outputs_that_nothing_names(make, tmp_path):
     assert never(make(OnnxModel(path, output="points", kind="logits"), sure, threshold=0.5)) == []
 
 
+def test_many_numbers_that_may_be_an_embedding(make, tmp_path):
+    """Without a name of one: the kind, or the labels, say that each number is of a class."""
+    value = helper.make_tensor_value_info
+    x, y = value("x", TensorProto.FLOAT, ["n", 64]), value("y", TensorProto.FLOAT, ["n", 64])
+    path = save(tmp_path / "many.onnx", [helper.make_node("Neg", ["x"], ["y"])], [x], [y])
+    (said,) = never(make(OnnxModel(path), sure, threshold=0.5))
+    assert said.startswith("edge gives 64 numbers, which are read as a logit for each class, by their form alone")
+    for known in (OnnxModel(path, labels=map(str, range(64))), OnnxModel(path, kind="logits")):
+        assert never(make(known, sure, threshold=0.5)) == []
+
+
 def test_inputs_whose_first_axes_differ(make, tmp_path):
     """Cannot count the same inputs: a card says which do."""
     value = helper.make_tensor_value_info

@@ -27,6 +27,27 @@ def make(request):
     return request.param
 
 
+class Tensor:
+    """A tensor of PyTorch that is part of a gradient, on a GPU, or of bfloat16: no array can be made of it as it is."""
+
+    def __init__(self, numbers, *, left=("detach", "cpu", "float")):
+        self.numbers, self.left, self.shape, self.ndim = numbers, left, numbers.shape, numbers.ndim
+
+    def __array__(self, *args, **options):
+        if self.left:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        return self.numbers
+
+    def __getattr__(self, name):
+        if name not in {"detach", "cpu", "float"}:
+            raise AttributeError(name)
+        return lambda: Tensor(self.numbers, left=[step for step in self.left if step != name])
+
+    def is_floating_point(self):
+        """Return True for float numbers."""
+        return self.numbers.dtype.kind == "f"
+
+
 class Scalar:
     """A tensor of no dimensions, as PyTorch's are: it has `ndim` and becomes a float."""
 
@@ -474,3 +495,13 @@ def test_whatever_comes(result, kind, labels, reader):
     except (ModelError, BadReply, PolicyError):
         return
     assert read.confidence is None or math.isnan(read.confidence) or 0 <= read.confidence <= 1
+
+
+def test_a_tensor_of_torch(make):
+    """Is read as its numbers are, and as a value it is Python's: of a gradient, a GPU or bfloat16 there is no array as it is."""
+    z = np.float32([0.0, 3.0])
+    whole = Tensor(np.array(1), left=["detach", "cpu"])
+    for edge in (lambda x: Tensor(z), lambda x: Tensor(z[None]), lambda x: {"logits": Tensor(z)}, lambda x: (whole, 0.95)):
+        with make(edge, threshold=0.9) as router:
+            answer = router.infer(1)
+        assert (answer.value, type(answer.value), answer.confidence) == (1, int, pytest.approx(0.95, abs=0.01))

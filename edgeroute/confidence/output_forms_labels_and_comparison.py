@@ -284,7 +284,13 @@ def several(row: Any) -> bool:
 
 
 def as_array(value: Any) -> Array:
-    """Return the value as an array; without an array form, as a single object. An array of str objects becomes one of text."""
+    """Return the value as an array, as a single object if it has no form of one; objects that are str become text.
+
+    A tensor of torch may be part of a gradient, on another device, or of a type that numpy lacks.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):  # ragged, or something that refuses

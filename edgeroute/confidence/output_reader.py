@@ -459,8 +459,8 @@ class Reader:
         if len(row) != 2:  # noqa: PLR2004 - a pair
             raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")
         value, sure = row
-        if isinstance(value, np.generic):
-            value = value.item()
+        if getattr(value, "ndim", None) == 0:  # of numpy, torch and others
+            value = as_array(value).item()
         if self.labels is not None:
             value = self._names.meant(value)
         outputs = row if outputs is None else outputs

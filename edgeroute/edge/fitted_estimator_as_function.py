@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeroute.confidence.output_forms_labels_and_comparison import ByClass
 from edgeroute.core.error_codes_and_texts import class_name
+from edgeroute.edge.input_checks_and_stacking import row_by_name
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, import_needed
 
@@ -154,10 +155,7 @@ def _by_name(x: Any, columns: list[str]) -> Mapping[str, Any]:
     Raises:
         BadInput: it is none of these, or has another number of values.
     """
-    if hasattr(type(x), "iloc") and x.ndim == 1:  # a row of pandas, whose to_dict, and missing attributes, are slow
-        return dict(zip(x.index.tolist(), x.tolist(), strict=True))
-    if hasattr(x, "_asdict"):  # of its itertuples
-        return dict(x._asdict())
+    x = row_by_name(x)
     if isinstance(x, Mapping) or (isinstance(x, list | tuple | np.ndarray) and _shape(x) == (len(columns),)):
         return x if isinstance(x, Mapping) else dict(zip(columns, x, strict=True))
     raise BadInput(f"expected {len(columns)} values, {', '.join(columns)}, by name or in this order; got {_form(x)}")

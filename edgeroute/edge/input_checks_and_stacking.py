@@ -31,6 +31,13 @@ class Prepare(Protocol):
 MakePrepare = Callable[[TensorSpec, "int | None"], Prepare]  # function that returns a `Prepare` for an input and its batch axis
 
 
+def row_by_name(x: Any) -> Any:
+    """Return a row of pandas, or a named tuple as its `itertuples` gives, as a mapping; any other input unchanged."""
+    if hasattr(type(x), "iloc") and x.ndim == 1:  # its to_dict, and missing attributes, are slow
+        return dict(zip(x.index.tolist(), x.tolist(), strict=True))
+    return dict(x._asdict()) if hasattr(x, "_asdict") else x
+
+
 class Plain:
     """Preparation of an input without preprocessing: the caller's arrays are checked and stacked.
 
@@ -123,7 +130,7 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         x = _array(x.tolist(), spec)  # a table's row of several types of numbers
     if x.ndim == len(shape) + 1 and x.shape[0] == 1:
         x = x.reshape(x.shape[1:])
-    elif not x.ndim and x.dtype.kind in "US" and shape and set(shape) <= {1, -1}:  # a text for a column of them
+    elif not x.ndim and shape and set(shape) <= ({1, -1} if x.dtype.kind in "US" else {1}):  # a value for a column of one
         x = x.reshape([1] * len(shape))
     if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
         got = f"{shape_text(x.shape)} {x.dtype}"

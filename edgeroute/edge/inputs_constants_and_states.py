@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.score_before_run import text_of
-from edgeroute.edge.input_checks_and_stacking import Array, MakePrepare, Plain, Prepare, shape_text
+from edgeroute.edge.input_checks_and_stacking import Array, MakePrepare, Plain, Prepare, row_by_name, shape_text
 from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
 from edgeroute.system.late_imports_and_plugins import import_tool
@@ -97,6 +97,7 @@ class Inputs:
             if self._chats:
                 inputs = [last_user_text(x) for x in inputs]
             return {only: prepare([_value_of(x, only) for x in inputs] if inputs and isinstance(inputs[0], dict) else inputs)}
+        inputs = [row_by_name(x) for x in inputs]
         if not all(isinstance(x, dict) for x in inputs):
             raise BadInput(f"{name} has {len(self.given)} inputs: pass a mapping with {[s.name for s in self.given]}")
         return {only: prepare([_value_of(x, only) for x in inputs]) for only, prepare in self._prepare.items()}

@@ -495,10 +495,16 @@ def _xgboost_estimator(file: Any) -> Any:
     return estimator
 
 
-def _from_xgboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load a file of XGBoost's own format, and return its estimator with a converter. ModelError for other JSON."""
-    if path.suffix.lower() == ".json" and b'"learner"' not in read_bytes(path):
-        raise ModelError(f"{path} is no model of XGBoost")
+def _from_xgboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:
+    """Load a file of XGBoost's own format, or of CatBoost's in JSON, and return its estimator with a converter.
+
+    ModelError for other JSON.
+    """
+    if path.suffix.lower() == ".json" and b'"learner"' not in (data := read_bytes(path)):
+        if b'"oblivious_trees"' in data:
+            return _from_catboost_file(path, given, trust=trust)
+        hint = ": LightGBM writes its own by save_model('model.txt')" if b'"tree_info"' in data else ""
+        raise ModelError(f"{path} is no model of XGBoost or CatBoost{hint}")
     return _from_estimator(_xgboost_estimator(str(path)), path, given)
 
 
@@ -538,8 +544,9 @@ def _from_lightgbm_booster(model: Any, given: Any) -> Loaded:
 def _from_catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a file of CatBoost's own format, as a classifier if it has classes, else a regressor; return it with a converter."""
     library = import_needed("catboost", "catboost is not installed: pip install catboost")
-    model = library.CatBoostClassifier().load_model(str(path))
-    return _from_catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path)), given)
+    form = "json" if path.suffix.lower() == ".json" else "cbm"
+    model = library.CatBoostClassifier().load_model(str(path), form)
+    return _from_catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path), form), given)
 
 
 def _from_catboost(model: Any, given: Any) -> Loaded:
@@ -584,7 +591,11 @@ def _from_keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG0
             import_needed("tf2onnx", "the converter of Keras is not installed: pip install tf2onnx")
         model.export(str(out), format="onnx", verbose=False)
 
-    return Loaded(model, "Keras", lambda x: np.asarray(model(np.asarray(x)[None], training=False))[0], write, kind=kind)
+    def answer(x: Any) -> Any:
+        """Return the outputs for one input, of any backend."""
+        return keras.ops.convert_to_numpy(model(np.asarray(x)[None], training=False))[0]
+
+    return Loaded(model, "Keras", answer, write, kind=kind)
 
 
 def _from_saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders

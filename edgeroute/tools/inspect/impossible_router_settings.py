@@ -10,7 +10,7 @@ import numpy as np
 from edgeroute.cloud.json_api import PlainJson
 from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.confidence.detector_boxes import RAW, before_anchors
-from edgeroute.confidence.output_forms_labels_and_comparison import SLACK, label_and_probabilities
+from edgeroute.confidence.output_forms_labels_and_comparison import LONG, SLACK, label_and_probabilities
 from edgeroute.confidence.output_reader import CLASSES, bounded
 from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes_and_texts import clean
@@ -217,6 +217,11 @@ def _thresholds(snapshot: Snapshot, unsure: Callable[[str], int]) -> Iterator[st
                 f"{target.name} gives numbers from 0 to 1 that do not sum to 1, and are read as logits, by their form alone: "
                 'write "output": {"kind": "multilabel"} in its card if each is the probability of a label, or "logits"'
             )
+        elif (count := _perhaps_embedded(backend)) and snapshot.policy.no_confidence == "defer":
+            yield (
+                f"{target.name} gives {count} numbers, which are read as a logit for each class, by their form alone: write "
+                '"output": {"kind": "logits"} in its card, or "value" for an embedding, or the labels of its classes'
+            )
         elif (names := _unnamed(backend)) and snapshot.policy.no_confidence == "defer":
             yield (
                 f"{target.name} has {len(names)} outputs, of which {clean(names[0])} is read as a number for each class, by its "
@@ -265,6 +270,12 @@ def _from_0_to_1(backend: EdgeBackend) -> bool:
     """Return True if several numbers between 0 and 1, as sigmoids give them for zeros, are read as logits by their form alone."""
     row = None if callable(backend.reader.score) else _read_by_form(backend)
     return isinstance(row, np.ndarray) and row.size > 1 and row.dtype.kind == "f" and bool(((row > 0) & (row < 1)).all())
+
+
+def _perhaps_embedded(backend: EdgeBackend) -> int:
+    """Return how many numbers are read as logits by their form alone, if they are many, as an embedding has; else 0."""
+    row = None if callable(backend.reader.score) or backend.reader.labels is not None else _read_by_form(backend)
+    return row.size if isinstance(row, np.ndarray) and row.size >= LONG and row.dtype.kind == "f" else 0
 
 
 def _unnamed(backend: EdgeBackend) -> list[str]:
