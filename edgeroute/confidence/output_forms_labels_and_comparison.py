@@ -289,8 +289,7 @@ def as_array(value: Any) -> Array:
     A tensor of torch may be part of a gradient, on another device, or of a type that numpy lacks.
     """
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
+        value = (value.float() if value.is_floating_point() else value).detach().cpu()
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):  # ragged, or something that refuses

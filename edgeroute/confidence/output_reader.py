@@ -301,17 +301,15 @@ class Reader:
         if not self._seen:
             self._check_first([float(v) for v in array.tolist()], first)
         if self._custom is not None and not self._logits:
-            confidence = self._custom_score(row)
+            sure = self._custom_score(row)
         elif self._custom is None and (wrong := out_of_range(self.kind, array.min(), array.max(), array)) is not None:
-            confidence = wrong
+            sure = wrong
         else:
             with np.errstate(all="ignore"):
                 z = np.log(array) if self.kind == "probabilities" else array
-                confidence = float(self._array(z)) if self._custom is None else self._custom_score(z)
+                sure = float(self._array(z)) if self._custom is None else self._custom_score(z)
         value = self._names.at(int(array.argmax()), array.size)
-        if confidence != confidence:  # noqa: PLR0124 - NaN
-            return _unscored_prediction(value, confidence, row, array)
-        return Prediction(value, confidence, row)
+        return Prediction(value, sure, row) if sure == sure else _unscored_prediction(value, sure, row, array)  # noqa: PLR0124 - NaN
 
     def _regression(self, row: Any, value: float) -> Prediction:
         """Return the prediction for one float: a regression's value, without confidence unless by a custom score.
@@ -376,16 +374,11 @@ class Reader:
             return None
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            sure = self._custom_score(row)
-            if self._custom is None:
-                wrong = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs)
-                sure = wrong or quantile(logprobs)
-            return Prediction(plain(value), sure, row)
-        if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
-            p = parts[1]
-            if isinstance(p, Mapping) or sum_to_one(as_array(p).tolist()):
-                return self._labelled_prediction(row)
-        return None
+            sure = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(logprobs)
+            return Prediction(plain(value), sure if self._custom is None else self._custom_score(row), row)
+        parts = label_and_probabilities(row) if self.kind is None and len(row) > 1 else None
+        known = parts is not None and (isinstance(parts[1], Mapping) or sum_to_one(as_array(parts[1]).tolist()))
+        return self._labelled_prediction(row) if known else None
 
     def _labelled_prediction(self, row: Any) -> Prediction:
         """Return the prediction for a label and the probabilities of all classes; the label is the value.

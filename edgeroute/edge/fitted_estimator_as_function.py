@@ -36,8 +36,7 @@ class Estimator:
             raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
         self._estimator, self.__name__ = estimator, type(estimator).__name__
         self._decides = any(kind.__name__ == "BaseThresholdClassifier" for kind in type(_step(estimator, -1)).__mro__)
-        names = getattr(estimator, "feature_names_in_", None)
-        others = getattr(estimator, "feature_names_", None)
+        names, others = (getattr(estimator, name, None) for name in ("feature_names_in_", "feature_names_"))
         if names is None and isinstance(others, list) and others[:1] not in ([], ["0"]):  # CatBoost's; of an array numbers
             names = others
         # Names of the columns of the fit; None: it was fitted on rows without names.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,8 @@ class Inputs:
         alone = len(given) == 1 and not self.constants and not self.state and self.batch == 0 and self.size in (None, 1)
         only = self._prepare[given[0].name] if len(given) == 1 else None
         self._chats = only is not None and getattr(only, "accepts", given[0]).dtype == "object"
-        self.one = None if only is None or not alone else partial(_one_text, only.one) if self._chats else only.one
+        one = None if only is None or not alone else only.one
+        self.one = one if one is None or not self._chats else lambda x: one(last_user_text(x))
 
     def feed(self, inputs: list[Any], name: str) -> dict[str, Array]:
         """Return name -> tensor for n inputs of the caller.
@@ -125,11 +125,6 @@ def last_user_text(x: Any) -> Any:
     if not text:
         raise BadInput("the chat has no user message with a text")
     return text
-
-
-def _one_text(one: Callable[[Any], Array], x: Any) -> Array:
-    """Return the tensor of a text or chat."""
-    return one(last_user_text(x))
 
 
 def _with_card_shape(spec: TensorSpec, entry: CardInput | None) -> TensorSpec:

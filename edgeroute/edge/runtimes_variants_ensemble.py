@@ -317,7 +317,5 @@ def _logits(model: EdgeModel, outputs: Any, *, probabilities: bool) -> np.ndarra
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
         raise BadReply(f"{model.name} gives outputs {list(array.shape)}, and not a row of numbers for each input")
-    if not probabilities:
-        return array
     with np.errstate(divide="ignore"):
-        return np.log(array)
+        return np.log(array) if probabilities else array
