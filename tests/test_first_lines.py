@@ -336,6 +336,18 @@ def test_an_estimator_without_probabilities_gets_the_line_to_write():
                 assert router.infer(X[0]).confidence >= 0.5
 
 
+def test_a_batch_of_keras_and_a_hard_vote_get_their_lines():
+    """By which they give probabilities: Keras's `predict` takes a batch, and hard votes give classes alone."""
+    net = type("Sequential", (), {"__module__": "keras.src.models.sequential", "predict": lambda self, x: x})()
+    with pytest.raises(PolicyError, match=r"as it is: write edge=lambda x: model\.predict\(x\[None\], verbose=0\)\[0\]"):
+        Router(net.predict, unsure, threshold=0.5)
+    votes = pytest.importorskip("sklearn.ensemble").VotingClassifier(
+        [("a", pytest.importorskip("sklearn.naive_bayes").GaussianNB())]
+    )
+    with pytest.raises(PolicyError, match=r'write edge=VotingClassifier\(\.\.\., voting="soft"\)'):
+        Router(votes.fit(X, X[:, 0] > 0.5), unsure, threshold=0.5)
+
+
 def test_an_object_with_a_method_of_that_name_is_a_function():
     class Mine:
         def predict(self, x):

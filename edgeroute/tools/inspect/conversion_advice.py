@@ -52,6 +52,10 @@ def of_estimator(side: str, value: Any, *, classifier: bool) -> str:
     elif type(model).__name__ == "Booster":
         large = 'lambda x: large.infer(x).value after large = Router("model.onnx", mode="only_edge")'
         remedy = ('"model.onnx"' if side == "edge" else large) + ", a file that `edgeroute convert` writes of its own"
+    elif {kind.__module__.partition(".")[0] for kind in type(model).__mro__} & {"keras", "tf_keras"}:
+        remedy = "lambda x: model.predict(x[None], verbose=0)[0]"  # a batch of one
+    elif side == "edge" and getattr(model, "voting", "") == "hard":
+        remedy = 'VotingClassifier(..., voting="soft").fit(X, y), which gives probabilities'
     elif side == "edge" and hasattr(model, "decision_function") and hasattr(model, "classes_"):
         remedy = "CalibratedClassifierCV(model).fit(X, y), of sklearn.calibration, which gives probabilities"
     elif side == "edge":
