@@ -134,8 +134,9 @@ class Egress:
                     return [x for x, _ in masked], [data for _, data in masked]
                 return [self._redacted(self.redact, x, permit, alone=len(inputs) == 1) for x in inputs], None
             except Exception as e:
-                why = f"the {'mask' if self.mask else 'redaction'} failed ({failure_text(e)}), so nothing was sent"
-                raise Held(why, code="redaction") from e
+                # The text of the application's own exception may hold the input, whatever its type.
+                why = f"redaction failed ({class_name(e)})" if self.mask is None else f"mask failed ({failure_text(e)})"
+                raise Held(f"the {why}, so nothing was sent", code="redaction") from e
 
     @staticmethod
     def _redacted(redact: Redact, x: Any, permit: Permit, *, alone: bool) -> Any:
