@@ -114,3 +114,32 @@ def test_the_text_is_not_in_the_steps_of_decide(kind, where):
             with pytest.raises(ModelError) as caught:
                 done(router.warm([1]))
             assert MARK not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", [name for name in ARGUMENTS if "error of ours" not in name and name != "audit"])
+def test_the_attributes_of_an_exception_may_be_anything(kind, caplog, where):
+    """It costs no answer, and is logged."""
+
+    class Careless(Exception):
+        foreign = False
+
+        def __getattr__(self, name):
+            raise KeyError(name)
+
+    class Named(Exception):
+        foreign = False
+
+    for error in (Careless, Named):
+        caplog.clear()
+
+        def breaks_so(*_, error=error):
+            raise error(MARK)
+
+        arguments = {name: breaks_so if given is fails else given for name, given in ARGUMENTS[where].items()}
+        if "options" in arguments:
+            arguments["options"] = Options(views=dict.fromkeys(arguments["options"].views, breaks_so))
+        if "egress" in arguments:
+            arguments["egress"] = Egress(redact=breaks_so)
+        with kind(**arguments, threshold=0.5) as router:
+            assert error.__name__ in str(router.infer("x").reason)
+        assert "redaction" in where or error.__name__ in caplog.text

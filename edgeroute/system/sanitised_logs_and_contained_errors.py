@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from edgeroute.core.error_codes_and_texts import FOREIGN, OWN, error_message, error_text, failure_text, printable
+from edgeroute.core.error_codes_and_texts import FOREIGN, OWN, Coded, error_message, error_text, failure_text, printable
 from edgeroute.errors import StoreError
 
 log = logging.getLogger("edgeroute")
@@ -129,7 +129,8 @@ class Failures:
             coded: logs errors of edgeroute as well, as no caller gets this one.
         """
         now = time.monotonic()
-        if now < self.due or not (coded or getattr(error, "foreign", True)) or not isinstance(error, Exception | SystemExit):
+        own = isinstance(error, Coded) and not error.foreign
+        if now < self.due or (own and not coded) or not isinstance(error, Exception | SystemExit):
             return
         self.due = now + self.EVERY_S
         info = None if error.__traceback__ is None else (type(error), error, error.__traceback__)
