@@ -632,6 +632,12 @@ def test_an_estimator_whose_probabilities_are_all_0(kind):
     assert (answer.value, answer.confidence) == ("a", pytest.approx(1 / 3))
 
 
+def test_an_estimator_whose_probabilities_are_not_numbers(kind):
+    """Has no confidence for them: the cloud is asked, and nothing says that they do not sum to 1."""
+    with kind(estimator(["a", "b"], np.nan, np.nan), unsure, threshold=0.5) as router:
+        assert "edge without confidence" in router.infer(X[0]).reason
+
+
 def test_a_classifier_with_a_threshold_of_its_own(kind):
     """Its answer is what it predicts, not the most likely class, and the confidence is the probability of that."""
     pytest.importorskip("sklearn")
@@ -648,6 +654,11 @@ def test_a_classifier_with_a_threshold_of_its_own(kind):
             answers = router.infer_many(list(X))
         assert [answer.value for answer in answers] == right.tolist()
         assert [answer.confidence for answer in answers] == pytest.approx(np.where(right == "yes", p[:, 1], p[:, 0]).tolist())
+    with kind(clf, threshold=0.0, score=lambda p: max(p.values())) as router:  # a score, kinds and ensembles have what it gives
+        assert router.infer(X[0]).confidence == pytest.approx(clf.predict_proba(X[:1]).max())
+    with kind(CallableModel(clf, kind="multilabel"), threshold=0.0) as router:
+        assert type(router.infer(X[0]).value) is list
+    assert Ensemble([clf, clf]).run([X[0]])[0][0] in {"yes", "no"}
 
 
 def test_probabilities_that_need_not_sum_to_1(kind):

@@ -1,5 +1,6 @@
 """What models and functions return, in every form: read rightly, or refused with what to write."""
 
+import io
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -41,11 +42,16 @@ class Tensor:
     def __getattr__(self, name):
         if name not in {"detach", "cpu", "float"}:
             raise AttributeError(name)
-        return lambda: Tensor(self.numbers, left=[step for step in self.left if step != name])
+        numbers = self.numbers.astype(np.float32) if name == "float" else self.numbers
+        return lambda: Tensor(numbers, left=[step for step in self.left if step != name])
 
     def is_floating_point(self):
         """Return True for float numbers."""
         return self.numbers.dtype.kind == "f"
+
+    def element_size(self):
+        """Return the bytes of a number: of bfloat16, two."""
+        return 2 if "float" in self.left else self.numbers.itemsize
 
 
 class Scalar:
@@ -505,3 +511,28 @@ def test_a_tensor_of_torch(make):
         with make(edge, threshold=0.9) as router:
             answer = router.infer(1)
         assert (answer.value, type(answer.value), answer.confidence) == (1, int, pytest.approx(0.95, abs=0.01))
+
+
+def test_a_tensor_of_double_precision_keeps_it():
+    with Router(lambda x: Tensor(np.array([0.1]), left=["detach", "cpu"]), None) as router:
+        assert router.infer(1).value == pytest.approx(0.1, rel=1e-12)
+
+
+class Careless:
+    """An object of which each missing attribute raises KeyError."""
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+@pytest.mark.parametrize("given", [io.BytesIO(b"a picture"), (Careless(), 0.9)])
+def test_what_is_no_tensor_is_the_value_as_it_is(make, given):
+    """A file has `detach`, too."""
+    with make(lambda x: given, None, mode="only_edge") as router:
+        assert router.infer(1).value is (given[0] if type(given) is tuple else given)
+
+
+def test_numbers_by_name_that_are_no_probabilities_once_are_none_later(make):
+    """A function's first output is its value: rows that happen to be from 0 to 1 are no reason to refuse them."""
+    with make(lambda x: {"temperature": x, "humidity": 0.4}, None) as router:
+        assert [router.infer(x).value for x in (21.5, 0.3)] == [21.5, 0.3]

@@ -248,6 +248,8 @@ def test_an_ensemble_is_several_classifiers():
     for sure in (lambda x: (1, 0.9), of_one_class):  # no logits
         with pytest.raises(BadReply, match="gives a value and its confidence"):
             Ensemble([sure, sure]).run([np.zeros(2)])
+    three = lambda x: (0.0, 0.0, 5.0)  # noqa: E731 - a number for each class, though no list
+    assert Ensemble([three, three]).run([np.zeros(2)])[0][0] == 2
 
 
 def test_an_ensemble_is_bound_to_all_its_models(tmp_path):

@@ -288,8 +288,8 @@ def as_array(value: Any) -> Array:
 
     A tensor of torch may be part of a gradient, on another device, or of a type that numpy lacks.
     """
-    if hasattr(value, "detach"):
-        value = (value.float() if value.is_floating_point() else value).detach().cpu()
+    if hasattr(type(value), "is_floating_point"):
+        value = (value.float() if value.is_floating_point() and value.element_size() < 4 else value).detach().cpu()  # noqa: PLR2004
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):  # ragged, or something that refuses

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from math import log
+from math import inf, log
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -201,7 +201,7 @@ class Reader:
         Takes (value, confidence) and a `Prediction` too. Raises BadReply, PolicyError or `wrong` for what cannot be an answer.
         """
         if self._special is not None:
-            return self._special(row)
+            return self._special(row.outputs if type(row) is Prediction and type(row.outputs) is ByClass else row)
         if type(row) is tuple:
             return self._pair(row)
         if type(row) is Prediction:
@@ -282,8 +282,7 @@ class Reader:
         array = as_array(first)
         if boxes_without_batch(self.kind, first) or (self.kind is None and are_rows_of_boxes(array, self.labels)):
             return self._decoded(first)
-        if array.dtype.kind == "f":
-            array = along_one_axis(array, self.kind if self.kind in CLASSES else None)
+        array = along_one_axis(array, self.kind if self.kind in CLASSES else None) if array.dtype.kind == "f" else array
         if array.dtype.kind in "biuUS" and not (self.kind in CLASSES and array.ndim == 1 and array.dtype.kind in "biu"):
             return self._label(row, first, array)
         if not array.size and self.labels is not None:
@@ -336,9 +335,8 @@ class Reader:
                     'if they are one for each class, write kind = "logits" or "probabilities"'
                 )
             return Prediction(row, sure, row)
-        if array.ndim == 0 and not hasattr(first, "dtype") and self.labels is None:
-            return Prediction(row, sure, row)  # as the function gave it
-        return Prediction(self._names.named(array.reshape(-1)[0].item()), sure, row)
+        as_given = array.ndim == 0 and not hasattr(first, "dtype") and self.labels is None
+        return Prediction(row if as_given else self._names.named(array.reshape(-1)[0].item()), sure, row)
 
     def _value(self, row: Any) -> Prediction:
         """Return the prediction for a regression: a float if it is one number, else the array; a tuple is (value, confidence).
@@ -364,13 +362,14 @@ class Reader:
             return Prediction(row, sure, row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
             p = list(row.values())
-            if self.kind is not None or sum_to_one(p) or (type(row) is ByClass and not any(p)):
+            if self.kind is not None or sum_to_one(p) or (type(row) is ByClass and not 0 < sum(p) < inf):
                 return self._by_class(row, row)
-            if type(row) is ByClass or 0 <= min(p) <= max(p) <= 1:
+            if type(row) is ByClass or (not self._seen and 0 <= min(p) <= max(p) <= 1):
                 raise self.wrong(
                     f"{self.name} gives numbers from 0 to 1 by name, which do not sum to 1: write CallableModel(model, "
                     'kind="multilabel") for several labels at once, else "probabilities", or "value" for the first'
                 )
+            self._seen = True  # no probabilities: a later row may be from 0 to 1 by chance
             return None
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
@@ -452,10 +451,9 @@ class Reader:
         if len(row) != 2:  # noqa: PLR2004 - a pair
             raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")
         value, sure = row
-        if getattr(value, "ndim", None) == 0:  # of numpy, torch and others
+        if hasattr(type(value), "__array__") and getattr(value, "ndim", None) == 0:  # of numpy, torch and others
             value = as_array(value).item()
-        if self.labels is not None:
-            value = self._names.meant(value)
+        value = value if self.labels is None else self._names.meant(value)
         outputs = row if outputs is None else outputs
         if self._custom is not None:
             return Prediction(value, self._custom_score(outputs), outputs)

@@ -116,7 +116,7 @@ class CallableModel:
         if kind is tuple:
             return result
         if kind is Prediction:
-            return result[:2]
+            return result if isinstance(self.function, Estimator) else result[:2]
         if kind is dict or kind is list:
             return best_label(result, several=self.kind == "multilabel")
         refuse_awaitable(result, self.name, PolicyError)

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeroute.confidence.output_forms_labels_and_comparison import ByClass
 from edgeroute.core.error_codes_and_texts import class_name
+from edgeroute.core.walk import Prediction
 from edgeroute.edge.input_checks_and_stacking import row_by_name
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, import_needed
@@ -25,9 +26,9 @@ def as_estimator(function: Any) -> Estimator | None:
 
 
 class Estimator:
-    """Function of one row that returns class -> probability by `predict_proba`, or (class, probability).
+    """Function of one row that returns class -> probability by `predict_proba`, or (class, probability) of a single class.
 
-    The second of an estimator that has a single class, or chooses by a threshold of its own, as `FixedThresholdClassifier` does.
+    A `Prediction` with both if it chooses by a threshold of its own, as `FixedThresholdClassifier` does.
     Raises PolicyError for an estimator that is not fitted, RuntimeMissing without pyarrow, if XGBoost has categories.
     """
 
@@ -79,10 +80,10 @@ class Estimator:
         classes = np.asarray(getattr(self._estimator, "classes_", range(table.shape[1]))).tolist()
         if len(classes) == 1 and hasattr(self._estimator, "classes_"):  # LightGBM and XGBoost have two columns for it
             return [(classes[0], float(row[0])) for row in table]
+        rows: list[Any] = [ByClass(zip(classes, map(float, row), strict=True)) for row in table]
         if self._decides:
-            chosen = np.asarray(self._estimator.predict(given)).tolist()
-            return [(label, float(row[classes.index(label)])) for label, row in zip(chosen, table, strict=True)]
-        return [ByClass(zip(classes, map(float, row), strict=True)) for row in table]
+            rows = [Prediction(x, row[x], row) for x, row in zip(self._estimator.predict(given).tolist(), rows, strict=True)]
+        return rows
 
     def _with_categories(self, table: Any) -> Any:
         """Return a DataFrame whose values are categories where LightGBM or XGBoost was fitted on those of pandas.

@@ -21,7 +21,7 @@ from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.edge_model_members_and_fingerprints import check_model, counts_runs, has_async_runs, is_model, member
 from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, call_factory, import_tool, plugin_targets
-from edgeroute.types import EdgeModel, StopToken
+from edgeroute.types import EdgeModel, Prediction, StopToken
 
 # Suffix, or `http:` for a server on this device, -> `module:Class`.
 BUILT_IN = {
@@ -256,10 +256,9 @@ class Ensemble:
             raise PolicyError("the models of an ensemble have the same labels in the same order, and these have not")
         if wrong := [m.name for m in self.models if member(m, "kind") not in {None, "logits", "logprobs", "probabilities"}]:
             raise PolicyError(f"an ensemble needs logits or probabilities, and {', '.join(wrong)} gives something else")
-        self.name, self.votes = name, votes
+        self.name, self.votes, self.version = name, votes, version
         self.labels = next(iter(known), None)
         self.settings: Mapping[str, Any] = {"votes": votes, "models": self.models}
-        self.version = version
         from edgeroute.edge.concurrent_runs import runs_of
 
         self._runs = [runs_of(model) if counts_runs(model) else None for model in self.models]
@@ -279,6 +278,7 @@ class Ensemble:
         for model, runs in zip(self.models, self._runs, strict=True):
             with nullcontext() if runs is None else runs.one(cancel):
                 rows = model.run(inputs, cancel)
+            rows = [x.outputs if type(x) is Prediction else x for x in rows] if isinstance(rows, list) else rows
             if by_class := isinstance(rows, list) and is_by_class(rows[0]):  # an estimator's
                 self.labels = self.labels or tuple(rows[0])
                 if {*rows[0]} != {*self.labels}:
@@ -312,7 +312,7 @@ def _logits(model: EdgeModel, outputs: Any, *, probabilities: bool) -> np.ndarra
     Raises:
         BadReply: they are not [n, classes].
     """
-    if isinstance(outputs, list) and any(type(row) is tuple for row in outputs):
+    if isinstance(outputs, list) and any(type(row) is tuple and len(row) == 2 for row in outputs):  # noqa: PLR2004
         raise BadReply(f"{model.name} gives a value and its confidence, and an ensemble needs a number for each class")
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
