@@ -536,3 +536,5 @@ def test_numbers_by_name_that_are_no_probabilities_once_are_none_later(make):
     """A function's first output is its value: rows that happen to be from 0 to 1 are no reason to refuse them."""
     with make(lambda x: {"temperature": x, "humidity": 0.4}, None) as router:
         assert [router.infer(x).value for x in (21.5, 0.3)] == [21.5, 0.3]
+    with make(lambda x: {"temperature": x, "humidity": 0.4}, threshold=0.5, score=lambda out: 0.8) as router:
+        assert (router.infer(0.3).value, router.infer(0.3).confidence) == (0.3, 0.8)  # a score reads them itself

@@ -364,7 +364,7 @@ class Reader:
             p = list(row.values())
             if self.kind is not None or sum_to_one(p) or (type(row) is ByClass and not 0 < sum(p) < inf):
                 return self._by_class(row, row)
-            if type(row) is ByClass or (not self._seen and 0 <= min(p) <= max(p) <= 1):
+            if type(row) is ByClass or (not self._seen and self._custom is None and 0 <= min(p) <= max(p) <= 1):
                 raise self.wrong(
                     f"{self.name} gives numbers from 0 to 1 by name, which do not sum to 1: write CallableModel(model, "
                     'kind="multilabel") for several labels at once, else "probabilities", or "value" for the first'

@@ -13,7 +13,6 @@ import numpy as np
 from edgeroute.confidence.output_forms_labels_and_comparison import ByClass
 from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.input_checks_and_stacking import row_by_name
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, import_needed
 
@@ -178,6 +177,13 @@ def _categories(estimator: Any, columns: list[str]) -> list[tuple[str, list[Any]
     places = booster.params.get("categorical_column", booster.params.get("categorical_feature", ()))
     named = [columns[place] for place in places] if len(places) == len(known) else [""] * len(known)  # of some it has no place
     return [*zip(named, known, strict=True)]
+
+
+def row_by_name(x: Any) -> Any:
+    """Return a row of pandas, or a named tuple as its `itertuples` gives, as a mapping; any other input unchanged."""
+    if hasattr(type(x), "iloc") and x.ndim == 1:  # its to_dict, and missing attributes, are slow
+        return dict(zip(x.index.tolist(), x.tolist(), strict=True))
+    return dict(x._asdict()) if hasattr(x, "_asdict") else x
 
 
 def _step(estimator: Any, place: int) -> Any:

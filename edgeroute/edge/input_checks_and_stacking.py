@@ -31,13 +31,6 @@ class Prepare(Protocol):
 MakePrepare = Callable[[TensorSpec, "int | None"], Prepare]  # function that returns a `Prepare` for an input and its batch axis
 
 
-def row_by_name(x: Any) -> Any:
-    """Return a row of pandas, or a named tuple as its `itertuples` gives, as a mapping; any other input unchanged."""
-    if hasattr(type(x), "iloc") and x.ndim == 1:  # its to_dict, and missing attributes, are slow
-        return dict(zip(x.index.tolist(), x.tolist(), strict=True))
-    return dict(x._asdict()) if hasattr(x, "_asdict") else x
-
-
 class Plain:
     """Preparation of an input without preprocessing: the caller's arrays are checked and stacked.
 

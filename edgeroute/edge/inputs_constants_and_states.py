@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.score_before_run import text_of
-from edgeroute.edge.input_checks_and_stacking import Array, MakePrepare, Plain, Prepare, row_by_name, shape_text
+from edgeroute.edge.fitted_estimator_as_function import row_by_name
+from edgeroute.edge.input_checks_and_stacking import Array, MakePrepare, Plain, Prepare, shape_text
 from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
 from edgeroute.system.late_imports_and_plugins import import_tool
