@@ -12,7 +12,7 @@ from contextvars import ContextVar
 import numpy as np
 import pytest
 import routes
-from both import CALLS, DOWN, LONG, Tasks, Threads, ask, makes, sure, unsure, wait_for
+from both import CALLS, DOWN, LONG, Tasks, Threads, ask, came, makes, sure, unsure, wait_for
 from gateways import serving
 from live import live
 
@@ -167,15 +167,15 @@ def test_queued_and_delivered(make, server, tmp_path):
 )
 def test_queued_before_the_policy_was_stricter(server, tmp_path, stricter, arrives, over):
     """What was stored without a redaction, or without a class, is never sent by a policy that would redact or classify it."""
-    asked, down = [], [True]
+    asked = []
 
-    def function(x):
-        if down:
-            raise OSError
-        asked.append(x)
-        return "cloud", 0.9
+    def router_of(x, down, **egress):
+        def function(x):
+            if down:
+                raise OSError
+            asked.append(x)
+            return "cloud", 0.9
 
-    def router_of(x, **egress):
         box = Outbox(tmp_path / "outbox.db", rate_per_s=1e6, spread_s=0.0)
         cloud = PlainJson(server.url) if over == "HTTP" else Function(function)
         router = Router(unsure, cloud, threshold=0.5, egress=Egress(**egress), offline="queue", outbox=box)
@@ -183,8 +183,9 @@ def test_queued_before_the_policy_was_stricter(server, tmp_path, stricter, arriv
         return router, box
 
     good, server.reply = server.reply, DOWN
-    router_of("tree 1")[0].close()
-    router, box = router_of("tree 2", **stricter)
+    router_of("tree 1", [True])[0].close()  # what it has begun may go on, by its own policy
+    came(server)
+    router, box = router_of("tree 2", down := [True], **stricter)
     with router:
         assert box.size() == 2
         server.requests.clear()
