@@ -181,12 +181,10 @@ def test_an_outage_from_its_beginning_to_its_end(make, fault, before, tmp_path, 
             assert_cloud(client.infer(DATUM))
         cloud.breaks(fault)
         connected, said = relay.connections, len(sent(tmp_path))
-        at_opening = None
         answers = []
         for _ in range(20):
-            answers.append(client.infer(DATUM, deadline=2.0 if fault in SLOW and at_opening is None else LONG))
-            if at_opening is None and client.guard.state == "open":
-                at_opening = relay.connections
+            slow = fault in SLOW and client.guard.state != "open"
+            answers.append(client.infer(DATUM, deadline=4.0 if slow else LONG))
         assert_stands(answers[0], WHY[fault] + "|cloud deadline")
         for answer in answers:
             assert_stands(answer, WHY[fault] + "|cloud breaker .* 3 |cloud deadline")
@@ -194,7 +192,6 @@ def test_an_outage_from_its_beginning_to_its_end(make, fault, before, tmp_path, 
         # a connection that was kept and has gone says nothing about the endpoint: it may be one more
         attempts = len(sent(tmp_path)) - said
         assert FAULTS <= attempts <= FAULTS + (before == "met")
-        assert relay.connections == at_opening
         assert relay.connections - connected <= FAULTS
         leg = client.leg()
         assert (leg.breaker, client.guard.rules.breaker.opened) == ("open", 1)
@@ -208,13 +205,14 @@ def test_an_outage_from_its_beginning_to_its_end(make, fault, before, tmp_path, 
         pass_time()
         assert_stands(client.infer(DATUM), "cloud breaker .* 3 .*probe")
         wait_for(lambda: client.guard.state == "closed")
-        (probe,) = server.requests[seen:]
-        head, _, body = probe.partition(b"\r\n\r\n")
-        assert head.startswith(b"GET /health HTTP/1.1\r\n")
-        assert body == b""
-        assert DATUM.encode() not in head
+        probes = server.requests[seen:]  # more than one if it got no answer in time
+        for probe in probes:
+            head, _, body = probe.partition(b"\r\n\r\n")
+            assert head.startswith(b"GET /health HTTP/1.1\r\n")
+            assert body == b""
+            assert DATUM.encode() not in head
         assert_cloud(client.infer(DATUM))
-        assert len(server.requests) == seen + 2
+        assert [is_probe(one) for one in server.requests[seen:]] == [True] * len(probes) + [False]
         assert client.leg().breaker == "closed"
         for one in server.requests:
             assert (DATUM.encode() in one) is not is_probe(one)
@@ -295,7 +293,7 @@ def test_outputs_that_are_not_the_models_are_faults(make, data):
 def test_the_second_endpoint_takes_over(make, fault):
     """In the order of the list; once the first one's breaker is open the second answers without it. After it is back, the first."""
     with Cloud() as one, Cloud() as other:
-        client = make(unsure, [one.endpoint(timeout_s=2.0 if fault == "stall" else LONG), other.endpoint()])
+        client = make(unsure, [one.endpoint(timeout_s=4.0 if fault == "stall" else LONG), other.endpoint()])
         assert_cloud(client.infer(DATUM), "cloud-1")
         one.breaks(fault)
         answers = [client.infer(DATUM) for _ in range(6)]

@@ -7,7 +7,7 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from both import CALLS, LONG, GatedServer, ask, makes
+from both import CALLS, LONG, GatedServer, ask, makes, wait_for
 
 from edgeroute import AsyncRouter, Audit, Cache, Egress, OpenInference, Outbox, PlainJson
 from edgeroute.core.plan import Facts
@@ -117,18 +117,17 @@ def test_consent_and_redaction_that_take_their_time(make, call, asks, due):
 def test_an_endpoint_that_asks_for_metadata_first(make, call, due):
     """It encodes only after that: what it encodes is the call's input, and what is stored is that input's answer."""
     with GatedServer(tensors) as server:
-        x = np.zeros(4, np.float32)
+        x, cache = np.zeros(4, np.float32), Cache()
         router = make(
             unsure,
             OpenInference(server.url, model="m", binary=False, labels=("holds", "empty")),
             deadline=due(lambda: server.requests),
-            cache=Cache(),
+            cache=cache,
         )
         ask(router, call, x)
         overwrite(x)
         server.open()
-        while router.stats().late < 1:
-            threading.Event().wait(0.001)
+        wait_for(lambda: cache.stats().stored)
         answer = router.infer(np.zeros(4, np.float32), deadline=LONG)
         assert (answer.source, answer.value) == ("cache", "empty")
 

@@ -88,7 +88,7 @@ def test_a_burst_over_http_is_answered():
     """Likewise over connections."""
 
     async def main(url):
-        async with AsyncRouter(unsure, PlainJson(url, max_concurrent=8), threshold=0.8, deadline=LONG) as router:
+        async with AsyncRouter(unsure, PlainJson(url, max_concurrent=8, timeout_s=LONG), threshold=0.8, deadline=LONG) as router:
             return await asyncio.gather(*[router.infer(i) for i in range(200)])
 
     with CannedServer(GOOD) as server:
