@@ -117,9 +117,9 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         rows, labels = np.zeros((len(answers), len(self.classes_))), Labels(self.classes_.tolist(), "y")
         index = {name: i for i, name in enumerate(labels.labels or ())}
         for row, answer in zip(rows, answers, strict=True):
-            given = answer.outputs
-            if not isinstance(given, Mapping) or not given.keys() <= index.keys():
-                given = {labels.same(answer.value): 1.0}
+            given, value = answer.outputs, labels.same(answer.value)
+            if not isinstance(given, Mapping) or not given.keys() <= index.keys() or max(given, key=given.__getitem__) != value:
+                given = {value: 1.0}
             if not given.keys() <= index.keys():
                 raise ValueError(f"an answer of {answer.leg} is no class of y")
             row[[index[name] for name in given]] = [*given.values()]

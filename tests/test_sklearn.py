@@ -18,7 +18,7 @@ from sklearn.base import clone  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 from sklearn.frozen import FrozenEstimator  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.model_selection import GridSearchCV, train_test_split  # noqa: E402
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, train_test_split  # noqa: E402
 from sklearn.naive_bayes import GaussianNB  # noqa: E402
 from sklearn.svm import SVC  # noqa: E402
 from sklearn.utils.estimator_checks import estimator_checks_generator  # noqa: E402
@@ -106,6 +106,21 @@ def test_a_cloud_whose_probabilities_do_not_sum_to_1(digits, trained):
     rows, tests, y, _ = digits
     model = defer_all(RoutedClassifier(trained[0], Scaled(), max_defer=0.2).fit(rows[300:400], y[300:400]))
     assert (model.predict(tests[:9]) == model.cloud_.predict(tests[:9])).all()
+
+
+def test_a_side_with_a_threshold_of_its_own(digits):
+    """Its classes are what it predicts, as the guarantee counts them; its probabilities stay where they say the same."""
+    rows, tests, y, _ = digits
+    own = FixedThresholdClassifier(LogisticRegression(C=1e-5), threshold=0.7, response_method="predict_proba")
+    for place, sides in enumerate([(own, GaussianNB()), (GaussianNB(), own)]):
+        model = RoutedClassifier(*sides, max_defer=0.5, sure=None, random_state=0).fit(rows[:600], y[:600] > 4)
+        model.certificate_ = model.certificate_._replace(threshold=(0.0, inf)[place])
+        side = (model.edge_, model.cloud_)[place]
+        p, ours, expected = model.predict_proba(tests), side.predict_proba(tests), side.predict(tests)
+        assert (model.predict(tests) == expected).all()
+        agreed = expected == side.classes_[ours.argmax(1)]
+        assert 0 < agreed.mean() < 1
+        assert np.allclose(p[agreed], ours[agreed])
 
 
 def test_a_cloud_that_fails(digits, trained):
