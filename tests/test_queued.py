@@ -264,8 +264,7 @@ def test_one_call_waits_for_an_outbox_that_is_locked(make, tmp_path, monkeypatch
     with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
         c.execute(statement)
         answers.append(router.infer("x", deadline=LONG))
-        while not box.locked:  # this one may have had no time to begin
-            answers.append(router.infer("x", deadline=LONG))
+        until(lambda: box.locked)
         thread = threading.Thread(target=lambda: answers.extend(router.infer("x") for _ in range(100)), daemon=True)
         thread.start()
         thread.join(LONG)
@@ -287,8 +286,7 @@ def test_what_waits_for_an_outbox_that_is_locked_has_a_limit(make, tmp_path, mon
     with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
         c.execute("BEGIN IMMEDIATE")
         answers = [router.infer("x", deadline=LONG)]
-        while not box.locked:  # this one may have had no time to begin
-            answers.append(router.infer("x", deadline=LONG))
+        until(lambda: box.locked)
         more = [router.infer("x") for _ in range(100)]
         stored = [answer.id for answer in answers + more if routes.queued(answer) == routes.BEING_STORED]
         assert {(routes.queued(answer), answer.final) for answer in more[-20:]} == {(routes.NOT_STORED, True)}
