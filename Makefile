@@ -43,13 +43,15 @@ test-all: $(VENV)/test.installed
 cover: $(VENV)/test.installed  # without tests that draw their examples, so that luck covers nothing
 	$(BIN)/pytest -m "not slow and not matrix and not hypothesis" --cov --cov-fail-under=100 tests/core tests/test_reasons.py
 
-## check             linter, formatter, types for Linux, macOS and Windows
+## check             linter, formatter, types for Linux, macOS and Windows, the rules of the house
 check: $(VENV)/test.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
-	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin & darwin=$$!; \
+		$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 & win32=$$!; \
+		$(BIN)/mypy && wait $$darwin && wait $$win32
+	$(BIN)/pytest -q -m "slow or not slow" tests/test_house_rules.py tests/core/test_structure.py \
+		tests/test_reasons.py::test_no_other_test_has_the_words
 
 ## bench             measures every figure, in one table
 bench: $(VENV)/bench.installed

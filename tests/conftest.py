@@ -32,7 +32,9 @@ def pytest_collection_modifyitems(items):
     """Makes the asyncio half of tests slow whose subject is the same on both drivers."""
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if item.get_closest_marker("pure") and any(value is Tasks for value in values):
+        if item.get_closest_marker("pure") and any(
+            value is Tasks or (isinstance(value, str) and value == "asyncio") for value in values
+        ):
             item.add_marker("slow")
 
 

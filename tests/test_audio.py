@@ -21,7 +21,7 @@ CHUNK = 100
 """Samples: three windows of 32 ms and a rest."""
 
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import routes
 from both import LONG, Tasks, flat, makes
+from draws import slow
 
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
@@ -256,8 +257,7 @@ def weighted(lines, threshold):
     return share, np.sqrt(squares) / weight.sum()
 
 
-@pytest.mark.parametrize("callers", [1, 8])
-@pytest.mark.parametrize("scene", [1, 40])
+@pytest.mark.parametrize(("callers", "scene"), [(8, 1), *slow((1, 1), (1, 40), (8, 40))])
 def test_under_a_slow_cloud_the_log_is_as_the_traffic(callers, scene, tmp_path):
     """One input in ten is deferred, and as many of the audited are, though there are more audits than the cloud can take.
 

@@ -663,6 +663,7 @@ def test_a_put_during_a_look_at_the_disk_stays(made, tmp_path, monkeypatch):
     assert [cache.get(b"k").value for _ in range(2)] == ["old", "new"]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_wrong(tmp_path):
     """After kill -9 at any moment what is there is as it was written, and the file serves on."""
     file = tmp_path / "c.db"

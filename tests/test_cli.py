@@ -18,6 +18,7 @@ import tiny
 import typer
 from both import LONG, running
 from commands import PYTHON, cli
+from draws import slow
 from PIL import Image
 
 import edgeroute
@@ -93,10 +94,12 @@ def test_version():
 @pytest.mark.parametrize(
     ("command", "ends"),
     [
-        ("check --policy none.toml", 2), ("decide --policy none.toml x.npy", 2), ("replay none.jsonl --policy none.toml", 1),
-        ("recertify --policy none.toml", 2), ("status --state none", 1), ("arms none", 1), ("top --record none.jsonl", 1),
-        ("quantize none.onnx", 2), ("prune --help", 0), ("sensors --help", 0), ("demo --data none", 1),
-        ("export triton none.onnx -o out", 2), ("models status", 0),
+        ("check --policy none.toml", 2), ("replay none.jsonl --policy none.toml", 1), ("prune --help", 0), ("models status", 0),
+        *slow(
+            ("decide --policy none.toml x.npy", 2), ("recertify --policy none.toml", 2), ("status --state none", 1), ("arms none", 1),
+            ("top --record none.jsonl", 1), ("quantize none.onnx", 2), ("sensors --help", 0), ("demo --data none", 1),
+            ("export triton none.onnx -o out", 2),
+        ),
     ],
 )  # fmt: skip
 def test_a_process_says_what_its_entry_point_says(tmp_path, command, ends):
@@ -424,6 +427,7 @@ def test_infer_without_the_cloud(policy, inputs):
     assert cli("infer", "--policy", policy(), inputs, "--json", "--mode", "only_edge")[0] == 0
 
 
+@pytest.mark.slow
 def test_infer_with_a_deadline(policy, inputs):
     with CannedServer(None) as silent:  # what the cloud never answers stands as the edge has it
         args = ["infer", "--policy", policy(f"{silent.url}/v2/models/none"), inputs, "--json", "--deadline", "8s"]
@@ -459,7 +463,7 @@ def test_schema():
     assert "threshold" in json.loads(out)["properties"]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_serve_ends_when_told(tmp_path, sent):
     one = tiny.linear(tmp_path / "one.onnx", card={"name": "first"})
     two = tiny.linear(tmp_path / "two.onnx")

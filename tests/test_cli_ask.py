@@ -91,6 +91,7 @@ def test_a_person_in_the_terminal(home):
     assert (code, json.loads(out)["certificate"]["threshold"]) == (0, told["certificate"]["threshold"]), err
 
 
+@pytest.mark.slow
 def test_a_stop_and_what_goes_on(home):
     """q, the end of the input and kill -9 lose no answer; other keys are asked again."""
     code, out, err = cli(*command(home, "--ask"), input="n\nx\n?\nq\n")

@@ -21,6 +21,7 @@ import tiny
 import typer
 from both import LONG
 from commands import PYTHON, ROOT, cli
+from draws import slow
 from onnx import TensorProto, helper
 
 from edgeroute.testing import CannedServer
@@ -75,7 +76,7 @@ COMMANDS = [
     "schema card",
     "docs",
     "docs devices",
-    "simulate fleet --devices 100 --length 2m",
+    *slow("simulate fleet --devices 100 --length 2m"),
 ]
 
 
@@ -166,7 +167,7 @@ def _size(descriptor):
 
 
 @pytest.mark.parametrize(
-    "command", ["outbox list --state state", "egress --state state", "evaluate -p policy.toml -d data.npz --no-cloud"]
+    "command", ["outbox list --state state", *slow("egress --state state", "evaluate -p policy.toml -d data.npz --no-cloud")]
 )
 def test_forty_columns(desk, command):
     """A table that does not fit is a paragraph for each row; no word is cut into letters, nothing is left out."""
@@ -290,7 +291,7 @@ def test_a_question_that_is_not_answered_changes_nothing(desk):
 
 
 @pytest.mark.parametrize(
-    "command", ["schema", "docs design", "outbox export --state state", "--help", "infer -p policy.toml data.npz --json"]
+    "command", ["schema", *slow("docs design", "outbox export --state state", "--help", "infer -p policy.toml data.npz --json")]
 )
 def test_a_reader_that_goes_away(desk, command):
     """`| head`: no traceback, nothing on stderr."""
@@ -306,10 +307,7 @@ def test_a_reader_that_goes_away(desk, command):
     "command",
     [
         "policies list",
-        "policies list --json",
-        "--help",
-        "infer -p policy.toml data.npz --json",
-        "serve edge.onnx --port 0 --json",
+        *slow("policies list --json", "--help", "infer -p policy.toml data.npz --json", "serve edge.onnx --port 0 --json"),
     ],
 )
 def test_output_that_cannot_be_written(desk, command):
@@ -322,6 +320,7 @@ def test_output_that_cannot_be_written(desk, command):
     assert text == "the output cannot be written: No space left on device"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
 def test_errors_that_cannot_be_written(desk):
     """A full disk below the log changes neither the output nor the exit code."""
@@ -398,7 +397,7 @@ def test_a_path_that_the_system_refuses(desk, command):
 
 # ------------------------------------------------------------------------------------------------- Ctrl-C
 @pytest.mark.parametrize(
-    "command", ["calibrate --max-loss 5% -d data.npz", "evaluate -d data.npz", "infer data.npz --mode only_cloud"]
+    "command", ["infer data.npz --mode only_cloud", *slow("calibrate --max-loss 5% -d data.npz", "evaluate -d data.npz")]
 )
 def test_ctrl_c_while_the_cloud_is_silent(desk, interruptible, command, tmp_path):
     """The command ends, with its code and without a word; it would wait much longer."""

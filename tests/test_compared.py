@@ -18,6 +18,8 @@ from edgeroute.tools.cli.prompt_reading_and_grading import read_prompts
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
 from edgeroute.tools.measure.report.report_pages_and_results import calibration_page, evaluation_page
 
+pytestmark = pytest.mark.pure
+
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks])
 PETS = ["cat", "dog", "bird"]
 N = 400

@@ -880,6 +880,7 @@ def test_values_do_not_wait_for_the_dashboard():
         assert {**taken, "at": 0} == {**traced, "at": 0}
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ the commands
 def test_from_another_process(tmp_path, fashion):
     """By the policy alone: requests, guarantees, what was sent and what waits, while the router writes them."""

@@ -138,6 +138,7 @@ def test_an_answer_of_the_cloud_is_not_that_of_an_input_which_stays(make):
     assert [router.infer(1).source for _ in range(3)] == ["cloud", "edge", "cache"]
 
 
+@pytest.mark.pure
 def test_queued_and_delivered(make, server, tmp_path):
     """What stays is not stored; the class of what is stored is in the outbox."""
     box = Outbox(tmp_path / "outbox.db", rate_per_s=1e6, spread_s=0.0)
@@ -155,6 +156,7 @@ def test_queued_and_delivered(make, server, tmp_path):
     wait_for(lambda: box.counts()["delivered"] == 4)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("over", ["HTTP", "a function"])
 @pytest.mark.parametrize(
     ("stricter", "arrives"),

@@ -198,6 +198,7 @@ def test_the_server_ends_with_a_demo_that_is_killed(tmp_path):
             pause.wait(0.05)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     with (
@@ -311,6 +312,7 @@ def test_the_demo(fashion):
     assert (said["deferral_rate"], said["cascade_accuracy"]) == pytest.approx((deferral, accuracy))
 
 
+@pytest.mark.slow
 def test_the_demo_over_a_long_way(tmp_path):
     code, out, err = cli("demo", "--n", "20", "--rtt", "20ms", "--out", tmp_path / "out")
     assert (code, err) == (0, "")

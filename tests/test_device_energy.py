@@ -7,6 +7,7 @@ from time import monotonic
 import pytest
 import routes
 from both import flat
+from draws import slow
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.performance_estimates_and_encoding_choice import ENOUGH_READINGS
@@ -156,7 +157,7 @@ def test_runs_of_the_edge_count_against_the_joule_budget(tmp_path):
         assert router.engine.spending.spent().joules >= spent + 5 * 0.018, "those since the last reading count as well"
 
 
-@pytest.mark.parametrize("mode", ["prefer_edge", "prefer_cloud"])
+@pytest.mark.parametrize("mode", ["prefer_edge", *slow("prefer_cloud")])
 def test_past_the_budget_the_dearer_cloud_is_refused(mode):
     """The edge answers everything: it is refused nothing, and what it is not sure of is marked as degraded."""
     with limited(0.1, 100.0, mode=mode) as router:

@@ -660,6 +660,7 @@ def model(x):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(here, tmp_path):
     """`kill -9` in the middle: the next run answers what is missing, and says what an undisturbed one says."""
     (tmp_path / "stalling.py").write_text(SLOW.format(name=here))
@@ -745,6 +746,7 @@ def test_damaged_results(tmp_path):
         Results(tmp_path, "a")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are Unix")
 def test_a_full_disk(here, tmp_path):
     """It ends the run with what to do; the results so far count."""

@@ -50,6 +50,7 @@ def test_the_client(asked):
     assert not any(b"between us" in request for request in far.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None or os.name != "posix", reason="there is no curl")
 def test_the_script(asked):
     """The same by curl, with a question that JSON has to escape."""

@@ -13,6 +13,8 @@ from both import LONG, unsure
 from edgeroute import Audit, BadInput, CallableModel, Egress, InputScore, ModelError, NoAnswer, Options, Outbox, Refused
 from edgeroute.testing import FakeCloud
 
+pytestmark = pytest.mark.pure
+
 MARK = "patient-4711"
 
 

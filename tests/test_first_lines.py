@@ -17,6 +17,8 @@ from edgeroute import BadInput, BadReply, CallableModel, Ensemble, Function, Mod
 from edgeroute.errors import Unfit
 from edgeroute.testing import CannedServer, http_reply
 
+pytestmark = pytest.mark.pure
+
 X = np.random.default_rng(0).random((300, 3)).astype("float32")
 
 

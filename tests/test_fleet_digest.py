@@ -5,6 +5,7 @@ import random
 import zlib
 
 import pytest
+from draws import slow
 
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.fleet.digest_encoding_and_coarsening import (
@@ -64,7 +65,7 @@ def sums(value):
 
 
 @pytest.mark.parametrize(
-    ("models", "classes", "requests"), [(1, 1, 30), (1, 1, 1440), (1, 1, 86_400), (4, 3, 10_000), (20, 3, 100_000)]
+    ("models", "classes", "requests"), [(1, 1, 30), (1, 1, 1440), (1, 1, 86_400), (4, 3, 10_000), *slow((20, 3, 100_000))]
 )
 def test_a_digest_has_at_most_a_kilobyte_and_its_sums(models, classes, requests):
     """A quiet device has each hour, a busy one less detail and the same sums."""

@@ -396,6 +396,7 @@ def test_a_kill_at_each_write_leaves_a_good_policy(fleet):
     assert run.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_again_and_again_on_trial_goes_back(fleet):
     """Before the fourth start the last good policy is in force again, without a look at the catalog."""
     fleet.publish(0.4)
@@ -446,6 +447,7 @@ def test_the_disk_is_full(fleet, monkeypatch):
         wait_for(lambda: "by order" in router.status().signed)
 
 
+@pytest.mark.slow
 def test_an_emergency_counts_on_a_disk_without_room(fleet):
     """Not a byte can be written, also not of the catalog's metadata: the order is in force, and stays so after other reloads."""
     resource = pytest.importorskip("resource")

@@ -138,6 +138,7 @@ def test_an_engine_that_there_is_not(fleet, tmp_path):
         replay_fleet(fleet, policy(tmp_path), engine="Ray")
 
 
+@pytest.mark.slow
 def test_the_command(fleet, tmp_path):
     """Of a folder the command sums up; a file takes no engine; a folder of damaged traces is an error of one line."""
     code, out, err = cli("replay", fleet, "--policy", policy(tmp_path), "--processes", "2")

@@ -137,6 +137,7 @@ def test_no_more_switches_than_the_hysteresis_allows():
     assert result.rules[0].switches == pytest.approx(1.0), "1.1 W is more; once it rests, 1 W is more than nine tenths of that"
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_devices_without_a_state():
     """The same numbers again; and a fleet without a state has those that it had."""
     of = fleet(device(LOW, HOT, battery=0.3), length_s=60.0)

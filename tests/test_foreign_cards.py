@@ -14,6 +14,8 @@ from edgeroute import ModelError, OnnxModel, Router
 from edgeroute.edge.model_card import Card, card_path
 from edgeroute.edge.runtimes_variants_ensemble import load
 
+pytestmark = pytest.mark.pure
+
 make = makes()
 OTHERS = {
     "xgboost": {"learner": {"attributes": {}, "objective": {"name": "reg"}}, "version": [2, 1, 0]},

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from commands import cli, started
+from draws import slow
 from gateways import CHAT, LONG, events, serving
 
 from edgeroute import AsyncRouter
@@ -39,7 +40,7 @@ ROW = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_it_ends_at_a_signal(policy, sig):
     """A connection that is kept alive does not hold it up; it leaves nothing, and has said nothing but where it listens."""
     with (
@@ -55,8 +56,9 @@ def test_it_ends_at_a_signal(policy, sig):
         httpx.get(url, timeout=LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, *slow(signal.SIG_IGN)])
 def test_a_terminal_that_hangs_up(policy, handler):
     """It ends as at SIGTERM; under nohup it stays."""
     before = signal.signal(signal.SIGHUP, handler)
@@ -102,6 +104,7 @@ def test_a_policy_that_changes(policy):
         assert classes() == 200
 
 
+@pytest.mark.slow
 def test_a_token_in_the_environment(policy):
     """Is asked for, and shown nowhere."""
     with started("gateway", "--policy", policy, "--token-env", "GATEWAY_TOKEN", GATEWAY_TOKEN="s3cret-of-all") as (process, url):
@@ -139,7 +142,8 @@ def test_without_llama_cpp(tmp_path, monkeypatch):
     assert "pip install 'edgeroute[llama]'" in err
 
 
-@pytest.mark.parametrize("log", [(), pytest.param(("--log", "json"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("log", [(), ("--log", "json")])
 def test_a_key_that_is_not_set_is_said_at_start(policy, log):
     """Once, in a line of the log, before it serves; the edge answers all the same. With the key nothing is said."""
     cloud = '[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\napi_key = { env = "NO_SUCH_KEY" }\nheaders = { X-A = { env = "OTHER" } }\n'

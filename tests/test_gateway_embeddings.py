@@ -259,6 +259,7 @@ def test_limits_and_the_ledger(tmp_path):
     assert len(entries) == 1
 
 
+@pytest.mark.slow
 def test_the_command_and_its_policies(tmp_path, real):
     """`[gateway] embeddings` names another policy, or the same file; both are closed at the end."""
     (tmp_path / "embeddings.toml").write_text(f'mode = "only_edge"\n[edge]\npath = "{real}"\n')

@@ -265,6 +265,7 @@ def test_what_is_retried(server):
     assert len(server.seen) == 1
 
 
+@pytest.mark.pure
 @BOTH
 def test_a_server_that_is_away_and_back(kind):
     """It is met again without delay, as gRPC's own pause between connects, up to two minutes, is shortened."""
@@ -284,6 +285,7 @@ def test_a_server_that_is_away_and_back(kind):
                 again.__exit__()
 
 
+@pytest.mark.pure
 @BOTH
 def test_a_link_with_a_long_way(server, kind):
     """Connecting may take longer than the pause between two attempts."""

@@ -10,6 +10,8 @@ import pytest
 
 import edgeroute
 
+pytestmark = pytest.mark.slow  # `make check` runs these, as they are rules for who changes the package
+
 COMPUTED = {
     "average", "cumsum", "dot", "fmean", "fsum", "geometric_mean", "harmonic_mean", "mean", "median", "nanmean", "nanmedian", "nanquantile",
     "nansum", "norm", "percentile", "prod", "pstdev", "quantile", "quantiles", "std", "stdev", "sum", "var", "variance",

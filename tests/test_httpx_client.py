@@ -290,6 +290,7 @@ def test_a_closed_client(ask):
         ask("http://a", client)
 
 
+@pytest.mark.pure
 def test_a_body_that_trickles_ends_with_the_time(ask):
     """It is looked at piece by piece; asyncio ends a head that trickles, too."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from both import GOOD, LONG, Stop
+from draws import slow
 
 from edgeroute.system import late_imports_and_plugins as imports
 from edgeroute.testing import CannedServer
@@ -34,7 +35,9 @@ class Finder:
 
 sys.meta_path.insert(0, Finder)
 """
-LAZY = pytest.mark.parametrize("module", ["edgeroute.cloud.endpoint_client", "httptools", "tenacity.asyncio", "onnxruntime"])
+LAZY = pytest.mark.parametrize(
+    "module", ["edgeroute.cloud.endpoint_client", *slow("httptools", "tenacity.asyncio", "onnxruntime")]
+)
 
 
 def says(tmp_path, body, module, name="program.py"):

@@ -13,7 +13,7 @@ from edgeroute import Audit, Cache, Egress, Options, Outbox, Trial
 from edgeroute.errors import NoAnswer
 from edgeroute.system.input_copies import copy_input
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
 PUBLIC, PRIVATE = 5, 60
 MUTABLE = [name for name, kind in KINDS.items() if kind.write is not None]

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import routes
 from both import LONG, wait_for
+from draws import slow
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
@@ -226,6 +227,7 @@ def test_asyncio(isolated):
     assert fallback == "cloud"
 
 
+@pytest.mark.slow
 def test_an_end_too_often(isolated, monkeypatch):
     """It is not started again for a while."""
     monkeypatch.setattr(llama, "ENDS_S", 3600.0)
@@ -268,6 +270,7 @@ def test_a_stop(isolated, tools):
     assert children() == [child]
 
 
+@pytest.mark.slow
 def test_a_stop_of_a_child_that_hangs(isolated):
     """The child is killed soon."""
     model, stop = isolated(), StopToken()
@@ -279,6 +282,7 @@ def test_a_stop_of_a_child_that_hangs(isolated):
     assert not child.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [hang, killed])
 def test_a_stream_that_is_left_while_its_child(isolated, end):
     """Hangs, or is killed: nobody is told, the child has ended then, and the next call has another one."""
@@ -352,6 +356,7 @@ def test_a_schema_that_llama_cpp_cannot_read(isolated, schema, taken):
     assert children() == [before]
 
 
+@pytest.mark.slow
 def test_a_prompt_for_which_its_memory_is_too_small(isolated):
     """Is no fault of the request: the cloud is asked."""
     model = isolated()
@@ -374,7 +379,7 @@ def test_no_client_writes_into_the_log(isolated, capfd, caplog, verbose):
     assert all(line.startswith("llama.cpp: ") and line.isprintable() for line in err.splitlines())
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, *slow(True)])
 def test_a_busy_edge_leaves_the_cloud_its_time(isolated, asynchronous):
     """A call with a deadline waits half of it for a slot; alone on the device it waits for its turn."""
     model = isolated()
@@ -462,6 +467,7 @@ def program(body, path):
             raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["model.run_one, args=(ENDLESS,)", "model.run_one, args=(STUCK,)", "other.load"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 def test_a_parent_that_is_killed(tiny, call):
@@ -508,6 +514,7 @@ print(code, model.run_one("hi")[0].value == truth, model.load() is before and no
     assert (out.split(), err, process.returncode) == (["7", "True", "True"], "", 0)
 
 
+@pytest.mark.slow
 def test_the_interpreter_ends_under_a_run(tiny):
     """At once, and leaves no process and no file."""
     body = """
@@ -561,6 +568,7 @@ def test_closing(isolated):
     assert model.run_one("hi")[0].value == truth
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_load(tmp_path, tiny):
     """Is said as by a model in the process; no child is left."""
     path = tiny_gguf.write(tmp_path / "foreign.gguf", arch="unheard-of")
@@ -581,9 +589,7 @@ def test_a_file_that_does_not_load(tmp_path, tiny):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-@pytest.mark.parametrize(
-    ("line", "count"), [("", 1), ("isolate = false", 0), pytest.param("isolate = true\nstall_s = 20", 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("line", "count"), [("", 1), *slow(("isolate = false", 0), ("isolate = true\nstall_s = 20", 1))])
 def test_the_gateway_isolates(tiny, tmp_path, line, count):
     """By default; at SIGTERM the gateway ends, and the child, though a request hangs in it."""
     policy = tmp_path / "policy.toml"

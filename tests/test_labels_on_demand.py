@@ -11,10 +11,13 @@ from contextlib import closing
 import numpy as np
 import pytest
 from both import LONG, Tasks, Threads
+from draws import slow
 
 from edgeroute import AsyncRouter, BadInput, CallableModel, Function, PolicyError
 from edgeroute.confidence import NotEnough, calibrate
 from edgeroute.errors import EdgerouteError
+
+pytestmark = pytest.mark.pure
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks])
 N = 600
@@ -236,7 +239,7 @@ SPELLINGS = [str, str.upper, lambda name: f" {name} ", lambda name: f"{name}.", 
 
 
 @pytest.mark.parametrize("mixed", list(itertools.product([False, True], repeat=3)))
-@pytest.mark.parametrize("more", [{}, {"per_class": True}])
+@pytest.mark.parametrize("more", [{}, *slow({"per_class": True})])
 def test_several_spellings_of_a_label(mixed, more):
     """Of edge, cloud and labels, in any mixture: the thresholds of full labels, and no question about equal answers."""
     thresholds = set()

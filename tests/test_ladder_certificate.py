@@ -15,6 +15,7 @@ import tiny
 from both import LONG
 from commands import cli
 from devices import Device
+from draws import slow
 from test_ladders import LARGER, SMALL, drawn, is_right, serve_right
 
 from edgeroute import AsyncRouter, Audit, Options, Piece, PolicyError, Router, Rule, Variants
@@ -62,8 +63,8 @@ def labels_of(edges, threshold, cloud=is_right):
         return [target.label for target in router.engine.snapshot.targets if target.side == "edge"]
 
 
-@pytest.mark.parametrize("names", [("small", "larger"), ("small", "middle", "larger")])
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("names", [("small", "larger"), *slow((("small", "middle", "larger"),))])
+@pytest.mark.parametrize("labelled", [True, *slow(False)])
 def test_the_whole_ladder_has_one_certificate(home, tmp_path, names, labelled):
     """Reasons quote the limit of the whole; it is saved, read, evaluated and shown as one."""
     x, y = drawn(700, 0)
@@ -273,6 +274,7 @@ def test_an_alarm_at_one_edge_model_is_one_of_the_whole(home):
     assert labels[0].startswith("uncalibrated: drift alarm")
 
 
+@pytest.mark.slow
 def test_the_shipped_models(tmp_path):
     """The small and the larger picture model before a cloud that is always right, from a policy file."""
     pair = shipped.fashion()

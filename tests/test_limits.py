@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import routes
 from both import GOOD, LONG, GatedServer, ask, header, makes, unsure, wait_for
+from draws import slow
 
 from edgeroute import AsyncRouter, Audit, Cache, Function, Limits, OpenAIChat, Options, Outbox, PlainJson, Reading, Router
 from edgeroute.cloud import shared_spending_and_record as earlier
@@ -116,7 +117,7 @@ LIMITS = [
 
 @pytest.mark.parametrize(("terms", "limits", "code"), LIMITS)
 @pytest.mark.parametrize("state", [False, True])
-@pytest.mark.parametrize("over", ["JSON", "a function"])
+@pytest.mark.parametrize("over", ["JSON", *slow("a function")])
 @pytest.mark.usefixtures("one_instant")
 def test_a_batch_is_as_many_calls_as_it_has_inputs(make, terms, limits, code, state, over, tmp_path):
     """In every limit, before the first leaves: one that does not fit sends nothing and books nothing, one that fits is booked."""
@@ -241,6 +242,7 @@ def test_a_crash_loop_spends_at_most_the_limit(run, call):
     assert 4 <= run(call=call) <= 5, "and an advance that a crash has lost is small"
 
 
+@pytest.mark.slow
 def test_a_crash_loop_within_a_minute(run):
     """The limit of calls per minute outlives a crash, too."""
     for how in ("minute", "end", "minute"):
@@ -248,7 +250,8 @@ def test_a_crash_loop_within_a_minute(run):
     assert run("minute") == 5
 
 
-@pytest.mark.parametrize("off", [YEAR_S, -20 * YEAR_S])
+@pytest.mark.slow
+@pytest.mark.parametrize("off", [YEAR_S, *slow(-20 * YEAR_S)])
 def test_a_clock_that_is_set_forward_and_back_resets_nothing(run, off):
     """While the system has not been started anew: by the time since its start, an hour is an hour."""
     assert run("end") == 5
@@ -562,7 +565,7 @@ def test_a_state_that_is_locked(make, tmp_path, monkeypatch):
     assert paid.runs == 5
 
 
-@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", *slow("BEGIN EXCLUSIVE")])
 @pytest.mark.parametrize("offline", ["edge", "queue"])
 def test_one_call_waits_for_a_state_that_is_locked(make, tmp_path, monkeypatch, statement, offline):
     """It has the edge's answer by its deadline; the next ones have it at once and name the limit, until the file is free again.

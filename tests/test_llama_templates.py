@@ -49,6 +49,7 @@ def test_a_template_that_never_ends(tmp_path, monkeypatch):
         LlamaModel(path).load()
 
 
+@pytest.mark.slow
 def test_a_template_that_calls_itself_and_ends(tmp_path, monkeypatch):
     """It is tried once for all models of the file, and used."""
     path, start, tried = tiny_gguf.write(tmp_path / "tiny.gguf", template=TREE), subprocess.Popen, []

@@ -820,6 +820,7 @@ def cell_of(result):
     return result._repr_html_()  # private: the name by which IPython asks for it
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_the_page_in_its_own_colours(results):
     """Nothing of its style concerns other elements, and no two of them share an id."""
     cells = [cell_of(result) for result in (*results, results[0])]

@@ -490,6 +490,7 @@ asyncio.run(router.close())
 """
 
 
+@pytest.mark.slow
 def test_a_gateway_without_the_extra():
     """Says so as it is made, not at each scrape."""
     program(BLOCKED + GATEWAY)

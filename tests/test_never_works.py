@@ -33,6 +33,8 @@ from edgeroute import (
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.cli.command_runner import FAILED
 
+pytestmark = pytest.mark.pure
+
 make = makes()
 LABELS = ("a", "b", "c")
 PRICED = Function(sure, usd_per_call=0.01, joules_per_call=2.0)

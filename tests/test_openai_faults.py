@@ -69,6 +69,7 @@ def in_turn(*replies):
 # --- time
 
 
+@pytest.mark.pure
 def test_a_stall_before_the_first_piece(ask):
     """By the endpoint's own time, and by the stream's `first_token`: the local answer stands."""
     for reply in (None, [CHUNKED, chunk(b": wait\n\n"), None], [CHUNKED, chunk(event(PARIS[0])), None]):
@@ -80,6 +81,7 @@ def test_a_stall_before_the_first_piece(ask):
             server.wait_for(lambda: server.hung_up == server.connections)  # where none was made in that time, none
 
 
+@pytest.mark.pure
 def test_a_stall_within_an_answer(ask):
     """What had come is the answer, marked; the connection is closed. A comment is no piece."""
     ping = chunk(b": still here\n\n")
@@ -114,6 +116,7 @@ def test_a_whole_answer_is_given_at_once(ask, monkeypatch, rest):
         assert (pieces, answer.degraded, answer.truncated) == (["Pa"], False, "")
 
 
+@pytest.mark.pure
 def test_a_whole_answer_does_not_wait_for_its_deadline(ask):
     """What may follow it, such as a count of tokens, is waited for in half of the time that is left, and the answer counts."""
     end = chunk(event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
@@ -138,6 +141,7 @@ class Pinging(CannedServer):
         self._note(hung_up=1)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     "ping",
     [
@@ -211,6 +215,7 @@ class Trickle(CannedServer):
         writer.write(b"0\r\n\r\n")
 
 
+@pytest.mark.pure
 def test_a_trickle_of_pieces_is_fine(ask):
     """In all it takes longer than the endpoint's time to begin, and than that between pieces."""
     with Trickle(b"") as server:
@@ -501,6 +506,7 @@ def test_one_who_leaves_is_no_fault(kind):
         server.wait_for(lambda: server.hung_up == 8)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_one_who_leaves_late_is_no_fault(kind):
     """After more than the time within which an answer has to begin, which this one did."""

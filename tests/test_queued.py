@@ -252,6 +252,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
     assert on_disk(box) == set()
 
 
+@pytest.mark.pure
 @pytest.mark.usefixtures("no_time_left")
 @pytest.mark.parametrize("deadline", [None, LONG])
 @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])

@@ -22,6 +22,8 @@ from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.export.triton_kserve_ray_exports import triton
 from edgeroute.tools.server.serve import app
 
+pytestmark = pytest.mark.pure
+
 X = np.array([0.0, 2.0, -1.0, 0.5], np.float32)
 MANY = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
 LABELS = ["a", "b", "c", "d"]

@@ -858,6 +858,7 @@ def wordings(tree):
                 yield node.lineno
 
 
+@pytest.mark.slow  # `make check` runs it
 def test_no_other_test_has_the_words():
     """They assert codes and facts (`routes`); of a reason itself no more than a word or numbers."""
     found = {

@@ -499,6 +499,7 @@ def test_a_leader_with_less_time(make, due):
         assert follower.result(LONG).source == "cloud"
 
 
+@pytest.mark.pure
 def test_followers_of_what_is_queued(make, tmp_path):
     """One request is stored, and whose answer is not final is told the late one under its own id."""
     told, box = set(), Outbox(tmp_path / "outbox.db", rate_per_s=1e6, spread_s=0.0)

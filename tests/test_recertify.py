@@ -16,6 +16,7 @@ import routes
 import tiny
 from both import LONG, Tasks, Threads, flat
 from commands import cli
+from draws import slow
 
 from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing, Trial
 from edgeroute.confidence import Certificate
@@ -342,7 +343,7 @@ def switches(seed, errors, n=6000):
 
 
 @pytest.mark.filterwarnings("ignore:the score seems to rank")
-@pytest.mark.parametrize("runs", [6, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [2, *slow(300)])
 def test_what_is_no_better_is_not_put_in_force(runs):
     """Neither a coin nor a candidate that then defers more than the edge in use, but for 5 %; one that is better nearly always is."""
     limit = runs * RISK + 3 * (runs * RISK * (1 - RISK)) ** 0.5

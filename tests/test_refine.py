@@ -113,6 +113,7 @@ def test_closing_before_the_first_answer_asks_nobody(make):
     assert (edge.runs, server.connections) == (0, 0)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("early", [True, False])
 def test_a_consumer_that_is_slow(make, early):
     """It asks again long after the deadline: a reply that came in time counts, and the edge's answer stands otherwise."""

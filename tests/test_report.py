@@ -504,6 +504,7 @@ def test_only_a_probability_has_a_calibration_error(score):
     assert "calibration error" not in read(wide)
 
 
+@pytest.mark.slow
 def test_a_thousand_classes():
     """The worst twenty are shown, and that they are."""
     drawn = [(0.9, f"class {i % 1000}", f"class {i % 1000}", "x" if i % 1000 == 77 else f"class {i % 1000}") for i in range(3000)]
@@ -515,6 +516,7 @@ def test_a_thousand_classes():
     assert "The worst 20 of 1,000" in unlabelled
 
 
+@pytest.mark.slow
 def test_a_threshold_for_each_class():
     """They are in the table, and the figures do not draw one for all."""
     own = {"a": 0.5, "b": inf}

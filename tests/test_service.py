@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from draws import slow
 
 from edgeroute.tools.server.systemd_notices import Notify
 
@@ -95,7 +96,7 @@ def test_ready_alive_and_stopping(tmp_path, manager):
         assert "serving http" in out
 
 
-@pytest.mark.parametrize("what", ["threading.Event().wait()", "raise RuntimeError('the accelerator is gone')"])
+@pytest.mark.parametrize("what", ["threading.Event().wait()", *slow("raise RuntimeError('the accelerator is gone')")])
 def test_a_model_that_no_longer_answers_is_not_alive(tmp_path, what):
     """It hangs, or fails at each input that it took before: the signs of life end, and come back with the answers."""
     flag = tmp_path / "flag"

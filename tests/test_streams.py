@@ -94,6 +94,7 @@ def test_one_piece_is_a_stream_too(listen):
         assert (pieces, answer.source) == (["far"], "cloud")
 
 
+@pytest.mark.pure
 def test_a_cloud_that_does_not_begin(listen):
     """After first_token the edge's pieces come; by the call or by the policy."""
     gate = threading.Event()

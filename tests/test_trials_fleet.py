@@ -39,6 +39,7 @@ def two(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_devices_of_one_arm_each_are_compared(two, tmp_path):
     """From their state folders, or from what `status --json` printed; B, which defers everything, is to be stopped."""
     folders = []
@@ -148,6 +149,7 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
     assert "has no trial: left out" in err
 
 
+@pytest.mark.slow
 def test_the_report_has_the_arms(two, tmp_path):
     """Of a router's evaluation, and of the command's with the policy's state."""
     policy = tmp_path / "policy.json"

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from both import GOOD, LONG, GatedServer, makes, unsure
+from draws import slow
 
 from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router, StopToken
 from edgeroute.cloud import attempt_accounting_and_turns as turns
@@ -398,7 +399,7 @@ def no_probe(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_probe")
-@pytest.mark.parametrize("callers", [1, 16, 100])
+@pytest.mark.parametrize("callers", [1, 16, *slow(100)])
 @pytest.mark.parametrize("kind", ["HTTP", "a function"])
 def test_an_outage_costs_three_attempts_whatever_the_number_of_callers(callers, kind):
     """Of a cloud that was not in use: silent over HTTP, or a function that does not come back."""

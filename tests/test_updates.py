@@ -336,6 +336,7 @@ def test_a_version_that_kills_the_process(publisher, tmp_path, fault, deaths):
     assert "2" in dict(device.active("doors").refused)
 
 
+@pytest.mark.slow
 # -------------------------------------------------------------------------------------------------------------- under load
 @pytest.mark.parametrize("kind", ["threads", pytest.param("tasks", marks=pytest.mark.slow)])
 def test_a_swap_under_load_loses_no_request(publisher, device, kind):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from draws import slow
 
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 
@@ -92,7 +93,7 @@ def users(rng, n, of, p_b=None, *, alpha=0.05, values=8000, from_value=0):
     return None
 
 
-@pytest.mark.parametrize("n", [10, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [*slow(10, 30)])
 def test_few_unequal_users_in_arms_that_are_alike(n):
     """At most alpha of the trials are stopped, at any time; of requests as units it were .11 to .21."""
     rng, runs = np.random.default_rng(n), 150

@@ -16,6 +16,8 @@ import pytest
 
 import edgeroute
 
+pytestmark = pytest.mark.slow  # `make check` runs these, as they are rules for who changes the package
+
 PACKAGE = Path(edgeroute.__file__).parent
 DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
 HEADING = "## What each room may import"
