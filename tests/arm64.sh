@@ -39,7 +39,7 @@ if [ ! -e "$home/site.done" ] || [ pyproject.toml -nt "$home/site.done" ]; then
     env -u PYTHONHOME "${PYTHON:-python3}" -m pip install --quiet --target "$home/site" --only-binary=:all: "${tags[@]}" \
         --python-version "$version" --implementation cp --abi "cp${version/./}" --abi abi3 --abi none \
         numpy onnxruntime ai-edge-litert httptools certifi tenacity pydantic-settings \
-        onnx psutil pytest pytest-timeout hypothesis typer rich tomlkit
+        onnx psutil pytest pytest-timeout pytest-xdist hypothesis typer rich tomlkit
     touch "$home/site.done"
 fi
 
@@ -48,5 +48,5 @@ export PYTHONPATH="$home/site:$PWD"
 tests=("$@") && [ $# -gt 0 ] || tests=(tests/core tests/test_onnx.py tests/test_litert.py)
 # left out: a library that is compiled for this machine, and a process that does not get PYTHONHOME
 export TEST_SHARE=${TEST_SHARE:-0.05}
-exec "$home/python" -m pytest -q -p no:cacheprovider --timeout 1200 -k "not a_library_that and not telemetry_is_off" \
+exec "$home/python" -m pytest -q -n 2 --dist worksteal -p no:cacheprovider --timeout 1200 -k "not a_library_that and not telemetry_is_off" \
     "${tests[@]}"

@@ -108,7 +108,7 @@ class ReplyReader(Reader):
         Raises:
             BadReply: a text is none of the labels, or there is neither a text nor a number.
         """
-        value, sure = row[:2] if type(row) is Prediction or (type(row) is tuple and len(row) == 2) else (row, None)  # noqa: PLR2004
+        value, sure = row[:2] if type(row) is Prediction or (type(row) is tuple and len(row) == 2) else (row, None)  # noqa: PLR2004 - a pair
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             if self.labels is not None and self._custom is None and as_array(_first(value)).dtype.kind not in "fiub":

@@ -312,7 +312,7 @@ def _logits(model: EdgeModel, outputs: Any, *, probabilities: bool) -> np.ndarra
     Raises:
         BadReply: they are not [n, classes].
     """
-    if isinstance(outputs, list) and any(type(row) is tuple and len(row) == 2 for row in outputs):  # noqa: PLR2004
+    if isinstance(outputs, list) and any(type(row) is tuple and len(row) == 2 for row in outputs):  # noqa: PLR2004 - a pair
         raise BadReply(f"{model.name} gives a value and its confidence, and an ensemble needs a number for each class")
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
