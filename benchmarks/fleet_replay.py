@@ -20,7 +20,7 @@ import replay as one_trace
 
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.tools.fleet.digest_parquet_store import open_store
-from edgeroute.tools.fleet.fleet_report import report
+from edgeroute.tools.fleet.fleet_sums_and_forecast import report
 from edgeroute.tools.fleet.traces_as_digest_tables import write_tables
 from edgeroute.tools.replay.parquet_trace_format import write_parquet
 from edgeroute.tools.replay.sharded_replay import replay_fleet

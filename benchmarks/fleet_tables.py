@@ -23,9 +23,9 @@ import fleets
 
 from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
 from edgeroute.tools.fleet.digest_collection import Rules, collect
-from edgeroute.tools.fleet.digest_folders_and_buckets import Folder
 from edgeroute.tools.fleet.digest_parquet_store import TABLES, open_store
-from edgeroute.tools.fleet.fleet_report import report
+from edgeroute.tools.fleet.digest_sources import Folder
+from edgeroute.tools.fleet.fleet_sums_and_forecast import report
 
 DAYS = 28
 ROWS = """SELECT md5(d::VARCHAR) AS device, 'site-' || (d % 300) AS site,

@@ -25,7 +25,7 @@ _HOMES = {
     "Egress": "cloud.egress_consent_and_redaction", "Limits": "core.spending_limits", "Cache": "stores.cache",
     "Outbox": "stores.outbox", "Audit": "trials.audit_setting_and_drift_monitor", "Trace": "record.trace",
     "EdgerouteError": "errors", "BadInput": "errors",
-    "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams_and_stateful_calls",
+    "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams_sessions_chats",
     "BadReply": "errors", "BargeIn": "router.live.speech_segments", "CatalogError": "errors", "Closed": "errors",
     "CoreMLModel": "edge.coreml", "DeadlineExceeded": "errors", "DeviceSensors": "observe.device_sensors_and_sampler",
     "EdgeModel": "types", "Ensemble": "edge.runtimes_variants_ensemble", "FrameUpdate": "router.live.frames", "Held": "errors",
@@ -35,9 +35,10 @@ _HOMES = {
     "OpenTelemetry": "record.opentelemetry", "Piece": "core.stream_walk", "Prediction": "types",
     "Prefix": "confidence.first_tokens", "Prometheus": "record.prometheus", "Reading": "core.device_rules", "Refused": "errors",
     "RequestLog": "record.structured_logging", "Restart": "core.stream_walk", "RuntimeMissing": "errors",
-    "Semantic": "stores.cache", "Stats": "observe.stats_and_status", "Status": "observe.stats_and_status", "StopToken": "types",
-    "StoreError": "errors", "Stream": "router.streams_and_stateful_calls", "TimedOut": "errors", "Trial": "trials.trial_setting",
-    "Unreachable": "errors", "Utterance": "router.live.speech_segments", "Variants": "edge.runtimes_variants_ensemble",
+    "Semantic": "stores.cache", "Stats": "observe.stats_and_status_types", "Status": "observe.stats_and_status_types",
+    "StopToken": "types", "StoreError": "errors", "Stream": "router.streams_sessions_chats", "TimedOut": "errors",
+    "Trial": "trials.trial_setting", "Unreachable": "errors", "Utterance": "router.live.speech_segments",
+    "Variants": "edge.runtimes_variants_ensemble",
     "metrics": "record.prometheus", "register": "edge.runtimes_variants_ensemble",
 }  # fmt: skip
 

@@ -42,7 +42,7 @@ from edgeroute.errors import (
 )
 from edgeroute.http.messages_addresses_and_secrets import Secret as Secret
 from edgeroute.observe.device_sensors_and_sampler import DeviceSensors as DeviceSensors
-from edgeroute.observe.stats_and_status import Stats as Stats, Status as Status
+from edgeroute.observe.stats_and_status_types import Stats as Stats, Status as Status
 from edgeroute.record.instrument_interface import Instrument as Instrument
 from edgeroute.record.opentelemetry import OpenTelemetry as OpenTelemetry
 from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as metrics
@@ -53,7 +53,7 @@ from edgeroute.core.policy_permits_and_targets import Options as Options
 from edgeroute.router.live.speech_segments import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
-from edgeroute.router.streams_and_stateful_calls import AsyncStream as AsyncStream, Stream as Stream
+from edgeroute.router.streams_sessions_chats import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit as Audit

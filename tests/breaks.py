@@ -13,7 +13,7 @@ from edgeroute.core.policy_permits_and_targets import Rules, permit
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router import audits_and_hidden_trials as audit_calls
 from edgeroute.router import engine_assembly, leg_inputs, offline_queue
-from edgeroute.router import offline_rules_and_late_replies as fallback_answers
+from edgeroute.router import fallbacks_and_late_replies as fallback_answers
 from edgeroute.router.private_conversations_and_digest_store import Digests, PrivateConversations
 from edgeroute.stores import cache
 from edgeroute.stores.json_lines_and_process_locks import Journal

@@ -17,7 +17,7 @@ from edgeroute.confidence.scores import quantile
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy_permits_and_targets import Policy, Target
 from edgeroute.core.walk import Mark, Outcome
-from edgeroute.observe.stats_and_status import Seen
+from edgeroute.observe.stats_and_status_types import Seen
 from edgeroute.observe.target_counts import Counts
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 

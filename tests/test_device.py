@@ -54,7 +54,7 @@ def test_a_hot_device_may_leave_the_work_to_the_cloud(make):
 
 def test_sensors_are_not_read_for_each_request(monkeypatch):
     """In a thousand requests within the period they are read once."""
-    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.READS_S", 3600.0)
+    monkeypatch.setattr("edgeroute.observe.plan_facts_energy_rules.READS_S", 3600.0)
     device = Device(battery=0.1)
     with Router(unsure, cloud, threshold=0.5, options=Options(sensors=device, rules=[LOW])) as router:
         for _ in range(1000):

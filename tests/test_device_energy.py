@@ -11,7 +11,7 @@ from draws import slow
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.performance_estimates_and_encoding_choice import ENOUGH_READINGS
-from edgeroute.observe import facts_energy_and_rules as observer
+from edgeroute.observe import plan_facts_energy_rules as observer
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.late_imports_and_plugins import package_folder
 from edgeroute.tools.cli.status_and_trial_arms import status

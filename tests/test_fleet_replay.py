@@ -12,8 +12,8 @@ from commands import cli
 from edgeroute import BadInput, Function, Router
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.tools.replay import Battery, Setup, read, replay
+from edgeroute.tools.replay.read_and_pack_traces import traces
 from edgeroute.tools.replay.sharded_replay import replay_fleet
-from edgeroute.tools.replay.trace_files_jsonl_parquet import traces
 
 POLICY = """
 threshold = 0.7

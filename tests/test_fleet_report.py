@@ -15,7 +15,7 @@ from commands import cli
 
 from edgeroute import Cache, Function, Router, Trace
 from edgeroute.fleet.device_request_counts import Fleet
-from edgeroute.tools.fleet.fleet_report import forecast, low_end, quantile
+from edgeroute.tools.fleet.fleet_sums_and_forecast import forecast, low_end, quantile
 
 FIRST = fleets.FIRST
 
@@ -121,7 +121,7 @@ def test_a_store_into_which_nothing_comes_is_old(tmp_path, monkeypatch):
     store = fleets.write_store(tmp_path / "store", digests)
     day = datetime.fromisoformat(f"{digests[-1].day}T12:00:00+00:00")
     for later, old in ((1, False), (14, True)):
-        monkeypatch.setattr("edgeroute.tools.fleet.fleet_report.now", (day + timedelta(days=later)).timestamp)
+        monkeypatch.setattr("edgeroute.tools.fleet.fleet_sums_and_forecast.now", (day + timedelta(days=later)).timestamp)
         code, _, err = cli("fleet", "report", store)
         assert (code, "14 days ago" in err) == (0, old), err
 

@@ -20,7 +20,7 @@ from commands import PYTHON, cli
 from edgeroute.errors import StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.fleet.digest_folders_and_buckets import Bucket, signed
+from edgeroute.tools.fleet.digest_sources import Bucket, signed
 
 pytestmark = pytest.mark.matrix
 pytest.importorskip("duckdb")

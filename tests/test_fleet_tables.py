@@ -38,7 +38,7 @@ def collect(folder, **rules):
     """A run over `folder/in` into `folder/store`."""
     from edgeroute.tools.fleet.digest_collection import Rules
     from edgeroute.tools.fleet.digest_collection import collect as run
-    from edgeroute.tools.fleet.digest_folders_and_buckets import source_of
+    from edgeroute.tools.fleet.digest_sources import source_of
 
     return run(source_of(str(folder / "in")), folder / "store", Rules(TODAY, **rules))
 

@@ -28,7 +28,7 @@ from edgeroute.stores.json_lines_and_process_locks import read as lines
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
 from edgeroute.tools.replay import parquet_trace_format as parquet
 from edgeroute.tools.replay import read
-from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords, pack, traces
+from edgeroute.tools.replay.read_and_pack_traces import TraceRecords, pack, traces
 
 pytestmark = pytest.mark.matrix
 pa = pytest.importorskip("pyarrow")

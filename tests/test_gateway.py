@@ -18,7 +18,7 @@ from lazily import Later, needs
 
 from edgeroute import AsyncRouter, BadInput, Egress, NoAnswer, Piece, PolicyError, Prediction, Prefix
 from edgeroute.errors import Unfit
-from edgeroute.tools.server.access_limits_and_options import http_fault
+from edgeroute.tools.server.access_limits_call_options import http_fault
 from edgeroute.tools.server.gateway import app
 from edgeroute.tools.server.openai_chat_completions import Completion
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
 from edgeroute.tools.server import openai_chat_completions as openai_completions
 from edgeroute.tools.server import uvicorn_with_client_limits as host
-from edgeroute.tools.server.access_limits_and_options import Bodies, Body, Calls, Guard, peer_of
+from edgeroute.tools.server.access_limits_call_options import Bodies, Body, Calls, Guard, peer_of
 from edgeroute.tools.server.gateway import app
 
 CHATS = "/v1/chat/completions"

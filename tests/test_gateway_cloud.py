@@ -12,7 +12,7 @@ from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAI
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Breaker
 from edgeroute.router.private_conversations_and_digest_store import WHY
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.tools.server.access_limits_and_options import http_fault
+from edgeroute.tools.server.access_limits_call_options import http_fault
 
 PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
 CHATS = "/v1/chat/completions"

@@ -42,11 +42,11 @@ from edgeroute import (
 )
 from edgeroute.core.reason_text_and_trace_record import CODES, Took
 from edgeroute.core.spending_limits import Cost, Tokens
-from edgeroute.observe.stats_and_status import ArmStats, AuditStats, Interval, LegStats
-from edgeroute.record import tally_instrument_and_histograms as tally
+from edgeroute.observe.stats_and_status_types import ArmStats, AuditStats, Interval, LegStats
+from edgeroute.record import event_tally_and_histograms as tally
+from edgeroute.record.event_tally_and_histograms import Kind, Tally
 from edgeroute.record.instrument_interface import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import PREFIX, of_router, shown
-from edgeroute.record.tally_instrument_and_histograms import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.server.gateway import router_of
 
@@ -161,7 +161,7 @@ def test_the_devices_own_sensors(monkeypatch):
         read.set()
         return Reading(battery=0.7)
 
-    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.read", sensors)
+    monkeypatch.setattr("edgeroute.observe.plan_facts_energy_rules.read", sensors)
     with Router(sure, None, options=Options(instruments=[Prometheus()])) as router:
         assert read.wait(LONG)
         assert router.engine.observer.wanted

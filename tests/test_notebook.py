@@ -17,7 +17,7 @@ from pages import Closed
 
 from edgeroute import Audit, Router, Trial
 from edgeroute.errors import Unreachable
-from edgeroute.observe.stats_and_status import Stats
+from edgeroute.observe.stats_and_status_types import Stats
 from edgeroute.tools.state_colours_and_marks import STATES
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -121,7 +121,7 @@ def test_the_outbox_waits(make, box, sends, policy, server):
 
 def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch, server):
     """Without a request the sensors are read for the outbox: below the limit it waits, above it again it goes on."""
-    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.READS_S", 0.0)
+    monkeypatch.setattr("edgeroute.observe.plan_facts_energy_rules.READS_S", 0.0)
     reading = [LOW]
     outbox = box()
     router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, rules=LOW_RULE, sensors=lambda: reading[0])

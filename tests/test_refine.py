@@ -13,7 +13,7 @@ from both import DOWN, GOOD, LONG, GatedServer, makes, sure, unsure
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, Cache, Egress, NoAnswer, PlainJson, Router
-from edgeroute.router.offline_rules_and_late_replies import AGREES, CORRECTS
+from edgeroute.router.fallbacks_and_late_replies import AGREES, CORRECTS
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 LATE = "cloud (timeout|deadline)"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing")
 @pytest.fixture
 def quick(monkeypatch):
     """Sensors are due at once again."""
-    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.READS_S", 0.005)
+    monkeypatch.setattr("edgeroute.observe.plan_facts_energy_rules.READS_S", 0.005)
 
 
 def cloud(_):
@@ -109,7 +109,7 @@ def test_many_routers_share_a_few_threads_and_the_devices_sensors(monkeypatch, t
     reads, sensors, read = [], DeviceSensors(tmp_path, fresh_s=3600.0), Battery.read
     monkeypatch.setattr(Battery, "read", lambda part: reads.append(1) or read(part))
     monkeypatch.setattr(system, "system_sensors", lambda: sensors)
-    monkeypatch.setattr("edgeroute.observe.facts_energy_and_rules.READS_S", 3600.0)
+    monkeypatch.setattr("edgeroute.observe.plan_facts_energy_rules.READS_S", 3600.0)
     routers = [make(None) for _ in range(1000)]
     try:
         assert len(SAMPLER) == 1000

@@ -44,7 +44,7 @@ from edgeroute.policy import policy_settings as keys
 from edgeroute.policy import units_as_text as units
 from edgeroute.policy.policy_keys_from_signatures import Section as Base
 from edgeroute.policy.policy_keys_from_signatures import configures
-from edgeroute.system.signature_types_and_units import check_units
+from edgeroute.system.read_and_check_signatures import check_units
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "policy.md"

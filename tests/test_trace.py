@@ -14,12 +14,12 @@ import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
 from edgeroute import Answer, Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace
-from edgeroute.router.offline_rules_and_late_replies import CORRECTS
+from edgeroute.router.fallbacks_and_late_replies import CORRECTS
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.outbox import decode_input
 from edgeroute.system import wall_clock
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
-from edgeroute.tools.replay.trace_files_jsonl_parquet import pack
+from edgeroute.tools.replay.read_and_pack_traces import pack
 
 KEY = "sk-a-very-secret-key-2718281828"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeroute import Answer, AsyncRouter, BadInput, Cache, Egress, Limits, NoAnswer, OpenInference, Options, PlainJson, Router
 from edgeroute.asgi import Errors, lifespan
-from edgeroute.observe.stats_and_status import LegStats
+from edgeroute.observe.stats_and_status_types import LegStats
 
 
 def edge(text: str) -> tuple[str, float]:

@@ -12,8 +12,8 @@ from edgeroute.errors import Held, PolicyError
 from edgeroute.system.calls_and_tasks import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.read_and_check_signatures import data_classes, refuse_awaitable, runs_later
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
-from edgeroute.system.signature_types_and_units import data_classes, refuse_awaitable, runs_later
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input

@@ -35,7 +35,7 @@ from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
 from edgeroute.system.calls_and_tasks import is_task_cancelled
 from edgeroute.system.fork_safety import AbandonedRuns
-from edgeroute.system.signature_types_and_units import refuse_awaitable, runs_later
+from edgeroute.system.read_and_check_signatures import refuse_awaitable, runs_later
 from edgeroute.types import Classifier, StopToken
 
 if TYPE_CHECKING:

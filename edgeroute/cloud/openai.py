@@ -22,7 +22,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
-from edgeroute.system.signature_types_and_units import check_units, plain_number
+from edgeroute.system.read_and_check_signatures import check_units, plain_number
 from edgeroute.text import read_openai_replies as replies
 from edgeroute.text.build_openai_requests import Chat, embedding_request
 

@@ -277,9 +277,9 @@ def _failure_code(mark: Mark) -> str:
 
 
 def error_code(error: BaseException | None) -> str:
-    """Return the code of an exception raised in place of an answer, one of `CODES`: `deadline` if the deadline came.
+    """Return the code of an exception raised in place of an answer, one of `CODES`: `deadline` for `DeadlineExceeded` alone.
 
-    Of several failures the last one's code; `error` for an exception without a code.
+    Of several failures the last one's code; `timeout` for any other TimeoutError, `error` for an exception without a code.
     """
     errors = getattr(error, "errors", None) if isinstance(error, Coded) else None  # a foreign one's may be anything
     if isinstance(error, TimeoutError) and errors is not None:

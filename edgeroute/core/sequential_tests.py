@@ -148,7 +148,7 @@ def block_length(values: str) -> int:
     """Return the number of successive values whose means, block by block, do not resemble their neighbours' any more.
 
     Blocks of 1, 2, 4, ... values are tried: twice the longest whose mean differs less from the next one's than from the fourth's,
-    or 1. With eight days or more, the mean of each hour is subtracted. `LONGEST` if there are too few values, or longer scenes.
+    or 1. With eight days or more, the mean of each hour is subtracted. `LONGEST` with under 20 ones or zeros, or longer scenes.
 
     Args:
         values: a character of the code 33 + 2 * hour + value (0 or 1) for each, oldest first.

@@ -1,7 +1,7 @@
 """Types of settings' numbers: seconds, bytes, shares and the like, each a `Unit` with its range. Nothing is parsed here.
 
 The signature of a class declares a setting once: its name, its unit, its default, and a line of the docstring. The check of the
-class's arguments (`system/signature_types_and_units.py`) and its section
+class's arguments (`system/read_and_check_signatures.py`) and its section
 (`policy/policy_keys_from_signatures.py`) read that.
 """
 

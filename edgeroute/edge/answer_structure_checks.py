@@ -24,8 +24,8 @@ from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.late_imports_and_plugins import import_needed
+from edgeroute.system.read_and_check_signatures import is_async
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
-from edgeroute.system.signature_types_and_units import is_async
 from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
 try:

@@ -14,7 +14,7 @@ from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.fitted_estimator_as_function import Estimator, as_estimator
 from edgeroute.errors import PolicyError
-from edgeroute.system.signature_types_and_units import is_async, refuse_awaitable, runs_later
+from edgeroute.system.read_and_check_signatures import is_async, refuse_awaitable, runs_later
 from edgeroute.types import Classifier, StopToken, TensorSpec
 
 

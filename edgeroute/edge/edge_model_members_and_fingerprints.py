@@ -18,7 +18,7 @@ import numpy as np
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.files_and_lock_waits import file_stamp, sha256
-from edgeroute.system.signature_types_and_units import is_async
+from edgeroute.system.read_and_check_signatures import is_async
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 

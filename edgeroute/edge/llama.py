@@ -27,7 +27,7 @@ from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.system.files_and_lock_waits import file_stamp
 from edgeroute.system.fork_safety import initially
-from edgeroute.system.signature_types_and_units import check_units
+from edgeroute.system.read_and_check_signatures import check_units
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure
 from edgeroute.types import StopToken

@@ -31,7 +31,7 @@ from edgeroute.fleet.daily_digest_spool_and_upload import (
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
 from edgeroute.http.messages_addresses_and_secrets import Secret
-from edgeroute.record.tally_instrument_and_histograms import drain
+from edgeroute.record.event_tally_and_histograms import drain
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.router.policy_snapshot import Snapshot, calibrated_target
 from edgeroute.router.router_parts import Part

@@ -20,7 +20,7 @@ from edgeroute.core.policy_permits_and_targets import Terms
 from edgeroute.core.setting_unit_types import Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.signature_types_and_units import check_units, plain_number, plain_numbers
+from edgeroute.system.read_and_check_signatures import check_units, plain_number, plain_numbers
 
 
 class Call(NamedTuple):

@@ -15,7 +15,7 @@ from edgeroute.core.walk import Left, Malformed, Mark, Outcome, judged
 from edgeroute.system.fork_safety import ForkSafe, per_process
 
 if TYPE_CHECKING:
-    from edgeroute.observe.stats_and_status import Seen, Stats
+    from edgeroute.observe.stats_and_status_types import Seen, Stats
 
 RECENT = 128  # number of a target's latest deferred answers whose distance from their threshold is stored
 TOGETHER = 64  # requests that are counted together; an answer that was not simply accepted triggers counting at once
@@ -251,7 +251,7 @@ class Counts(ForkSafe):
             targets: state of the targets that the counters lack.
             usd_today: cost of the last 24 hours, US dollars.
         """
-        from edgeroute.observe.stats_and_status import LegStats, Stats  # imported if a program asks for statistics
+        from edgeroute.observe.stats_and_status_types import LegStats, Stats  # imported if a program asks for statistics
 
         with self._lock:
             self._add_up()

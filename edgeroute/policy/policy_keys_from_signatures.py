@@ -22,7 +22,7 @@ from edgeroute.core.policy_permits_and_targets import Terms
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.http.messages_addresses_and_secrets import Address
 from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, expected_error, to_text
-from edgeroute.system.signature_types_and_units import argument_texts, argument_types, unit_of
+from edgeroute.system.read_and_check_signatures import argument_texts, argument_types, unit_of
 
 S = TypeVar("S", bound=BaseModel)
 # Words of a docstring -> words of the reference of policy files.

@@ -14,7 +14,7 @@ from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.cloud.attempt_accounting_and_turns import Sending
-    from edgeroute.observe.stats_and_status import Status
+    from edgeroute.observe.stats_and_status_types import Status
 
 
 class RequestBegan(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from edgeroute.errors import PolicyError, RuntimeMissing
-from edgeroute.observe.stats_and_status import Stats, Status
-from edgeroute.record.tally_instrument_and_histograms import Histogram, Tallied, Tally
+from edgeroute.observe.stats_and_status_types import Stats, Status
+from edgeroute.record.event_tally_and_histograms import Histogram, Tallied, Tally
 from edgeroute.system.fork_safety import ForkSafe, per_process
 
 __all__ = ["Exposition", "Prometheus", "metrics"]

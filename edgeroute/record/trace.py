@@ -14,7 +14,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.system import wall_clock
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.system.signature_types_and_units import check_units
+from edgeroute.system.read_and_check_signatures import check_units
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Trace(Instrument):
 
 def _make_parquet(path: Path, keep: int) -> None:
     """Make Parquet of a trace's full files."""
-    import_tool("replay.trace_files_jsonl_parquet").pack(path, keep)
+    import_tool("replay.read_and_pack_traces").pack(path, keep)
 
 
 def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Ste
 from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
 from edgeroute.router.request import Request, Shows, checked_batch
 from edgeroute.router.router import Router
-from edgeroute.router.streams_and_stateful_calls import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
+from edgeroute.router.streams_sessions_chats import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.thread_calls_and_legs_in_caller_tasks import (
     TAKES_BACK,
     InsideLegs,
@@ -355,13 +355,13 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that stores its messages, like `Router.conversation`."""
-        from edgeroute.router.streams_and_stateful_calls import AsyncConversation
+        from edgeroute.router.streams_sessions_chats import AsyncConversation
 
         return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
         """Return a session, a stream of inputs, like `Router.session`, for `async with`."""
-        from edgeroute.router.streams_and_stateful_calls import AsyncSession
+        from edgeroute.router.streams_sessions_chats import AsyncSession
 
         return AsyncSession(self)
 

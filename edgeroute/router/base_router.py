@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.egress_consent_and_redaction import Egress
     from edgeroute.confidence.certificate import Certificate
-    from edgeroute.observe.stats_and_status import Stats, Status
+    from edgeroute.observe.stats_and_status_types import Stats, Status
     from edgeroute.record.trace import Trace
     from edgeroute.router.policy_reload import PolicyFile
     from edgeroute.stores.cache import Cache
@@ -198,7 +198,7 @@ class BaseRouter(Generic[V]):
         """Make the edge model on trial the edge, and end its trial; clouds on trial stay.
 
         If both are versions of one model of a catalog, the one on trial is activated in the catalog, for later runs, too, and the
-        router reloads.
+        router reloads. Otherwise the trial's certificate, or its threshold, replaces the router's.
 
         Raises:
             PolicyError: no shown edge is on trial; or the models are those of a policy file, which has to be changed.

@@ -131,7 +131,7 @@ def check_types(given: Mapping[str, Any]) -> None:
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     for name in ("limits", "audit"):  # plain data, which cannot refuse a number itself
         if given.get(name) is not None:
-            from edgeroute.system.signature_types_and_units import check_units
+            from edgeroute.system.read_and_check_signatures import check_units
 
             check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
     for side in ("edge", "cloud"):

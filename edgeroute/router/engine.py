@@ -26,13 +26,13 @@ from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held
 from edgeroute.observe.breaker_probes_and_network import EndpointHealth
 from edgeroute.observe.device_sensors_and_sampler import SAMPLER
-from edgeroute.observe.facts_energy_and_rules import EASES_S, Observer
+from edgeroute.observe.plan_facts_energy_rules import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_key_prefixes import LONGEST
 from edgeroute.router.drivers import blocking
+from edgeroute.router.fallbacks_and_late_replies import Fallback, LateReplies
 from edgeroute.router.io_steps_and_stages import Block, Result, Steps, compose, walk_stage
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.offline_rules_and_late_replies import Fallback, LateReplies
 from edgeroute.router.policy_snapshot import (
     PolicyArguments,
     Snapshot,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeroute.cloud.shared_spending_and_record import SharedSpending
-    from edgeroute.observe.stats_and_status import Stats, Status
+    from edgeroute.observe.stats_and_status_types import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.cache_and_singleflight import Caching
@@ -472,7 +472,7 @@ class Engine(ForkSafe):
 
     def stats(self) -> Stats:
         """Return counts, deferral rate, latency quantiles, bytes, cost and energy so far, with the figures of the parts."""
-        from edgeroute.observe.stats_and_status import Seen
+        from edgeroute.observe.stats_and_status_types import Seen
 
         seen = []
         for b in self.snapshot.watched[1]:
@@ -568,7 +568,7 @@ def status(engine: Engine) -> Status:
 
     `outbox` is empty if that file cannot be read, and None once the router is closed.
     """
-    from edgeroute.observe.stats_and_status import Status
+    from edgeroute.observe.stats_and_status_types import Status
 
     observer = engine.observer
     read_at = observer.read_at

@@ -17,12 +17,12 @@ from edgeroute.core.policy_permits_and_targets import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors_and_sampler import SAMPLER
-from edgeroute.observe.facts_energy_and_rules import Observer
+from edgeroute.observe.plan_facts_energy_rules import Observer
 from edgeroute.record.instrument_interface import Instruments
 from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, read_sensors_once, status_of
+from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.io_steps_and_stages import Steps
-from edgeroute.router.offline_rules_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
 from edgeroute.system.sanitised_logs_and_contained_errors import log
@@ -77,7 +77,7 @@ def assemble(
         "sensors": sensors, "state": state, "trace": trace, **policy,
     })  # fmt: skip
     if limits is not None or audit is not None:
-        from edgeroute.system.signature_types_and_units import plain_numbers
+        from edgeroute.system.read_and_check_signatures import plain_numbers
 
         limits, audit = plain_numbers(limits), plain_numbers(audit)
     folder = None if state is None else Path(state).absolute()  # the program may change its working directory

@@ -14,7 +14,7 @@ from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.router.cache_key_prefixes import fingerprint
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.signature_types_and_units import runs_later
+from edgeroute.system.read_and_check_signatures import runs_later
 from edgeroute.types import Backend, Escalated
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from edgeroute.observe.device_sensors_and_sampler import SAMPLER
 from edgeroute.router.audits_and_hidden_trials import put_audits, put_trials
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.engine_assembly import guard
-from edgeroute.router.offline_rules_and_late_replies import RULES
+from edgeroute.router.fallbacks_and_late_replies import RULES
 from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
 from edgeroute.router.warm_up_and_release_checks import check_releases
 from edgeroute.system.files_and_lock_waits import file_stamp

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgeroute.router.live.blocking_iterators import Audio, Frames
     from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.speech_segments import Vad
-    from edgeroute.router.streams_and_stateful_calls import Conversation, Session, Stream
+    from edgeroute.router.streams_sessions_chats import Conversation, Session, Stream
     from edgeroute.router.warm_up_and_release_checks import Warmed, Warming
     from edgeroute.tools.measure.report.progress_bar import Progress
     from edgeroute.tools.measure.report.report_pages_and_results import CalibrationResult, EvaluationResult
@@ -166,7 +166,7 @@ class Router(BaseRouter[V], ClosedByWith):
         Raises:
             PolicyError: as `infer`; for an invalid value, raised in the `for`.
         """
-        from edgeroute.router.streams_and_stateful_calls import Stream
+        from edgeroute.router.streams_sessions_chats import Stream
 
         return Stream(self._pieces(x, mode, deadline, first_token, restart, data_class))
 
@@ -190,7 +190,7 @@ class Router(BaseRouter[V], ClosedByWith):
         finally:
             pieces.close()
         if not spoken:  # from the cache, or in place of the cloud's
-            from edgeroute.router.streams_and_stateful_calls import as_one_piece
+            from edgeroute.router.streams_sessions_chats import as_one_piece
 
             yield as_one_piece(answer)
         return answer
@@ -321,13 +321,13 @@ class Router(BaseRouter[V], ClosedByWith):
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Return a conversation that stores its messages: `talk.infer("Hello")`. After a turn that may not leave, all stay."""
-        from edgeroute.router.streams_and_stateful_calls import Conversation
+        from edgeroute.router.streams_sessions_chats import Conversation
 
         return Conversation(self, system)
 
     def session(self) -> Session:
         """Return a session, a stream of inputs for models with a state: `with router.session() as s: s.infer(chunk)`."""
-        from edgeroute.router.streams_and_stateful_calls import Session
+        from edgeroute.router.streams_sessions_chats import Session
 
         return Session(self)
 

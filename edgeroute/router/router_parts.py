@@ -21,8 +21,8 @@ from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
-    from edgeroute.observe.facts_energy_and_rules import Observer
-    from edgeroute.observe.stats_and_status import Status
+    from edgeroute.observe.plan_facts_energy_rules import Observer
+    from edgeroute.observe.stats_and_status_types import Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.stores.json_lines_and_process_locks import Journal

@@ -22,7 +22,7 @@ from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.edge_model_members_and_fingerprints import member
-from edgeroute.observe.stats_and_status import ArmStats, Interval
+from edgeroute.observe.stats_and_status_types import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.router.cache_key_prefixes import fingerprint
 from edgeroute.system.calls_and_tasks import call_contained

@@ -39,7 +39,7 @@ from edgeroute.tools.measure.certification_and_verdicts import agreements
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import Options, Skip, parsed_text, text_form
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import READERS, LeftOut, lines, record_of
-from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords
+from edgeroute.tools.replay.read_and_pack_traces import TraceRecords
 
 CLASS_TEXTS = 5  # fewest different texts with an answer that is a class
 # Fewest different texts; the least share of answers that are classes; the most classes.

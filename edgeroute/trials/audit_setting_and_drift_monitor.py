@@ -15,9 +15,9 @@ from edgeroute.core.policy_permits_and_targets import INF, OnAlarm, Target
 from edgeroute.core.sequential_tests import ALARM, Drift, ShareTest
 from edgeroute.core.setting_unit_types import Count, Share
 from edgeroute.errors import PolicyError
-from edgeroute.observe.stats_and_status import AuditStats
+from edgeroute.observe.stats_and_status_types import AuditStats
 from edgeroute.system import wall_clock
-from edgeroute.system.signature_types_and_units import check_units
+from edgeroute.system.read_and_check_signatures import check_units
 
 SHOWN = 50  # number of audits that an alarm reports
 # Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels.
@@ -99,7 +99,7 @@ class DriftMonitor:
 
     @property
     def threshold(self) -> float | None:
-        """Effective threshold; None: not known yet."""
+        """Confidence from which the edge's answers are accepted now, as certified or raised by an alarm; None: not known yet."""
         return None if self._stands is None else self._stands.threshold
 
     def add_comparison(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:

@@ -21,7 +21,7 @@ from edgeroute.core.policy_permits_and_targets import INF, Target
 from edgeroute.core.sequential_tests import GRID, grid_index
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
-from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
+from edgeroute.observe.stats_and_status_types import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
 from edgeroute.system import wall_clock
 from edgeroute.system.calls_and_tasks import call_contained

@@ -11,7 +11,7 @@ from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
-from edgeroute.observe.stats_and_status import ShadowStats
+from edgeroute.observe.stats_and_status_types import ShadowStats
 from edgeroute.system.fork_safety import ForkSafe, SafeCondition, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from edgeroute.core.setting_unit_types import Chance, Share
 from edgeroute.errors import PolicyError
-from edgeroute.system.signature_types_and_units import check_units
+from edgeroute.system.read_and_check_signatures import check_units
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate

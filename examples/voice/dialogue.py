@@ -18,7 +18,7 @@ from transcribe import Words
 from wishes import NEGATED, Wish, plain, understood
 
 from edgeroute import Answer, EdgerouteError, Router
-from edgeroute.router.streams_and_stateful_calls import Conversation
+from edgeroute.router.streams_sessions_chats import Conversation
 from edgeroute.tools.state_colours_and_marks import answer_state
 
 if TYPE_CHECKING:

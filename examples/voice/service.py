@@ -36,7 +36,7 @@ from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler
 
 from edgeroute import BadInput, NoAnswer, PolicyError
-from edgeroute.router.streams_and_stateful_calls import Conversation
+from edgeroute.router.streams_sessions_chats import Conversation
 
 log = logging.getLogger("voice")
 MOST_S = 30.0

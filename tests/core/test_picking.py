@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edgeroute import Rule
 from edgeroute.core.plan import ENOUGH_RUNS, Facts, Plan, plan
 from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
-from edgeroute.observe.facts_energy_and_rules import AGAIN_S, Paces
+from edgeroute.observe.plan_facts_energy_rules import AGAIN_S, Paces
 
 FP32, INT8, TINY = (
     Target(f"edge {name}", "edge", limit, group="edge") for name, limit in (("fp32", 0.8), ("int8", 0.9), ("tiny", 0.95))

@@ -23,8 +23,8 @@ from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
 from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, Kind, Mailbox, equal, is_last, items
 from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.read_and_check_signatures import check_units
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import check_units
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.read_and_check_signatures import check_units, data_classes, plain_number
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import check_units, data_classes, plain_number
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.system.wall_clock import now
 

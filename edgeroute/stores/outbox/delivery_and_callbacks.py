@@ -24,8 +24,8 @@ from edgeroute.stores.outbox.outbox_entries import Answering, Late, Listed, Wait
 from edgeroute.stores.outbox.schema_queries_and_eviction import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.read_and_check_signatures import check_has_run, runs_later
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import check_has_run, runs_later
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 # Delivery of late answers to the app's callback, by a thread of one process.

@@ -28,8 +28,8 @@ from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.json_codec_and_short_repr import to_json_types
+from edgeroute.system.read_and_check_signatures import check_units, plain_number
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import check_units, plain_number
 from edgeroute.system.wall_clock import now
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.

@@ -20,7 +20,7 @@ import typer
 
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer, StoreError
-from edgeroute.system.signature_types_and_units import argument_texts
+from edgeroute.system.read_and_check_signatures import argument_texts
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
@@ -227,12 +227,12 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, and return its length."""
+        """Write text, and return its length; a failure is as in `flush`."""
         self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the buffer."""
+        """Flush the buffer; a failure raises `_Unwritten` for standard output, and is ignored for standard error."""
         self._try(self._stream.flush)
 
     def _try(self, action: Callable[..., object], *arguments: str) -> None:

@@ -38,7 +38,7 @@ def convert(
         BadInput: of a single trace: it cannot be read, or the new file has the suffix of the other form.
         PolicyError: of a single trace: the new file exists.
     """
-    from edgeroute.tools.replay import trace_files_jsonl_parquet as conversion
+    from edgeroute.tools.replay import read_and_pack_traces as conversion
     from edgeroute.tools.replay.parquet_trace_format import is_parquet
 
     pairs = [(source, out)]

@@ -23,7 +23,7 @@ from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.digest_collection import Collected
-    from edgeroute.tools.fleet.fleet_report import FleetReport
+    from edgeroute.tools.fleet.fleet_sums_and_forecast import FleetReport
 
 fleet = typer.Typer(
     name="fleet",
@@ -93,7 +93,7 @@ def report(
         BadInput: there is no digest, or the source is a broker.
         typer.BadParameter: the page's folder does not exist.
     """
-    from edgeroute.tools.fleet import fleet_report
+    from edgeroute.tools.fleet import fleet_sums_and_forecast
     from edgeroute.tools.fleet.digest_parquet_store import is_store, open_store, reading
 
     if html is not None:
@@ -105,7 +105,7 @@ def report(
             left_out = _fill(store, source, key)
         with reading(store), open_store(store) as connection:
             connection.executemany("INSERT INTO refused VALUES (?, ?)", left_out) if left_out else None
-            result = fleet_report.report(connection, budget, days)
+            result = fleet_sums_and_forecast.report(connection, budget, days)
     if result is None:
         raise BadInput(f"{source} has no digest")
     if as_json:
@@ -143,7 +143,7 @@ def _fill(store: Path, source: str, key: str | None) -> list[tuple[str, str]]:
 
 def _has_traces(source: str) -> bool:
     """Return True for a folder with traces and without digests."""
-    from edgeroute.tools.replay.trace_files_jsonl_parquet import traces
+    from edgeroute.tools.replay.read_and_pack_traces import traces
 
     if "://" in source or any(Path(source).glob("**/*.digest")):
         return False
@@ -181,7 +181,7 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
     key: name of an environment variable or file; None: signatures are not required.
     """
     from edgeroute.tools.fleet.digest_collection import REASONS, Rules, collect
-    from edgeroute.tools.fleet.digest_folders_and_buckets import source_of
+    from edgeroute.tools.fleet.digest_sources import source_of
 
     secret, known = _key(key), frozenset(models)
 

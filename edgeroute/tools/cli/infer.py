@@ -20,7 +20,7 @@ from edgeroute.tools.cli.example_options_and_routers import DataClass, LabelColu
 from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds, console, pairs
 
 if TYPE_CHECKING:
-    from edgeroute.observe.stats_and_status import Stats
+    from edgeroute.observe.stats_and_status_types import Stats
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.labelled_table_reader import Item
     from edgeroute.types import Answer

@@ -22,7 +22,7 @@ try:
     from starlette.routing import Route
 
     from edgeroute.tools.dashboard.web_app_and_metrics import OPEN, START_S, json_reply, page_reply, serve_in_thread
-    from edgeroute.tools.server.access_limits_and_options import HANDLERS, Guard
+    from edgeroute.tools.server.access_limits_call_options import HANDLERS, Guard
     from edgeroute.tools.server.uvicorn_with_client_limits import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e

@@ -189,7 +189,7 @@ def replay(
         ui.check_output(certificate, ui.CERTIFICATE, "--certificate")
     if log is not None:
         from edgeroute.tools.replay.logs import Read
-        from edgeroute.tools.replay.savings_estimate import saving
+        from edgeroute.tools.replay.savings_of_paired_answers import saving
 
         how = Read(edge_model, cloud_model, edge_price, cloud_price, id_at, score_at, match)
         if edge:

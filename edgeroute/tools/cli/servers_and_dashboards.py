@@ -257,7 +257,7 @@ def dashboard(
     Blocks until Ctrl-C (exit code 130) or SIGTERM (0).
     """
     from edgeroute.tools.dashboard import web_app_and_metrics as web
-    from edgeroute.tools.server.access_limits_and_options import token_of
+    from edgeroute.tools.server.access_limits_call_options import token_of
 
     token = None if token_env is None else token_of(token_env)
     monitor = file_monitor(policy, record, state)

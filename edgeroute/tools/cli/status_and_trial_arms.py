@@ -33,7 +33,7 @@ from edgeroute.trials.trial_setting import STORED
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
     from edgeroute.core.spending_limits import Limits
-    from edgeroute.observe.stats_and_status import ShadowStats
+    from edgeroute.observe.stats_and_status_types import ShadowStats
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.tools.measure.fleet_trial_comparison import Device, FleetTrial
     from edgeroute.trials.audit_setting_and_drift_monitor import Audit

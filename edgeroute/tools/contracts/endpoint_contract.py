@@ -99,7 +99,7 @@ class _Checks:
         self.alone = bool(getattr(self.endpoint, "one_by_one", False))
 
     def _hold_talk(self, talk: Talk, server: Server | None = None) -> tuple[list[Call], Any]:
-        """Hold a talk with a server to its end. Return its calls, and its result.
+        """Hold a talk to its end with a function that plays the server; sends nothing. Return the calls, and the talk's result.
 
         Raises what the talk raises; the error of a bad status (not for probes), which the talk does not see; RuntimeError after
         `MOST_CALLS` calls.

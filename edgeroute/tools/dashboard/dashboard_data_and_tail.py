@@ -20,7 +20,7 @@ from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.error_codes_and_texts import clean, error_message
 from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors_and_sampler as sensors
-from edgeroute.record.tally_instrument_and_histograms import Tallied
+from edgeroute.record.event_tally_and_histograms import Tallied
 from edgeroute.system import wall_clock
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
 from edgeroute.system.thread_pool_and_workers import Worker

@@ -18,7 +18,7 @@ from edgeroute.core.policy_permits_and_targets import INF, Policy, Rules, Target
 from edgeroute.core.reason_text_and_trace_record import CODES, Took, answer_part, finite
 from edgeroute.core.walk import Malformed
 from edgeroute.errors import BadInput
-from edgeroute.record.tally_instrument_and_histograms import Kind, Tally
+from edgeroute.record.event_tally_and_histograms import Kind, Tally
 from edgeroute.router.offline_queue import BEING_STORED, WAITING
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.measure.threshold_evaluation import share

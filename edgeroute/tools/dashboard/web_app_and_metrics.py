@@ -18,7 +18,7 @@ from edgeroute.core.device_rules import Reading
 from edgeroute.core.policy_permits_and_targets import INF
 from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
-from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Status
+from edgeroute.observe.stats_and_status_types import AuditStats, LegStats, Stats, Status
 from edgeroute.record.prometheus import Page, check_installed, of_status, of_tally, shown
 from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.thread_pool_and_workers import start_thread
@@ -34,7 +34,7 @@ try:
     from starlette.responses import Response
     from starlette.routing import BaseRoute, Route
 
-    from edgeroute.tools.server.access_limits_and_options import HANDLERS, Guard, checked_token
+    from edgeroute.tools.server.access_limits_call_options import HANDLERS, Guard, checked_token
     from edgeroute.tools.server.uvicorn_with_client_limits import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e

@@ -24,7 +24,7 @@ from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.fleet.digest_collection import NAME, Collected, Refusal, Rules, collect, report_refusals
-from edgeroute.tools.fleet.digest_folders_and_buckets import FOLDER, TOO_LARGE, Folder
+from edgeroute.tools.fleet.digest_sources import FOLDER, TOO_LARGE, Folder
 
 INBOX = ".inbox"
 EVERY_S, EVERY = 600.0, 50_000  # seconds, and messages, after which the inbox is collected

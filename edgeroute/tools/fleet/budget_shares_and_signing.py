@@ -49,9 +49,10 @@ class Rule(NamedTuple):
 
 
 def shares(usage: ArrayLike, total: float, *, margin: float = 0.0, arrivals: float = 1.0) -> Rule:
-    """Return the rule that splits a budget over devices by their use. Their limits, with those of new ones, add up to the budget.
+    """Return the rule that splits a budget, less the margin, over devices by their use. All limits add up to that.
 
-    A fifth is split evenly, and all of it without any use. From 100 devices on, a use far above the others' is cut.
+    Devices without known use get equal limits, together 5 % of it at most. A fifth of the rest is split evenly, and all of it
+    without any use. From 100 devices on, a use far above the others' is cut.
 
     Args:
         usage: mean use a day of each device that was in use recently, [devices].

@@ -24,7 +24,6 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system import files_and_lock_waits, wall_clock
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import read_text
-from edgeroute.tools.fleet.digest_folders_and_buckets import Source
 from edgeroute.tools.fleet.digest_parquet_store import (
     NEED,
     TABLES,
@@ -40,6 +39,7 @@ from edgeroute.tools.fleet.digest_parquet_store import (
     write_rows,
     writing,
 )
+from edgeroute.tools.fleet.digest_sources import Source
 from edgeroute.tools.fleet.untrusted_digest_decoder import BadDigest, decode
 
 NAME = re.compile(r"(\d{4}-\d{2}-\d{2})/([0-9a-f]{32})\.(\d{1,9})\.digest", re.ASCII)

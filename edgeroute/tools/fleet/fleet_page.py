@@ -9,8 +9,16 @@ import numpy as np
 
 from edgeroute.errors import RuntimeMissing
 from edgeroute.fleet.digest_encoding_and_coarsening import LATENCIES_S
-from edgeroute.tools.fleet.fleet_report import LEAST_COUNT, LEAST_DAYS, MISSING_DAYS, FleetReport, Forecast, Outlier, Sums
-from edgeroute.tools.fleet.fleet_report import quantile as bucket_of
+from edgeroute.tools.fleet.fleet_sums_and_forecast import (
+    LEAST_COUNT,
+    LEAST_DAYS,
+    MISSING_DAYS,
+    FleetReport,
+    Forecast,
+    Outlier,
+    Sums,
+)
+from edgeroute.tools.fleet.fleet_sums_and_forecast import quantile as bucket_of
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as words
 from edgeroute.tools.measure.report.figures import CLOUD, DEGRADED, INK, SIZE, element, frame

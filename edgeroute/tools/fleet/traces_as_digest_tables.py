@@ -19,7 +19,7 @@ from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.wall_clock import now
 from edgeroute.tools.fleet.digest_parquet_store import BUCKETS, NEED, TABLES, connect, quoted, writing
 from edgeroute.tools.replay.parquet_trace_format import check_parquet, is_parquet, write_parquet
-from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords, traces
+from edgeroute.tools.replay.read_and_pack_traces import TraceRecords, traces
 
 # Columns of the table of templates: what all records with the same template have in common. `target` to `moved` only if the
 # events are in the template, too.

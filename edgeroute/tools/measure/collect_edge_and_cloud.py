@@ -26,9 +26,9 @@ from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.router.engine import class_of, settle
+from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.io_steps_and_stages import Block, Pause, Steps, walk_stage
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.offline_rules_and_late_replies import no_answer
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, share_and_interval
 from edgeroute.errors import BadInput
-from edgeroute.observe.stats_and_status import ArmStats, Interval
+from edgeroute.observe.stats_and_status_types import ArmStats, Interval
 from edgeroute.tools.measure.threshold_evaluation import Bools
 
 DRAWS = 4_999  # random assignments of devices to arms for the re-randomisation test

@@ -17,7 +17,7 @@ from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.confidence.output_forms_labels_and_comparison import equal, label_form, plain
 from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.system.signature_types_and_units import is_async
+from edgeroute.system.read_and_check_signatures import is_async
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
 from edgeroute.tools.measure.threshold_evaluation import COMPARED, Examples, is_right, label_matcher, reference_doubts
 

@@ -345,7 +345,7 @@ def _check_seal(file: BinaryIO) -> None:
 
 
 def is_parquet(path: Path) -> bool:
-    """Return True if a regular file begins as Parquet does, by four bytes. Raises OSError as `open_file`."""
+    """Return True if a file begins as Parquet does, by four bytes. Raises OSError if there is none, or it is no regular file."""
     with open_file(path) as file:
         return file.read(len(MAGIC)) == MAGIC
 

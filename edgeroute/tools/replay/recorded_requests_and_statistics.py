@@ -26,7 +26,7 @@ from edgeroute.core.reason_text_and_trace_record import VERSION
 from edgeroute.core.walk import Kind, Malformed, new
 from edgeroute.errors import BadInput
 from edgeroute.router.offline_queue import BEING_STORED, WAITING
-from edgeroute.tools.replay.trace_files_jsonl_parquet import TraceRecords
+from edgeroute.tools.replay.read_and_pack_traces import TraceRecords
 
 # Validated numbers of a record, and counters shared by the recorded and the replayed run.
 

@@ -25,8 +25,8 @@ from edgeroute.core.policy_permits_and_targets import Terms
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
 from edgeroute.router.drivers import blocking
+from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.io_steps_and_stages import Steps
-from edgeroute.router.offline_rules_and_late_replies import no_answer
 from edgeroute.router.router import Router, pump
 from edgeroute.stores.cache import fingerprint
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import environment
@@ -44,7 +44,7 @@ from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import (
     text_form,
 )
 from edgeroute.tools.replay.resumable_edge_results import Result, Results
-from edgeroute.tools.replay.savings_estimate import Saving, between, certified_saving, percent, saving_lines
+from edgeroute.tools.replay.savings_of_paired_answers import Saving, between, certified_saving, percent, saving_lines
 from edgeroute.types import Prediction
 
 T = TypeVar("T")

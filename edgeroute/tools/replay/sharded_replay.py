@@ -26,9 +26,9 @@ import numpy as np
 from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
+from edgeroute.tools.replay.read_and_pack_traces import traces
 from edgeroute.tools.replay.recorded_requests_and_statistics import Numbers, Tally, read, without_gc
 from edgeroute.tools.replay.replay_setup_and_result import Change, Energy, Gated, Replay, Setup, Values
-from edgeroute.tools.replay.trace_files_jsonl_parquet import traces
 from edgeroute.tools.replay.trace_replay import EXAMPLES, Options, check_options, replay_requests
 
 NAMED: Final = 20  # most damaged traces that are named in a result

@@ -17,8 +17,8 @@ from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.fleet.digest_parquet_store import connect
 from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import count_text
 from edgeroute.tools.replay.parquet_trace_format import check_parquet, is_parquet
+from edgeroute.tools.replay.read_and_pack_traces import traces
 from edgeroute.tools.replay.replay_setup_and_result import Setup
-from edgeroute.tools.replay.trace_files_jsonl_parquet import traces
 
 GROWTH: Final = 4  # factor by which a replay extends a recorded latency at most
 SLACK_US: Final = 10_000  # tolerance for rounded times, microseconds

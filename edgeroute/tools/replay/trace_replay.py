@@ -17,7 +17,7 @@ from edgeroute.core.policy_permits_and_targets import INF, Mode
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
-from edgeroute.observe.facts_energy_and_rules import READS_S, unsure_share
+from edgeroute.observe.plan_facts_energy_rules import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
 from edgeroute.tools import walk_driver_in_virtual_time as virtual
 from edgeroute.tools.replay.recorded_requests_and_statistics import ANSWERED, Past, Recording, Request, Tally, read, without_gc

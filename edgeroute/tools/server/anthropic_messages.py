@@ -15,7 +15,7 @@ from edgeroute.errors import BadInput
 from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.server import openai_chat_completions as openai
-from edgeroute.tools.server.access_limits_and_options import Fault
+from edgeroute.tools.server.access_limits_call_options import Fault
 from edgeroute.types import Answer
 
 # Keys that usual clients send and that are not passed on. `thinking`: how a model thinks is the policy's.

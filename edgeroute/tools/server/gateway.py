@@ -44,7 +44,7 @@ try:
     from starlette.routing import BaseRoute, Route
     from starlette.types import Receive, Scope, Send
 
-    from edgeroute.tools.server import access_limits_and_options as access
+    from edgeroute.tools.server import access_limits_call_options as access
     from edgeroute.tools.server import anthropic_messages as messages
     from edgeroute.tools.server import oip_requests_media_routes as protocol
     from edgeroute.tools.server import openai_chat_completions as openai

@@ -21,9 +21,9 @@ from edgeroute.core.error_codes_and_texts import clean, error_text
 from edgeroute.core.policy_permits_and_targets import Rules
 from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
-from edgeroute.router.streams_and_stateful_calls import AsyncStream
+from edgeroute.router.streams_sessions_chats import AsyncStream
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
-from edgeroute.tools.server.access_limits_and_options import Fault, Options
+from edgeroute.tools.server.access_limits_call_options import Fault, Options
 from edgeroute.tools.state_colours_and_marks import answer_state
 from edgeroute.types import Answer
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.server import openai_chat_completions as openai
-from edgeroute.tools.server.access_limits_and_options import Options
+from edgeroute.tools.server.access_limits_call_options import Options
 from edgeroute.types import Answer
 
 HANDLED: Final = ("model", "input", "encoding_format")

@@ -16,7 +16,7 @@ from edgeroute.errors import BadInput
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.tools.server import openai_chat_completions as openai
-from edgeroute.tools.server.access_limits_and_options import Fault
+from edgeroute.tools.server.access_limits_call_options import Fault
 from edgeroute.types import Answer
 
 # Keys that usual clients send and that are not passed on

@@ -35,7 +35,7 @@ try:
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from edgeroute.tools.server import access_limits_and_options as access
+    from edgeroute.tools.server import access_limits_call_options as access
     from edgeroute.tools.server import oip_requests_media_routes as protocol
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
     from edgeroute.tools.server.batching_and_tensor_models import EDGES, Batcher, Tensors, make_zeros, tensor_model

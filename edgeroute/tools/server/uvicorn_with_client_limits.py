@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
 from edgeroute.system.fork_safety import ForkSafe
-from edgeroute.tools.server.access_limits_and_options import CLOSE, PEER_SHARE, STRANGER, Fault, peer_of
+from edgeroute.tools.server.access_limits_call_options import CLOSE, PEER_SHARE, STRANGER, Fault, peer_of
 from edgeroute.tools.server.oip_requests_media_routes import reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify
 

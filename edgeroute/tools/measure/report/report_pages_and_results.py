@@ -29,7 +29,7 @@ from edgeroute.tools.measure.threshold_evaluation import QUANTILES, Evaluation, 
 from edgeroute.tools.state_colours_and_marks import css, marked
 
 if TYPE_CHECKING:
-    from edgeroute.observe.stats_and_status import Stats
+    from edgeroute.observe.stats_and_status_types import Stats
     from edgeroute.router.base_router import BaseRouter
     from edgeroute.router.decision_and_check_results import Check, Decision
 

@@ -23,8 +23,8 @@ from edgeroute.router.request import Request
 from edgeroute.system import wall_clock
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.read_and_check_signatures import check_has_run, runs_later
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.system.signature_types_and_units import check_has_run, runs_later
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

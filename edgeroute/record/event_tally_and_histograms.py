@@ -13,7 +13,7 @@ from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.reason_text_and_trace_record import CODES, Took, error_code
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import new
-from edgeroute.observe.stats_and_status import Status
+from edgeroute.observe.stats_and_status_types import Status
 from edgeroute.record.instrument_interface import AttemptEnded, Instrument, RequestEnded
 from edgeroute.system.fork_safety import ForkSafe, per_process
 
