@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import sleep
 from typing import Any
 
+from edgeroute import Outbox
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import plan
 from edgeroute.core.endpoint_breaker_and_limits import Admission
@@ -17,7 +18,6 @@ from edgeroute.router import fallbacks_and_late_replies as fallback_answers
 from edgeroute.router.private_conversations_and_digest_store import Digests, PrivateConversations
 from edgeroute.stores import cache
 from edgeroute.stores.json_lines_and_process_locks import Journal
-from edgeroute.stores.outbox import Outbox
 
 
 def _replaced(place: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], None]:

@@ -30,6 +30,7 @@ from edgeroute import (
     Cache,
     EdgerouteError,
     Egress,
+    Instrument,
     Limits,
     MayNotLeave,
     OpenInference,
@@ -38,7 +39,6 @@ from edgeroute import (
     Router,
     Trial,
 )  # fmt: skip
-from edgeroute.record.instrument_interface import Instrument
 
 TOLERANCE_S = 0.03
 """An answer that is later than the deadline by more than this, and by more than the machine stood still, counts as late."""

@@ -49,9 +49,7 @@ from edgeroute import (
     StoreError,
 )
 from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
-from edgeroute.confidence import calibrate, fit
-from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.learned_scores_and_blends import Learned
+from edgeroute.confidence import Certificate, Learned, calibrate, fit
 from edgeroute.edge.model_card import Card
 from edgeroute.http import reply_parser as reading
 from edgeroute.http.connections import Connections

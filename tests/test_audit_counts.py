@@ -14,10 +14,9 @@ import pytest
 from both import LONG
 from commands import cli
 
-from edgeroute import Audit, CallableModel, Function, Router, Trial
-from edgeroute.confidence import Certificate
-from edgeroute.confidence.certificate import BoundCertificate, NotEnough, digest
-from edgeroute.errors import BadInput
+from edgeroute import Audit, BadInput, CallableModel, Function, Router, Trial
+from edgeroute.confidence import Certificate, NotEnough
+from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import wall_clock
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import audited_counts, certify_audits

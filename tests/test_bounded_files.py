@@ -17,8 +17,7 @@ from edgeroute.catalog.catalog_client_and_updates import read_canaries
 from edgeroute.catalog.catalog_entry import entries
 from edgeroute.catalog.catalog_source_and_verification import Folder
 from edgeroute.catalog.model_folder_and_downloads import Store, pointer
-from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.learned_scores_and_blends import Learned
+from edgeroute.confidence import Certificate, Learned
 from edgeroute.edge import gguf_format
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.errors import CatalogAway

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from lazily import Later
 
 from edgeroute import PolicyError
-from edgeroute.confidence import certificate
+from edgeroute.confidence import Certificate, NotEnough, certificate
 from edgeroute.confidence.binomial_tests import critical_count, log_factorials
-from edgeroute.confidence.certificate import BoundCertificate, Certificate, NotEnough, effective_target
+from edgeroute.confidence.certificate import BoundCertificate, effective_target
 from edgeroute.core.policy_permits_and_targets import Target
 from edgeroute.tools.measure import critical_counts as exact
 from edgeroute.tools.measure import fixed_sequence

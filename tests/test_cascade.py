@@ -13,7 +13,7 @@ import routes
 from both import LONG, flat
 
 from edgeroute import AsyncRouter, OpenAIChat, Options, Piece, PolicyError, Prediction, Prefix, Restart, Router
-from edgeroute.confidence.scores import quantile
+from edgeroute.confidence import quantile
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy_permits_and_targets import Policy, Target
 from edgeroute.core.walk import Mark, Outcome

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from edgeroute import ModelError, Piece, Prefix
+from edgeroute.confidence import Reader
 from edgeroute.confidence.first_tokens import RULES
-from edgeroute.confidence.output_reader import Reader
 from edgeroute.text.read_openai_replies import Events, Gathered, RunningConfidence, answer, events, is_silent
 
 BODY = b': hi\r\n\r\ndata: a\r\ndata:b\r\n\r\nid: 3\n\ndata: c\rdata: d\r\revent: x\ndata:\n\n{"e": 1}\nerror: {"f": 2}\nerror: no\n\ndata: g'

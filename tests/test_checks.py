@@ -26,9 +26,10 @@ from edgeroute import (
     OpenAIChat,
     Options,
     PolicyError,
+    Prediction,
     Router,
 )
-from edgeroute.core.walk import Malformed, Prediction
+from edgeroute.core.walk import Malformed
 from edgeroute.edge.answer_structure_checks import LONGEST, AnswerCheck, LinearPattern
 from edgeroute.edge.edge_backend import edge_backend
 from edgeroute.testing import CannedServer, http_reply

@@ -20,8 +20,8 @@ from both import LONG, wait_for
 from commands import PYTHON, cli
 from lazily import needs
 
+from edgeroute import BadInput, StoreError
 from edgeroute.confidence import Certificate
-from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.label_questions_and_answers import Asked, AskedLabels, answers_file, parts_of
 from edgeroute.tools.measure.labels_on_demand import Question
 from edgeroute.tools.measure.threshold_evaluation import Examples

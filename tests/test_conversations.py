@@ -23,8 +23,7 @@ from both import CALLS, LONG, Tasks, Threads, ask, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
-from edgeroute.errors import StoreError
+from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router, StoreError
 from edgeroute.router import message_forms_and_digests as conversation_digests
 from edgeroute.router import private_conversations_and_digest_store as private_conversations
 from edgeroute.router.message_forms_and_digests import bound_digests, looked_up, read_conversation, text_digest

@@ -46,7 +46,8 @@ from edgeroute import (
     Rule,
     Unreachable,
 )
-from edgeroute.confidence.certificate import BoundCertificate, Certificate
+from edgeroute.confidence import Certificate
+from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.errors import Unfit

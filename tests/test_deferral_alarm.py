@@ -8,9 +8,11 @@ import random
 import numpy as np
 import pytest
 
-from edgeroute.confidence.certificate import BoundCertificate, Certificate
+from edgeroute import Audit
+from edgeroute.confidence import Certificate
+from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.system import wall_clock
-from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor
+from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
 
 pytestmark = pytest.mark.pure

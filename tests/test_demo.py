@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import BadInput, OnnxModel, StoreError, Unreachable
-from edgeroute.confidence.scores import msp
+from edgeroute.confidence import msp
 from edgeroute.tools.cli.demo import serving
 from edgeroute.tools.cli.demo_measurements_and_report import (
     IMAGES,

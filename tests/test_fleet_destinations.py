@@ -8,8 +8,7 @@ import threading
 import pytest
 from both import DOWN, LONG, Threads
 
-from edgeroute import CallableModel, EdgerouteError, PolicyError, Secret
-from edgeroute.errors import StoreError
+from edgeroute import CallableModel, EdgerouteError, PolicyError, Secret, StoreError
 from edgeroute.fleet import digest_destinations
 from edgeroute.fleet.device_request_counts import Fleet
 from edgeroute.fleet.digest_destinations import Folder, destination

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import tiny
 
-from edgeroute import Options, PolicyError, Router
+from edgeroute import Options, PolicyError, Router, Secret
 from edgeroute.fleet.device_request_counts import Fleet
-from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.policy import load
 from edgeroute.tools.fleet.untrusted_digest_decoder import decode
 

@@ -17,7 +17,7 @@ import pytest
 from both import LONG
 from commands import PYTHON, cli
 
-from edgeroute.errors import StoreError
+from edgeroute import StoreError
 from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.fleet.digest_sources import Bucket, signed

@@ -15,9 +15,8 @@ import tiny
 from both import GOOD, LONG, Threads, makes, wait_for
 from commands import cli
 
-from edgeroute import Audit, Cache, CallableModel, Egress, Function, NoAnswer, Secret, Trial
+from edgeroute import Audit, Cache, CallableModel, Egress, Function, NoAnswer, Secret, StoreError, Trial
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.errors import StoreError
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet import device_request_counts
 from edgeroute.fleet.daily_digest_spool_and_upload import (

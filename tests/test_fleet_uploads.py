@@ -9,8 +9,7 @@ import pytest
 from both import LONG, Threads
 from test_fleet_sources import broker, bucket, free_port, started  # noqa: F401 - two are fixtures
 
-from edgeroute import CallableModel, Secret
-from edgeroute.errors import StoreError
+from edgeroute import CallableModel, Secret, StoreError
 from edgeroute.fleet import digest_destinations
 from edgeroute.fleet.device_request_counts import Fleet
 from edgeroute.fleet.digest_destinations import destination

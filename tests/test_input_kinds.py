@@ -9,8 +9,7 @@ import routes
 from both import CALLS, LONG, ask, makes
 from input_kinds import KINDS
 
-from edgeroute import Audit, Cache, Egress, Options, Outbox, Trial
-from edgeroute.errors import NoAnswer
+from edgeroute import Audit, Cache, Egress, NoAnswer, Options, Outbox, Trial
 from edgeroute.system.input_copies import copy_input
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]

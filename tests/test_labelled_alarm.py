@@ -7,8 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from edgeroute.confidence.certificate import BoundCertificate, Certificate
-from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor
+from edgeroute import Audit
+from edgeroute.confidence import Certificate
+from edgeroute.confidence.certificate import BoundCertificate
+from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
 
 pytestmark = pytest.mark.pure
 

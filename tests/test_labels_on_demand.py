@@ -13,9 +13,8 @@ import pytest
 from both import LONG, Tasks, Threads
 from draws import slow
 
-from edgeroute import AsyncRouter, BadInput, CallableModel, Function, PolicyError
+from edgeroute import AsyncRouter, BadInput, CallableModel, EdgerouteError, Function, PolicyError
 from edgeroute.confidence import NotEnough, calibrate
-from edgeroute.errors import EdgerouteError
 
 pytestmark = pytest.mark.pure
 

@@ -18,14 +18,12 @@ from devices import Device
 from draws import slow
 from test_ladders import LARGER, SMALL, drawn, is_right, serve_right
 
-from edgeroute import AsyncRouter, Audit, Options, Piece, PolicyError, Router, Rule, Variants
+from edgeroute import AsyncRouter, Audit, CallableModel, Function, Options, Piece, PolicyError, Prefix, Router, Rule, Variants
 from edgeroute import models as shipped
-from edgeroute.cloud.function_backend_and_reply_checks import Function
-from edgeroute.confidence import Certificate, NotEnough, Prefix
+from edgeroute.confidence import Certificate, NotEnough
 from edgeroute.confidence.certificate import checksum_of
 from edgeroute.core.plan import EARLIER, Facts, plan, without_guarantee
 from edgeroute.core.policy_permits_and_targets import Policy, Target
-from edgeroute.edge.callable_model import CallableModel
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 from edgeroute.tools.measure.thresholds_of_several_edges import accepting, lowest_thresholds
 

@@ -25,7 +25,7 @@ pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import AsyncRouter, BadInput, LlamaModel, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StopToken  # noqa: E402
-from edgeroute.confidence.scores import quantile  # noqa: E402
+from edgeroute.confidence import quantile  # noqa: E402
 from edgeroute.edge import gguf_format as gguf  # noqa: E402
 from edgeroute.testing import edge_contract  # noqa: E402
 from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_gguf  # noqa: E402

@@ -18,11 +18,22 @@ from gateways import events, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, Audit, BadInput, Cache, Egress, Held, OpenAIChat, Outbox, PolicyError, Router
+from edgeroute import (
+    AsyncRouter,
+    Audit,
+    BadInput,
+    Cache,
+    Egress,
+    Held,
+    OpenAIChat,
+    Outbox,
+    PolicyError,
+    Prediction,
+    Router,
+    RuntimeMissing,
+    Semantic,
+)
 from edgeroute.cloud.personal_data_masks import Mask, MaskedData
-from edgeroute.core.walk import Prediction
-from edgeroute.errors import RuntimeMissing
-from edgeroute.stores.cache import Semantic
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])

@@ -15,9 +15,7 @@ import pytest
 from both import sure, unsure
 from pages import Closed
 
-from edgeroute import Audit, Router, Trial
-from edgeroute.errors import Unreachable
-from edgeroute.observe.stats_and_status_types import Stats
+from edgeroute import Audit, Router, Stats, Trial, Unreachable
 from edgeroute.tools.state_colours_and_marks import STATES
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

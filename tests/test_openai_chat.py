@@ -22,7 +22,7 @@ from edgeroute import (
     Secret,
 )
 from edgeroute.cloud import stream_protocol_and_attempts as speaking
-from edgeroute.confidence.scores import quantile
+from edgeroute.confidence import quantile
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 HI = [{"role": "user", "content": "hi"}]

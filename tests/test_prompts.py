@@ -10,7 +10,7 @@ import pytest
 from commands import cli
 
 from edgeroute import BadInput, Prefix, Router
-from edgeroute.confidence.scores import quantile
+from edgeroute.confidence import quantile
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.tools.cli.prompt_reading_and_grading import read_prompts
 

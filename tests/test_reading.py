@@ -12,12 +12,23 @@ from both import Tasks, Threads, running, wait_for
 from commands import cli
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeroute import Audit, BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
+from edgeroute import (
+    Audit,
+    BadInput,
+    BadReply,
+    CallableModel,
+    Function,
+    ModelError,
+    OnnxModel,
+    OpenAIChat,
+    OpenInference,
+    Options,
+    Router,
+)
 from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.confidence import Reader
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.edge.onnx import last_operators, scales
-from edgeroute.errors import BadReply
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.export.triton_kserve_ray_exports import triton
 from edgeroute.tools.server.serve import app

@@ -862,8 +862,8 @@ def wordings(tree):
 def test_no_other_test_has_the_words():
     """They assert codes and facts (`routes`); of a reason itself no more than a word or numbers."""
     found = {
-        f"{path.relative_to(TESTS).as_posix()}:{line}"
-        for path in TESTS.rglob("*.py") if path != Path(__file__)
+        f"{path.relative_to(TESTS.parent).as_posix().removeprefix('tests/')}:{line}"
+        for path in (*TESTS.rglob("*.py"), *TESTS.parent.glob("examples/*/test_*.py")) if path != Path(__file__)
         for text in [path.read_text(encoding="utf-8")] if NAMED.search(text)
         for line in wordings(ast.parse(text))
     }  # fmt: skip

@@ -18,8 +18,7 @@ from lazily import Later
 from pages import Closed
 
 from edgeroute import RuntimeMissing
-from edgeroute.confidence import calibrate, msp
-from edgeroute.confidence.certificate import Certificate
+from edgeroute.confidence import Certificate, calibrate, msp
 from edgeroute.core.policy_permits_and_targets import Terms
 from edgeroute.tools.measure.certification_and_verdicts import Verdict, verdicts
 from edgeroute.tools.measure.report.figures import INK

@@ -20,10 +20,10 @@ from test_recertify import until
 pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
 
-from edgeroute import AsyncRouter, Audit, PolicyError, Router
+from edgeroute import AsyncRouter, Audit, CatalogError, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
 from edgeroute.catalog.model_folder_and_downloads import Pointer
-from edgeroute.errors import CatalogAway, CatalogError
+from edgeroute.errors import CatalogAway
 from edgeroute.tools.catalog_keys_and_publishing import publish
 
 X = np.array([1, 0, 0, 0], np.float32)

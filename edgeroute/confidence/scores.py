@@ -150,7 +150,7 @@ ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "en
 SCORES = (*ROWS, "quantile")  # names of the scores
 
 
-# Missing confidence with a reason.
+NO_LOGPROBS = "no log-probabilities of its tokens"  # reason of a missing confidence
 
 
 class Unscored(float):

@@ -16,6 +16,7 @@ from functools import cache, lru_cache, partial
 from operator import methodcaller
 from typing import Any, Final, TypeAlias
 
+from edgeroute.confidence.scores import NO_LOGPROBS
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
@@ -26,7 +27,6 @@ from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.read_and_check_signatures import is_async
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
-from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
 try:
     from re import _compiler as compiler  # type: ignore[attr-defined]

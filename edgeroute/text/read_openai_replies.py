@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.first_tokens import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
-from edgeroute.confidence.scores import Unscored, quantile_of
+from edgeroute.confidence.scores import NO_LOGPROBS, Unscored, quantile_of
 from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
@@ -278,7 +278,6 @@ SIGNS: Final = (
     "content", "reasoning_content", "reasoning", "reasoning_details", "refusal", "tool_calls", "function_call", "audio",
 )  # fmt: skip
 
-NO_LOGPROBS: Final = "no log-probabilities of its tokens"
 BESIDES: Final = ("tool_calls", "function_call", "audio", "images")  # keys of a message that is an answer without a text
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.device_rules import Rule
+from edgeroute import Rule
 from edgeroute.core.plan import Facts, Plan, Refusal, by_itself, plan, withdrawn
 from edgeroute.core.policy_permits_and_targets import MODES, Denied, Permit, Policy, Rules, Target, permit
 
