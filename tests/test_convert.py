@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from both import unsure
 from commands import cli
+from lazily import Later, needs
 
 from edgeroute import BadInput, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StoreError
 from edgeroute.tools.convert_models_to_onnx import convert
 
-linear_model = pytest.importorskip("sklearn.linear_model")
-joblib = pytest.importorskip("joblib")
-pytest.importorskip("skl2onnx")
+needs("sklearn", "joblib", "skl2onnx")
+linear_model, joblib = Later("sklearn.linear_model"), Later("joblib")
 X = np.random.default_rng(0).standard_normal((400, 5)).astype("float32")
 Y = (X[:, 0] + X[:, 1] > 0).astype(int)
 LEVELS = np.digitize(X[:, 0], [-0.5, 0.5])

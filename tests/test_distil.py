@@ -18,6 +18,7 @@ import pytest
 from both import LONG, wait_for
 from commands import ROOT, cli
 from gateways import serving
+from lazily import needs
 
 from edgeroute import (
     AsyncRouter,
@@ -37,9 +38,7 @@ from edgeroute.tools.compress.onnx_graphs_and_result_files import workplace
 from edgeroute.tools.distil_text_classifier import Example, distil, read_examples
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import LeftOut
 
-pytest.importorskip("sklearn")
-pytest.importorskip("skl2onnx")
-pytest.importorskip("onnx")
+needs("sklearn", "skl2onnx", "onnx")
 WORDS = {
     "Refund": "refund money returned charged twice",
     "Delivery": "parcel courier late tracking arrived",

@@ -302,7 +302,7 @@ def test_a_killed_export_is_none(tmp_path):
     path = tiny.linear(tmp_path / "m.onnx")
     hang = (
         "import sys, time, edgeroute.tools.export.models_folders_and_templates as f; from edgeroute.tools.export.triton_kserve_ray_exports import triton\n"
-        "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"
+        "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"  # private: the moment before the rename
         "triton([sys.argv[1]], sys.argv[2])"
     )
     argv = [sys.executable, "-c", hang, str(path), str(tmp_path / "out")]

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny
-from both import running
+from both import LONG, running
 from commands import cli
 from onnx import TensorProto, helper
 from PIL import Image
@@ -511,7 +511,7 @@ def test_ctrl_c_during_a_run(tmp_path):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "go\n"
             process.send_signal(signal.SIGINT)
-            assert process.communicate(timeout=60) == ("", "")
+            assert process.communicate(timeout=LONG) == ("", "")
             assert process.returncode == 130
     finally:
         signal.signal(signal.SIGINT, before)

@@ -9,6 +9,7 @@ from time import monotonic
 import numpy as np
 import pytest
 import routes
+from both import LONG
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,7 +200,7 @@ def test_a_full_queue_says_so(monkeypatch):
         name, card, inputs = "slow", Card(), (TensorSpec("x", "float32", (-1, 1)),)
 
         def run_feed(self, feed):
-            gate.wait(30)
+            gate.wait(LONG)
             return feed["x"]
 
     async def run():
@@ -240,7 +241,7 @@ def test_more_calls_than_an_adaptive_limit_keep_the_edges_answer_at_once():
 
     def slow(x):
         began.release()
-        gate.wait(30)
+        gate.wait(LONG)
         return "cat", 1.0
 
     cloud = Function(slow, max_concurrent="auto")
@@ -250,11 +251,11 @@ def test_more_calls_than_an_adaptive_limit_keep_the_edges_answer_at_once():
         rules.breaker.success(monotonic())
         with ThreadPoolExecutor(2) as threads:
             answers = [threads.submit(router.infer, 0) for _ in range(2)]
-            assert began.acquire(timeout=30)
-            assert began.acquire(timeout=30)
+            assert began.acquire(timeout=LONG)
+            assert began.acquire(timeout=LONG)
             kept = router.infer(0)
             gate.set()
-            assert [one.result(30).source for one in answers] == ["cloud", "cloud"]
+            assert [one.result(LONG).source for one in answers] == ["cloud", "cloud"]
         assert kept.source == "edge"
         assert "2" in routes.error(kept)
         assert [event["code"] for event in kept.trace["events"] if "code" in event] == ["concurrency"], "which nobody waits for"
@@ -268,7 +269,7 @@ def test_a_burst_waits_its_turn_until_it_is_known_whether_the_cloud_is_well(call
 
     def slow(x):
         began.release()
-        gate.wait(30)
+        gate.wait(LONG)
         return "cat", 1.0
 
     cloud = Function(slow, max_concurrent="auto")
@@ -276,7 +277,7 @@ def test_a_burst_waits_its_turn_until_it_is_known_whether_the_cloud_is_well(call
         guard = router.engine.snapshot.clouds[0].guard
         burst = [threads.submit(router.infer, 0) for _ in range(callers)]
         for _ in range(3):
-            assert began.acquire(timeout=30)
+            assert began.acquire(timeout=LONG)
         until = monotonic() + 30
         while monotonic() < until and sum(one.done() for one in burst) + len(guard.turns.waiting) < callers - 3:
             threading.Event().wait(0.001)
@@ -284,10 +285,10 @@ def test_a_burst_waits_its_turn_until_it_is_known_whether_the_cloud_is_well(call
         guard.rules.breaker.success(monotonic())  # as by another call
         guard.turns.advance()
         for _ in range(5):
-            assert began.acquire(timeout=30)
+            assert began.acquire(timeout=LONG)
         assert not guard.turns.waiting
         gate.set()
-        sources = [one.result(30).source for one in burst]
+        sources = [one.result(LONG).source for one in burst]
         assert (sources.count("cloud"), sources.count("edge")) == (answered, callers - answered)
         assert guard.rules.under_way == set()
 

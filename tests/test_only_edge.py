@@ -252,7 +252,7 @@ def work(router, infer, check):
             break
     check()
     for _ in range(20):
-        assert tried.acquire(timeout=30)
+        assert tried.acquire(timeout=LONG)
     print(json.dumps([router.engine.queue.outbox.counts()["waiting"], guard.state]))
 
 if kind == "threads":

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny
+from both import LONG
 from onnx import TensorProto, helper
 from tiny import save
 
@@ -450,7 +451,7 @@ def test_a_run_in_progress_is_stopped(tmp_path):
     thread = threading.Thread(target=run)
     thread.start()
     cancel()
-    thread.join(30)
+    thread.join(LONG)
     assert not thread.is_alive()
     assert "terminate" in str(ended[0])
 
@@ -467,7 +468,7 @@ def test_the_deadline_stops_the_edge_too(tmp_path):
     router.close()
     for thread in threading.enumerate():
         if thread.name.startswith("edgeroute-"):
-            thread.join(30)
+            thread.join(LONG)
     assert runner.abandoned == 0
 
 

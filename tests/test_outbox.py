@@ -21,6 +21,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
+from both import LONG
 from draws import draws
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -636,7 +637,7 @@ def test_a_read_only_disk(disk, make, deliver, call, caplog):
     finally:
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert outbox.put(request("b")).stored
-    assert {told.get(timeout=30).id, told.get(timeout=30).id} == {"a", "b"}
+    assert {told.get(timeout=LONG).id, told.get(timeout=LONG).id} == {"a", "b"}
 
 
 @pytest.mark.parametrize(("mode", "known"), [("NORMAL", True), ("EXCLUSIVE", False)])
@@ -717,7 +718,7 @@ def test_it_is_delivered_and_its_answer_told_once(outbox, deliver, call):
     call(outbox, told.put)
     deliver(outbox, lambda w: Prediction({"was": w.body.decode()}, np.float32(0.5), {"logits": np.arange(2.0)}))
     outbox.put(request("a", body=b"hello", data_class="photo", provisional={"value": "dog", "confidence": 0.4}))
-    late = told.get(timeout=30)
+    late = told.get(timeout=LONG)
     assert late.outputs.pop("logits").tolist() == [0.0, 1.0]
     assert late == ("a", {"was": "hello"}, 0.5, {}, {"value": "dog", "confidence": 0.4}, "photo", "cloud", T0, T0)
     until(lambda: outbox.counts()["called"] == 1)
@@ -827,11 +828,11 @@ def test_ordered_the_head_blocks(make, deliver):
     outbox.put(request("b"))
     outbox.put(request("c", target="other"))
     deliver(outbox, lambda w: sent.put(w.id) or sure())
-    assert sent.get(timeout=30) == "c"
+    assert sent.get(timeout=LONG) == "c"
     until(lambda: ids(outbox, "answered") == ["c"])
     assert sent.empty()
     outbox.ready("a")
-    assert [sent.get(timeout=30), sent.get(timeout=30)] == ["a", "b"]
+    assert [sent.get(timeout=LONG), sent.get(timeout=LONG)] == ["a", "b"]
 
 
 def test_wake_cuts_waits_short(outbox, deliver, monkeypatch):
@@ -850,7 +851,7 @@ def test_wake_cuts_waits_short(outbox, deliver, monkeypatch):
     outbox.put(request("a"))
     outbox.put(request("later", ready_at=T0 + 1000))
     delivery = deliver(outbox, send)
-    assert tried.get(timeout=30) == "a"
+    assert tried.get(timeout=LONG) == "a"
     until(lambda: outbox.list()[0].ready_at == T0 + 1000)
     away.clear()
     delivery.wake()
@@ -1079,12 +1080,12 @@ def test_a_request_that_ends_during_a_scan_is_not_taken_for_due(make, deliver, m
     def ready(heads, *args):
         if tried:
             scanned.set()
-            assert ended.wait(30)
+            assert ended.wait(LONG)
         return real(heads, *args)
 
     def send(waiting):
         tried.append(waiting.id)
-        assert scanned.wait(30)
+        assert scanned.wait(LONG)
         held = Held("breaker")
         held.retry_after_s = AGES
         raise held
@@ -1141,7 +1142,7 @@ def test_an_answer_by_another_way(outbox, deliver, call):
     assert outbox.withdraw("b")
     assert not outbox.withdraw("a")
     call(outbox, told.put)
-    assert told.get(timeout=30).value == "late"
+    assert told.get(timeout=LONG).value == "late"
     until(lambda: ids(outbox) == [])
     assert not outbox.answer("a", sure("again"))
 
@@ -1159,7 +1160,7 @@ def test_close_leaves_what_waits(make):
     delivery.start()
     for name in "ab":
         outbox.put(request(name))
-    assert begun.get(timeout=30) == "a"
+    assert begun.get(timeout=LONG) == "a"
     delivery.close(0.2)
     with (outbox.path.parent / "outbox.db.deliver").open() as place:
         with pytest.raises(BlockingIOError):
@@ -1270,7 +1271,7 @@ def test_a_transaction_ends_with_its_callback(outbox, call):
     kept = Queue()
     answered(outbox, "a")
     call(outbox, lambda late, tx: kept.put(tx))
-    tx = kept.get(timeout=30)
+    tx = kept.get(timeout=LONG)
     until(lambda: outbox.counts()["called"])
     with pytest.raises(StoreError, match="over"):
         tx.execute("SELECT 1")
@@ -1319,9 +1320,9 @@ def test_ordered_answers_wait_for_those_before(make, call):
     answered(outbox, "b")
     answered(outbox, "c", target="other")
     call(outbox, told.put)
-    assert told.get(timeout=30).id == "c"
+    assert told.get(timeout=LONG).id == "c"
     outbox.answer("a", sure())
-    assert [told.get(timeout=30).id, told.get(timeout=30).id] == ["a", "b"]
+    assert [told.get(timeout=LONG).id, told.get(timeout=LONG).id] == ["a", "b"]
 
 
 def test_a_mark_that_fails_is_no_second_call(outbox, call, monkeypatch):
@@ -1484,14 +1485,14 @@ def test_a_fork(make, deliver):
     outbox, sent = make(), Queue()
     delivery = deliver(outbox, lambda w: sent.put(w.id) or sure())
     outbox.put(request("before"))
-    assert sent.get(timeout=30) == "before"
+    assert sent.get(timeout=LONG) == "before"
 
     def work():
         alone = [each.name for each in threading.enumerate()] == [threading.current_thread().name]
         return alone and not delivery.loop.lock.held and outbox.put(request("child")).stored
 
     assert forked(work)() == 0
-    assert sent.get(timeout=30) == "child"
+    assert sent.get(timeout=LONG) == "child"
     with (outbox.path.parent / "outbox.db.deliver").open() as place, pytest.raises(BlockingIOError):
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
     until(lambda: sorted(ids(outbox, "answered")) == ["before", "child"])
@@ -1504,7 +1505,7 @@ def test_a_forked_child_that_outlives_its_parents_delivery(make):
     delivery = Delivery(outbox, lambda w: sent.put(w.id) or sure(), **FAST)
     delivery.start()
     outbox.put(request("a"))
-    assert sent.get(timeout=30) == "a"
+    assert sent.get(timeout=LONG) == "a"
     here, there = socket.socketpair()
 
     def work():
@@ -1512,7 +1513,7 @@ def test_a_forked_child_that_outlives_its_parents_delivery(make):
         there.send(b"up")
         there.recv(1)
         outbox.put(request("b"))
-        return sent.get(timeout=30) == "b" and (until(lambda: "b" in ids(outbox, "answered")) or True)
+        return sent.get(timeout=LONG) == "b" and (until(lambda: "b" in ids(outbox, "answered")) or True)
 
     ended = forked(work)
     there.close()

@@ -8,6 +8,7 @@ from time import monotonic
 from types import SimpleNamespace
 
 import pytest
+from both import LONG
 
 from edgeroute.testing import CannedServer, Relay, http_reply
 from edgeroute.tools.contracts import faulty_relay as relay
@@ -53,7 +54,7 @@ def test_bytes_take_their_time_in_each_direction():
     body = b"x" * 100_000
     with CannedServer(http_reply(body)) as server, Relay("127.0.0.1", server.port) as link:
         link.throttle = 1e6
-        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as client:
+        with socket.create_connection(("127.0.0.1", link.port), timeout=LONG) as client:
             begun, got = monotonic(), 0
             client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + body)
             while got < len(body):
@@ -65,7 +66,7 @@ def test_a_shut_relay_forwards_nothing_and_keeps_its_port():
     """Connections end at once, the server hears of none, and no other socket gets the port; opened, it is the way again."""
     with CannedServer(http_reply(b"here")) as server, Relay("127.0.0.1", server.port) as link:
         link.shut = True
-        with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", link.port), timeout=30) as client:
+        with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", link.port), timeout=LONG) as client:
             client.recv(1)
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -73,6 +74,6 @@ def test_a_shut_relay_forwards_nothing_and_keeps_its_port():
                 other.bind(("127.0.0.1", link.port))
         assert (link.connections, server.connections) == (1, 0)
         link.shut = False
-        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as client:
+        with socket.create_connection(("127.0.0.1", link.port), timeout=LONG) as client:
             client.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import routes
 import tiny
-from both import flat
+from both import LONG, flat
 
 import edgeroute
 from edgeroute import (
@@ -175,7 +175,7 @@ def test_a_cloud_takes_the_edges_labels(tmp_path):
 def test_deadline_with_nothing_to_show():
     """With no answer at the deadline the error is a TimeoutError, and names what was waited for."""
     gate = threading.Event()
-    router = Router(edge=lambda x: (gate.wait(60), 1.0))
+    router = Router(edge=lambda x: (gate.wait(LONG), 1.0))
     with pytest.raises(DeadlineExceeded, match=r"edge .* 50 ms"):
         router.infer(0, deadline=0.05)
     gate.set()
@@ -186,7 +186,7 @@ def test_deadline_with_nothing_to_show():
 def test_deadline_with_an_edge_answer(due):
     """A cloud that does not answer costs no more than the deadline, and the edge's answer is returned."""
     gate, deadline_s = threading.Event(), due()
-    router = Router(edge=edge, cloud=lambda x: gate.wait(60), threshold=0.85, deadline=deadline_s)
+    router = Router(edge=edge, cloud=lambda x: gate.wait(LONG), threshold=0.85, deadline=deadline_s)
     answer = router.infer(-1)
     gate.set()
     router.close()
@@ -203,7 +203,7 @@ def test_hedge_asks_the_cloud_while_the_edge_is_at_it():
 
         def run(self, inputs, cancel):
             cancel.on_ask(gate.set)
-            gate.wait(60)
+            gate.wait(LONG)
             stopped.append(cancel.asked)
             return [("edge", 1.0)]
 
@@ -220,7 +220,7 @@ def test_an_edge_that_does_not_stop_is_left_alone():
         name, parallel = "stuck", 1
 
         def run(self, inputs, cancel):
-            gate.wait(60)
+            gate.wait(LONG)
             return [("edge", 1.0)]
 
     clouds = FakeCloud([OSError("dead"), ("cloud", 0.9), OSError("dead")])
@@ -746,7 +746,7 @@ def test_reload_drops_no_request(policy):
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
             thread.start()
-        going.wait(30)
+        going.wait(LONG)
         for i in range(12):
             policy.write_text(texts[i % 3])
             router.reload()
@@ -772,11 +772,11 @@ def test_watch_reloads(policy, caplog):
             new.write_text(f'threshold = {threshold}\n[edge]\npath = "m.onnx"\n')
             os.utime(new, (1, 1))
             new.replace(policy)
-            assert changed.wait(30)
+            assert changed.wait(LONG)
             assert router.engine.snapshot.targets[0].threshold == threshold
             changed.clear()
         policy.write_text("nonsense")
-        assert changed.wait(30)
+        assert changed.wait(LONG)
         policy.unlink()
         assert router.infer(X).value == "b"
 

@@ -70,7 +70,7 @@ class Fake:
     def run_feed(self, feed):
         """Runs once the gate is open."""
         self.begun.release()
-        assert self.gate.wait(30)
+        assert self.gate.wait(LONG)
         x = feed["x"]
         if (x == 13).any():
             raise ZeroDivisionError("secret")
@@ -356,7 +356,7 @@ def test_too_large_is_seen_while_reading():
 
 def raw(client, *parts):
     """What the server replies to these bytes until it closes the connection."""
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=LONG) as connection:
         for part in parts:
             connection.sendall(part)
         return b"".join(iter(lambda: connection.recv(65536), b""))
@@ -567,7 +567,7 @@ def signs(application):
 
 def wait(sign, times=1):
     for _ in range(times):
-        assert sign.acquire(timeout=30)
+        assert sign.acquire(timeout=LONG)
 
 
 def test_batching():
@@ -913,10 +913,10 @@ def test_serve(tmp_path, sig):
         [sys.executable, "-W", "error", "-c", MAIN, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True
     ) as process:
         url = process.stdout.readline().strip()
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=LONG) as client:
             assert client.post(INFER, json=ASK).status_code == 200
             process.send_signal(sig)  # the connection is kept alive: it must not hold the server up
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=LONG)
     assert (process.returncode, out, err) == (0, f"end {sig:d}\n", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.onnx"]
     with pytest.raises(httpx.ConnectError):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import routes
-from both import flat
+from both import LONG, flat
 
 from edgeroute import AsyncRouter, Cache, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
 from edgeroute.testing import CannedServer, http_reply
@@ -100,7 +100,7 @@ def test_a_cloud_that_does_not_begin(listen):
     gate = threading.Event()
 
     def silent(_):
-        gate.wait(30)
+        gate.wait(LONG)
         yield "late"
 
     for options, policy in (({"first_token": 0.05}, {}), ({}, {"first_token": 0.05})):
@@ -183,7 +183,7 @@ def test_leaving_early_stops_the_generator(kind):
         try:
             while True:
                 yield "la"
-                heard.wait(30)
+                heard.wait(LONG)
         finally:
             closed.set()
 
@@ -201,11 +201,11 @@ def test_leaving_early_stops_the_generator(kind):
             with router.stream(1) as stream:
                 assert next(iter(stream)) == "la"
             heard.set()
-            assert closed.wait(30)
+            assert closed.wait(LONG)
             assert unanswered(stream)
     else:
         assert asyncio.run(main())
-        assert closed.wait(30)
+        assert closed.wait(LONG)
 
 
 class Ends(Instrument):
@@ -233,12 +233,12 @@ def test_a_stream_that_is_left_is_counted_and_traced(kind, x, leg):
 
     def early(x):
         yield Piece("it", [-0.1 if x > 0 else -3.0])
-        left.wait(30)
+        left.wait(LONG)
         yield Piece(" is", [-0.1])
 
     def dear(_):
         yield "far"
-        left.wait(30)
+        left.wait(LONG)
         yield " away"
 
     targets = {"edge": early, "cloud": Function(dear, name="cloud", usd_per_call=0.5)}
@@ -336,7 +336,7 @@ def test_first_token_costs_no_answer_that_the_edge_has(listen, mode):
     gate, failed = threading.Event(), threading.Event()
 
     def slow(_):
-        assert failed.wait(30)
+        assert failed.wait(LONG)
         gate.wait(0.2)
         yield from ("it", " is", " small")
         return 0.9
@@ -356,7 +356,7 @@ def test_words_of_a_cloud_that_was_given_up_are_not_mixed_in(listen):
     late, edge_speaks = threading.Event(), threading.Event()
 
     def slow(_):
-        edge_speaks.wait(30)
+        edge_speaks.wait(LONG)
         yield from ("CLOUD ", "CLOUD ")
         late.set()
         return 0.9

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from both import LONG
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -237,11 +238,11 @@ def test_threads_that_come_at_once_share_what_is_made():
     held, gate = Held(1), threading.Barrier(8)
 
     def use():
-        gate.wait(30)
+        gate.wait(LONG)
         return held.lock
 
     with ThreadPoolExecutor(8) as pool:
-        locks = {id(future.result(30)) for future in [pool.submit(use) for _ in range(8)]}
+        locks = {id(future.result(LONG)) for future in [pool.submit(use) for _ in range(8)]}
     assert len(locks) == 1
 
 

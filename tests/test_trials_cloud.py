@@ -9,7 +9,7 @@ from time import monotonic
 import numpy as np
 import pytest
 import tiny
-from both import Tasks, Threads
+from both import LONG, Tasks, Threads
 from commands import cli
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyError, Router, Trace, Trial, Unreachable
@@ -133,7 +133,7 @@ def test_in_shadow_nobody_sees_it_and_its_answers_are_compared():
     with router_of(tried(clouds, hidden={"trial": 1.0}, more_differs=1)) as router:
         for i in range(20):
             assert router.infer(i).leg == "cloud"
-            assert done.acquire(timeout=30)
+            assert done.acquire(timeout=LONG)
             while router.engine.trials.busy:
                 threading.Event().wait(0.001)
         told = arms_of(router)["trial"]
@@ -613,7 +613,7 @@ def test_a_reload_that_changes_the_trial_while_requests_are_under_way(tmp_path):
             router.reload()
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(LONG)
     assert wrong == []
 
 
