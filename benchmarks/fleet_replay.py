@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import replay as one_trace
+from figures import size
 
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.tools.fleet.digest_parquet_store import open_store
@@ -71,8 +72,8 @@ def run(folder: Path, engine: str) -> None:
 def main() -> None:
     """Write the traces, replay them on each engine, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devices", type=int, default=24)
-    parser.add_argument("--lines", type=int, default=25_000)
+    parser.add_argument("--devices", type=int, default=size(24, 2))
+    parser.add_argument("--lines", type=int, default=size(25_000, 100))
     parser.add_argument("--copies", type=int, default=1, help="files of each device's trace")
     parser.add_argument("--engines", default="1,2", help="numbers of processes, ray, and report")
     given = parser.parse_args()
@@ -90,14 +91,13 @@ def main() -> None:
                 shutil.copy(path, path.with_name(f"{copy}.parquet"))
         total = given.devices * given.lines * given.copies
         print(f"{sum(path.stat().st_size for path in folder.rglob('*.parquet')) / total:.1f} bytes a line")
+        print("\n| engine | lines a second of CPU, not of Ray's | in all | load |", "| --- | ---: | ---: | ---: |", sep="\n")
         for engine in given.engines.split(","):
             before, begun = os.times(), time.perf_counter()
             run(folder, engine)
             cpu_s = sum(os.times()[:4]) - sum(before[:4])
             took_s = time.perf_counter() - begun
-            print(
-                f"{engine}: {total / cpu_s:,.0f} lines a second of CPU (not of Ray's), {total / took_s:,.0f} in all; load {os.getloadavg()[0]:.0f}"
-            )
+            print(f"| {engine} | {total / cpu_s:,.0f} | {total / took_s:,.0f} | {os.getloadavg()[0]:.0f} |")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import duckdb
 import fleets
+from figures import size
 
 from edgeroute.fleet.digest_encoding_and_coarsening import encode, path_of
 from edgeroute.tools.fleet.digest_collection import Rules, collect
@@ -51,6 +52,11 @@ def memory() -> str:
     return f"{own:,.0f} MB, and {child:,.0f} MB in each further process"
 
 
+def row(what: str, took_s: float, used_s: float) -> None:
+    """Print a row of the table."""
+    print(f"| {what} | {took_s:.1f} | {used_s:.1f} | {memory()} |")
+
+
 def digests(folder: Path, count: int) -> None:
     """Write so many digests into a folder, and print the times of two runs of `fleet collect`; the second finds none new."""
     kinds = list(fleets.random_fleet(200, 1))
@@ -62,9 +68,7 @@ def digests(folder: Path, count: int) -> None:
     for what in ("new", "none new"):
         wall, cpu = time.monotonic(), cpu_s()
         result = collect(Folder(folder / "in"), folder / "collected", Rules(date(2026, 11, 29)))
-        print(
-            f"collect, {what}: {count:,} digests, {result.added:,} added, {time.monotonic() - wall:.1f} s, {cpu_s() - cpu:.1f} s of CPU, {memory()}"
-        )
+        row(f"collect, {what}: {count:,} digests, {result.added:,} added", time.monotonic() - wall, cpu_s() - cpu)
 
 
 def rows(folder: Path, devices: int) -> None:
@@ -78,22 +82,26 @@ def rows(folder: Path, devices: int) -> None:
                 path = store / table / f"day={fleets.FIRST + timedelta(days=day)}" / "rows.parquet"
                 path.parent.mkdir(parents=True)
                 connection.execute(f"COPY ({sql.format(devices)}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)")
-    size, count = sum(path.stat().st_size for table in TABLES for path in (store / table).rglob("*.parquet")), devices * DAYS * 24
+    total_bytes, count = (
+        sum(path.stat().st_size for table in TABLES for path in (store / table).rglob("*.parquet")),
+        devices * DAYS * 24,
+    )
     wall, cpu = time.monotonic(), cpu_s()
     with open_store(store) as connection:
         total = report(connection, 1e6).total
-    used = cpu_s() - cpu
-    print(
-        f"report: {count:,} rows of {total.devices:,} devices, {size / count:.1f} B a row, {time.monotonic() - wall:.1f} s, "
-        f"{used:.1f} s of CPU ({count / used / 1e6:.1f} M rows a second of CPU), {memory()}"
+    row(
+        f"report: {count:,} rows of {total.devices:,} devices, {total_bytes / count:.1f} B a row",
+        time.monotonic() - wall,
+        cpu_s() - cpu,
     )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--digests", type=int, default=10_000)
-    parser.add_argument("--devices", type=int, default=15_000)
+    parser.add_argument("--digests", type=int, default=size(10_000, 100))
+    parser.add_argument("--devices", type=int, default=size(15_000, 50))
     given = parser.parse_args()
+    print("| | seconds | of CPU | most memory |", "| --- | ---: | ---: | --- |", sep="\n")
     with tempfile.TemporaryDirectory() as made:
         if given.digests:
             digests(Path(made), given.digests)
