@@ -165,6 +165,19 @@ def test_an_answer_that_is_never_a_label_is_an_error(labels, spell, what, by):
                 assert "\n" not in str(raised.value)
 
 
+def test_a_mapping_with_other_keys_than_the_labels_is_an_error():
+    """It would equal none of them, and so nothing would count as lost; with the same keys it is compared."""
+    labels = [{"label": name} for name in PETS]
+    for value, right in ((lambda c: {"label": PETS[c], "score": 0.9}, False), (lambda c: {"label": PETS[c]}, True)):
+        far = Function(lambda i, value=value: (value(int(CLOUD[i])), 0.9), version="1")
+        with Router(edge(labels), far, threshold=0.5) as router:
+            if right:
+                assert router.calibrate(X, known(labels), max_loss=0.05).certificate.accuracy["cloud"] > 0.95
+                continue
+            with pytest.raises(BadInput, match=r"cloud's? .*\(a mapping of 2\).*labels \(a mapping of 1\)"):
+                router.calibrate(X, known(labels), max_loss=0.05)
+
+
 def test_the_edge_like_the_cloud():
     """Of the edge, which would lose all; and of both, where nothing would be lost."""
     with Router(edge(["Katze", "Hund", "Vogel"]), cloud(lambda c: PETS[c]), threshold=0.5) as router:

@@ -503,10 +503,10 @@ def check_possible(
     raise BadInput(f"{text}. None could be right: write the labels as it answers, or let it answer as they are written")
 
 
-def _form_or_kind(value: Any) -> str | tuple[str]:
-    """Return the form of a label; of a value that has none its kind: such values are not looked up."""
+def _form_or_kind(value: Any) -> str | tuple[str, ...]:
+    """Return the form of a label; of a value that has none its kind, and a mapping's keys: such values are not looked up."""
     form = label_form(value)
-    return (_kind(value),) if form is None else form
+    return (_kind(value), *(sorted(map(str, value)) if isinstance(value, Mapping) else ())) if form is None else form
 
 
 def _kind(value: Any) -> str:
