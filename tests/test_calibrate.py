@@ -690,7 +690,7 @@ def test_the_promise_in_words():
     assert c.label == "loss <= 2 %, 95 % sure"
     assert c.guarantee == (
         f"With 95 % confidence, on inputs drawn independently and like the 1,000 examples of {c.date}: "
-        "the accuracy of the cascade is at most 2 percentage points below that of the cloud alone."
+        "the accuracy of edge and cloud together is at most 2 percentage points below that of the cloud alone."
     )
     assert "at most 1 percentage point below" in c._replace(value=0.01).guarantee
     assert "another answer than the cloud's" in c._replace(agreement=True).guarantee

@@ -784,7 +784,7 @@ def test_graded_answers_are_calibrated_on(home, policy):
     np.savez(home / "f1.npz", **arrays)
     code, out, err = cli("calibrate", "-p", policy(), "-d", home / "f1.npz", "--max-loss", "1%", "--metric", "F1")
     assert (code, err.startswith("taken on trust")) == (0, True)
-    assert "the mean F1 of the cascade is at most 0.01 below that of the cloud alone" in " ".join(out.split())
+    assert "the mean F1 of edge and cloud together is at most 0.01 below that of the cloud alone" in " ".join(out.split())
     found = Certificate.load(home / "certificate.json")
     wanted = certify(arrays["confidence"], arrays["edge_scores"], arrays["cloud_scores"], max_loss=0.01, metric="F1")
     assert (found.threshold, found.method, found.metric) == (wanted.threshold, "betting", "F1")

@@ -164,9 +164,9 @@ def test_the_promise_in_words():
     assert found.label == "F1 loss <= 0.01, 95 % sure"
     assert found.guarantee == (
         f"With 95 % confidence, on inputs drawn independently and like the 2,000 examples of {found.date}: "
-        "the mean F1 of the cascade is at most 0.01 below that of the cloud alone."
+        "the mean F1 of edge and cloud together is at most 0.01 below that of the cloud alone."
     )
-    assert "the mean correctness of the cascade" in calibrate(score, edge, cloud, max_loss=0.01).guarantee
+    assert "the mean correctness of edge and cloud together" in calibrate(score, edge, cloud, max_loss=0.01).guarantee
     assert (
         "mean F1 of the answers that the edge gives alone is at least 0.8"
         in calibrate(score, edge, max_error=0.2, metric="F1").guarantee

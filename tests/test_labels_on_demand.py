@@ -127,7 +127,7 @@ def test_a_function_is_asked_only_for_what_counts(kind):
         assert found.labels == {i: right(i) for i in asked}
         assert f"{len(asked)} labels read" in repr(found)
         assert any(note.startswith(f"{len(asked)} labels were read") for note in found.notes)
-        assert "accuracy of the cascade" in found.certificate.guarantee
+        assert "accuracy of edge and cloud together" in found.certificate.guarantee
         assert found.certificate.accuracy == {}  # known of some examples alone
         assert found.html()
         half = router.calibrate(X, found.labels, label=right, max_loss=0.05, every=2)

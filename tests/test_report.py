@@ -591,7 +591,7 @@ def test_one_word_for_edge_and_cloud_together_and_the_methods(real):
     """They are "edge and cloud", which the page explains, as it does the method of its certificate."""
     text = read(real)
     assert "both together" not in text.lower()
-    assert "Edge and cloud, the cascade of the guarantee: the edge's answer where it is accepted" in text
+    assert "Edge and cloud together: the edge's answer where it is accepted" in text
     assert f"Method {real.certificate.method}: " in text
     for method in ("CP-harm", "LR-BB", "D-BB", "CP-error", "Beta", "rank"):
         assert len(methods(real.certificate._replace(method=method))) > 60

@@ -195,13 +195,13 @@ class Certificate(NamedTuple):
                 return f"the mean {self.metric} of the answers that the edge gives alone is at least {1 - self.value:g}"
             if self.agreement:
                 return f"the mean {self.metric} of the answers against the cloud's own is at least {1 - self.value:g}"
-            return f"the mean {self.metric} of the cascade is at most {self.value:g} below that of the cloud alone"
+            return f"the mean {self.metric} of edge and cloud together is at most {self.value:g} below that of the cloud alone"
         if self.kind == "max_error":
             return f"at most {share} of the answers that the edge gives alone are wrong"
         if self.agreement:
             return f"at most {share} of the inputs get another answer than the cloud's, so at most that much accuracy is lost"
         points = f"{self.value * 100:g} percentage point" + ("" if self.value == 0.01 else "s")  # noqa: PLR2004 - one
-        return f"the accuracy of the cascade is at most {points} below that of the cloud alone"
+        return f"the accuracy of edge and cloud together is at most {points} below that of the cloud alone"
 
     def raised(self, at_least: float, label: str = "") -> float:
         """Return the threshold of a class, or of all, raised to `at_least`, but not above `highest`. inf: defer everything."""

@@ -220,7 +220,7 @@ def definitions(evaluation: Evaluation) -> str:
     asked = evaluation.examples.cloud is not None
     sentences = [
         "An answer of the edge is accepted where its score is at least the threshold. Else it is deferred: the cloud is asked.",
-        "Edge and cloud, the cascade of the guarantee: the edge's answer where it is accepted, and else the cloud's.",
+        "Edge and cloud together: the edge's answer where it is accepted, and else the cloud's.",
     ]
     if evaluation.labelled:
         sentences.append("Accuracy is the share of answers that are the label.")
