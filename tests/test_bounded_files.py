@@ -89,7 +89,7 @@ def test_a_pipe_in_a_catalog(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["{} = 1", "[{}]", "a = {{ {} = 1 }}", "[[ {} ]]"])
-@pytest.mark.parametrize("part", ["a", '"a"', "'a' "])
+@pytest.mark.parametrize("part", ["a", '"a"', "'a' ", '""', '" "', '\t"!" ', "'.'", "''", r'"\".\\"', """ '"' """])
 def test_a_dotted_key_without_end(form, part):
     """Its parts are sections, each within the one before: a file of 100 KB would take gigabytes."""
     with pytest.raises(ValueError, match="parts"):
@@ -97,6 +97,12 @@ def test_a_dotted_key_without_end(form, part):
     few = form.format(".".join([part] * (MOST_PARTS - 1)))
     assert parse_toml(few)
     assert parse_toml(f"a = '{'x' * 200_000}... {'. ' * 1000}'")
+
+
+@pytest.mark.parametrize("piece", [r"\"", ' "', r" \"", '"a.b".' * 40 + "! ", 'a . "b" . ' * 31 + "! "])
+def test_a_text_that_looks_like_keys(piece):
+    """It is read once, and not from each quote again."""
+    assert parse_toml(f"a = '{piece * (1_000_000 // len(piece))}'")
 
 
 def files_of_others(tmp_path):

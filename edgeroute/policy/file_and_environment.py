@@ -281,7 +281,9 @@ def _without_groups(edges: Any, path: Path) -> Any:
 
 
 MOST_PARTS = 64  # maximum parts of a dotted key
-_LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){{{MOST_PARTS}}}""")
+# A part of a dotted key, and the dot. Its first character tells its kind, so that there is one way alone to read a text.
+_PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*"""
+_LONG_KEY = re.compile(rf"(?<![^\s\[{{,])(?:{_PART}){{{MOST_PARTS}}}")
 
 
 def parse_toml(text: str) -> Any:
