@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,18 @@ from edgeroute.catalog.model_folder_and_downloads import Store, pointer
 from edgeroute.confidence import Certificate, Learned
 from edgeroute.edge import gguf_format
 from edgeroute.edge.model_card import Card, sha256_of
-from edgeroute.errors import CatalogAway
+from edgeroute.errors import CatalogAway, CatalogError
 from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
-from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes, read_json, read_text
+from edgeroute.system.untrusted_files import (
+    MOST_DATA,
+    MOST_UNPACKED,
+    open_file,
+    parse_json,
+    read_arrays,
+    read_bytes,
+    read_json,
+    read_text,
+)
 from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs, recorded_outputs
 from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
 from edgeroute.tools.cli.status_and_trial_arms import read_state
@@ -185,6 +195,34 @@ def test_the_reader_is_bounded(tmp_path):
     for read in (read_bytes, read_json):
         with pytest.raises(OSError, match="more than"):
             read(path)
+
+
+@pytest.mark.parametrize("read", [read_inputs, recorded_outputs, read_canaries], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("unpacked", [MOST_UNPACKED + 1, MOST_DATA + 1])
+def test_an_archive_that_unpacks_to_far_more_than_it_is(tmp_path, read, unpacked):
+    """What it says of its size is looked at before an array is read."""
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, edge_logits=np.zeros((9, 2)), inputs=np.zeros(9), answers=np.zeros(9))
+    assert read(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"written anew"
+        archive.infolist()[0].file_size = unpacked
+    with pytest.raises((BadInput, CatalogError), match="unpack"):
+        read(path)
+
+
+def test_an_archive_of_zeros(tmp_path):
+    """It is small, and what it unpacks to is not too much."""
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros((1 << 22, 1), np.uint8), b=np.ones(3))
+    assert {name: array.shape for name, array in read_arrays(tmp_path / "a.npz").items()} == {"a": (1 << 22, 1), "b": (3,)}
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"\x93NUMPY", b"x = '", b"", b"PK\x05\x06" + bytes(18)])
+def test_a_file_that_is_no_archive(tmp_path, content):
+    """Whatever numpy and zipfile raise of it, the canaries cannot be read."""
+    (tmp_path / "c.npz").write_bytes(content)
+    with pytest.raises(CatalogError):
+        read_canaries(tmp_path / "c.npz")
 
 
 def test_numbers_of_json():

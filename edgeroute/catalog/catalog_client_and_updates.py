@@ -27,7 +27,7 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.calls_and_tasks import ClosedByWith
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import Worker
-from edgeroute.system.untrusted_files import MOST_TEXT, open_file, read_bytes, read_json
+from edgeroute.system.untrusted_files import MOST_TEXT, read_arrays, read_bytes, read_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -503,8 +503,7 @@ def read_canaries(path: Path) -> Canaries:
         CatalogError: the file cannot be read, or lacks one of these.
     """
     try:
-        with open_file(path) as file, np.load(file, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in data.files}
+        arrays = read_arrays(path)
         named = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         answers = arrays["answers"]
         rows = [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
@@ -512,5 +511,5 @@ def read_canaries(path: Path) -> Canaries:
         if len(inputs) != len(answers) or not inputs:
             raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers")  # noqa: TRY301 - translated below, like the others
         return Canaries(inputs, list(answers), int(arrays.get("most_wrong", 0)))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise CatalogError(f"{path} has no canary inputs with answers: {e}") from e

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from math import inf, isinf
-from typing import Any
+from typing import IO, Any
 
 MOST_TEXT = 1 << 24  # most bytes of a text that is read at once
 MOST_DATA = 1 << 32  # most bytes of arrays, pictures and models that are read at once
+MOST_UNPACKED = 1 << 29  # most bytes that a small archive unpacks to; a larger one to MOST_TIMES its size, up to MOST_DATA
+MOST_TIMES = 100
 MOST_DIGITS = 308  # most digits of a whole number in JSON: floats have no larger ones
 
 
@@ -67,6 +69,34 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_DATA) -> bytes:
     """Return the content of a regular file. Raises as `open_file`."""
     with open_file(path, most) as file:
         return file.read()
+
+
+def load_arrays(file: IO[bytes]) -> Any:
+    """Return the array of an open .npy file, or the archive of an .npz file, which reads an array when it is asked for it.
+
+    Raises:
+        ValueError: the archive says that it unpacks to far more than it is.
+        Exception: numpy's, zipfile's or zlib's own; the file is neither, or damaged.
+    """
+    import numpy as np
+
+    data, size = np.load(file, allow_pickle=False), file.seek(0, os.SEEK_END)
+    if archive := getattr(data, "zip", None):
+        unpacked = sum(member.file_size for member in archive.infolist())  # zipfile reads no more of a member than that
+        if unpacked > max(size, min(MOST_DATA, max(MOST_UNPACKED, MOST_TIMES * size))):
+            data.close()
+            raise ValueError(f"its {size:,} bytes unpack to {unpacked:,}, too many: write it by numpy.savez, not compressed")
+    return data
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the arrays of an .npz file by name. Raises OSError as `open_file`, and ValueError for any other or damaged file."""
+    with open_file(path) as file:
+        try:
+            with load_arrays(file) as archive:
+                return {name: archive[name] for name in archive.files}
+        except Exception as e:  # the content decides which
+            raise ValueError(f"it cannot be read as an .npz file: {e}") from e
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from edgeroute.confidence.output_forms_labels_and_comparison import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes
+from edgeroute.system.untrusted_files import load_arrays, open_file, parse_json, read_bytes
 from edgeroute.tools.cli.labelled_table_reader import SEPARATORS, Columns, Item, Note, array_of, label_of, pixels_in, read_table
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -172,7 +172,7 @@ def read_inputs(
         if suffix in IMAGES:
             return [Item(str(path), _image(path, keys) if keys else _pixels(path))]
         with _open(path) as file:  # numpy does not close a path that it opened itself after every error
-            data = np.load(file, allow_pickle=False)
+            data = load_arrays(file)
             if not isinstance(data, np.ndarray):
                 return _rows(path, data, keys, note)
             if keys:
@@ -334,7 +334,7 @@ def _archive(path: Path) -> Iterator[Any]:
         yield None
         return
     with _reading(path), _open(path) as file:
-        data = np.load(file, allow_pickle=False)
+        data = load_arrays(file)
         with nullcontext() if isinstance(data, np.ndarray) else data as archive:
             yield archive
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput
-from edgeroute.system.untrusted_files import open_file
+from edgeroute.system.untrusted_files import read_arrays
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.tables_and_options import File, Json, Policy, table
 
@@ -342,15 +342,12 @@ def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
     Raises:
         BadInput: the file cannot be read, or has no inputs.
     """
-    import numpy as np
-
     from edgeroute.catalog.catalog_client_and_updates import NAMED
     from edgeroute.router.router import Router
     from edgeroute.tools.catalog_keys_and_publishing import write_canaries
 
     try:
-        with open_file(inputs) as file, np.load(file, allow_pickle=False) as data:
-            arrays: dict[str, Any] = {key: data[key] for key in data.files}
+        arrays = read_arrays(inputs)
         columns = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         rows = (
             [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
