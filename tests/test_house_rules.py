@@ -222,7 +222,6 @@ THREADS = {
     "system/late_imports_and_plugins.py": "an import, whose exception its caller gets",
     "system/thread_pool_and_workers.py": "the pool, whose jobs are contained, and the worker itself",
     "tools/cli/inspect_by_runs_and_guessed_card.py": "a run, whose exception its caller gets",
-    "tools/server/in_process_gateway.py": "the loop of a gateway, whose calls' exceptions their callers get",
 }
 """Files that make threads, and why these are no workers."""
 

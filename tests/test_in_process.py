@@ -173,6 +173,34 @@ def test_a_model_that_ends_its_thread():
                 http.post(f"{gateway.url}/chat/completions", json=CHAT)
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_coroutine_that_ends_its_event_loop(error):
+    """Its request has an answer, the one in progress goes on, and so do later ones and the gateway's end."""
+    begun, go = threading.Event(), asyncio.Event()
+
+    async def cloud(x):
+        match x["messages"][-1]["content"]:
+            case "wait":
+                begun.set()
+                await go.wait()
+            case "end":
+                raise error
+            case "go":
+                go.set()
+        return "far away"
+
+    def ask(http, text):
+        chat = {"model": "edgeroute", "messages": [{"role": "user", "content": text}]}
+        return http.post(f"{gateway.url}/chat/completions", json=chat).json()["choices"][0]["message"]["content"]
+
+    router = AsyncRouter(lambda _: ("near", 0.1), cloud, threshold=0.5, deadline=LONG)
+    with InProcess(router) as gateway, gateway.client(timeout=LONG) as http, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, http, "wait")
+        assert begun.wait(LONG)
+        assert [ask(http, text) for text in ("end", "go")] == ["near", "far away"]
+        assert waiting.result(LONG) == "far away"
+
+
 def test_a_closed_gateway(gateway):
     """Says so; closing it twice is once, and ends what is in progress."""
     client = gateway.client()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -12,6 +11,7 @@ from typing import Any
 
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_backend import EdgeBackend
+from edgeroute.tools.event_loop_thread import LoopThread
 from edgeroute.types import EdgeModel, StopToken
 
 Ask = Callable[[], object]  # function that asks a run to stop
@@ -51,11 +51,7 @@ class Running:
     def __init__(self, model: EdgeModel, timeout_s: float) -> None:
         self.backend, self.timeout_s = EdgeBackend(model.name, model, "msp"), timeout_s
         self.awaited = self.backend.alone_async
-        self._loop: asyncio.AbstractEventLoop | None = None
-        if self.awaited:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="edge-contract", daemon=True)
-            self._thread.start()
+        self._loop = LoopThread("edge-contract", f"{model.name} failed") if self.awaited else None
 
     def ask(self, inputs: list[Any], cancel: StopToken | None = None, *, many: bool = True) -> list[Prediction]:
         """Run a batch, or its only input by `run_one` if not `many`; wait, and return the predictions.
@@ -117,7 +113,7 @@ class Running:
     def task(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Start a coroutine on the loop. Return the future of its result."""
         assert self._loop is not None, "as above"
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self._loop.begin(work)
 
     def wait(self, done: Future[Any], what: str) -> Any:
         """Wait for the result of a future, up to `timeout_s`, and return it; an error of the run is raised.
@@ -139,7 +135,4 @@ class Running:
         with suppress(Exception):  # what it raises was said by a check
             self.backend.close()
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(self.timeout_s)
-            if not self._thread.is_alive():
-                self._loop.close()
+            self._loop.close(self.timeout_s)

@@ -23,7 +23,7 @@ from edgeroute.edge.edge_model_members_and_fingerprints import feed_of, has_asyn
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.runtime_base import concatenate
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError
-from edgeroute.system.thread_pool_and_workers import Worker
+from edgeroute.tools.event_loop_thread import LoopThread
 from edgeroute.types import EdgeModel, TensorSpec
 
 # The load of a served model. Each reply reports it in the header `endpoint-load-metrics`, in ORCA's text form.
@@ -294,10 +294,9 @@ class TensorModel:
         self.run_feed: Callable[[dict[str, Array]], Any] = (
             self._run_rows if run_feed is None else lambda feed: run_feed(feed, None)
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: LoopThread | None = None
         if run_feed is None and has_async_runs(model):
-            self._loop = asyncio.new_event_loop()
-            Worker("edgeroute-serve-loop", self._run_loop, f"{model.name} failed", retry_s=0.0).start()
+            self._loop = LoopThread("edgeroute-serve-loop", f"{model.name} failed")
         self.card: Card = member(model, "card") or Card()
         self.only: str | None = member(model, "output")
         self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs")) or self._outputs_on_zeros()
@@ -322,7 +321,7 @@ class TensorModel:
             edges = feed.get(EDGES)
             return self._by_name(self._escalated(rows, [None] * count if edges is None else list(edges)))
         results = self.model.run(rows, None)
-        return self._by_name(results if self._loop is None else asyncio.run_coroutine_threadsafe(results, self._loop).result())
+        return self._by_name(results if self._loop is None else self._loop.begin(results).result())
 
     def _run_padded(self, feed: dict[str, Array]) -> Any:
         """Run the feed in batches of the model's fixed size; repeat the last row to fill the last batch, and cut the rest off."""
@@ -341,13 +340,7 @@ class TensorModel:
     def close(self) -> None:
         """Stop the event loop of a model with a coroutine function, without waiting; does not free the model."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-
-    def _run_loop(self) -> None:
-        """Run the event loop until it is stopped, then close it. A coroutine's SystemExit passes, and the loop goes on."""
-        assert self._loop is not None
-        self._loop.run_forever()
-        self._loop.close()
+            self._loop.close(0.0)
 
     def _by_name(self, results: Any) -> dict[str, Array]:
         """Return results, a mapping or the rows of one output, as arrays by name; one output has its declared name or "output".

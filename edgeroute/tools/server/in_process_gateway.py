@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from importlib import import_module
@@ -16,6 +15,7 @@ from edgeroute.errors import Closed, PolicyError
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.system.late_imports_and_plugins import import_httpx
 from edgeroute.system.mailbox import Mailbox
+from edgeroute.tools.event_loop_thread import LoopThread
 
 ADDRESS = "http://localhost"
 # Type of the last message of an exchange, of this module's own: its `error` is the application's, or None.
@@ -49,10 +49,9 @@ class InProcess(AbstractContextManager["InProcess"]):
 
         self.router = router if isinstance(router, AsyncRouter) else router_of(router)
         self._app = app(self.router, **options)
-        self._loop, self._stack, self._closed = asyncio.new_event_loop(), AsyncExitStack(), False
-        self._thread = threading.Thread(target=self._loop.run_forever, name="edgeroute-in-process", daemon=True)
-        self._thread.start()
-        self._run(self._stack.enter_async_context(self._app.router.lifespan_context(self._app)))
+        self._stack, self._closed = AsyncExitStack(), False
+        self._loop = LoopThread("edgeroute-in-process", "a request to the gateway in this process failed")
+        self._loop.begin(self._stack.enter_async_context(self._app.router.lifespan_context(self._app))).result()
 
     def client(self, library: str | None = None, **options: Any) -> Any:
         """Return a new HTTP client for threads, whose requests all go to this gateway.
@@ -110,13 +109,13 @@ class InProcess(AbstractContextManager["InProcess"]):
 
         def begin() -> None:
             nonlocal task
-            task = self._loop.create_task(serve())  # without a future for threads, which takes a tenth of an exchange
+            task = self._loop.loop.create_task(serve())  # without a future for threads, which takes a tenth of an exchange
 
         def cancel() -> None:
             with suppress(RuntimeError):  # the gateway is closed
-                self._loop.call_soon_threadsafe(lambda: task and task.cancel())
+                self._loop.loop.call_soon_threadsafe(lambda: task and task.cancel())
 
-        self._loop.call_soon_threadsafe(begin)
+        self._loop.loop.call_soon_threadsafe(begin)
         return cancel
 
     def close(self) -> None:
@@ -127,10 +126,10 @@ class InProcess(AbstractContextManager["InProcess"]):
         if self._closed:
             return
         self._closed = True
-        self._run(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._loop.begin(self._end()).result()
+        finally:
+            self._loop.close()
 
     async def _end(self) -> None:
         """Cancel all other tasks of the loop and wait for them, then end the application, which closes the router."""
@@ -139,10 +138,6 @@ class InProcess(AbstractContextManager["InProcess"]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._stack.aclose()
-
-    def _run(self, work: Any) -> None:
-        """Run a coroutine on the loop, and wait for it."""
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def __exit__(self, *_: object) -> None:
         self.close()
