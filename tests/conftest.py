@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # where several workers have the cores, numpy's threads wait for them in loops
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves send nothing to its maker
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # tests that import grpc themselves are not told to
 
 import pytest
 from both import LONG, Due, Tasks, Threads, nothing_left

@@ -516,6 +516,28 @@ def test_a_servers_words_are_not_printed():
     assert (done.stdout, done.stderr) == ("edge\n", "")
 
 
+@pytest.mark.parametrize(
+    ("first", "variable", "told"), [("grpc", None, 1), ("grpc", "NONE", 0), ("grpc", "ERROR", 0), ("edgeroute", None, 0)]
+)
+def test_a_program_that_imported_grpc_first(first, variable, told):
+    """It is told once of the variable that gRPC has read by then, unless it has set it."""
+    environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    environ |= {"GRPC_VERBOSITY": variable} if variable else {}
+    code = (
+        f"import {first}, os, sys\n{GOAWAY.replace('logging.disable(logging.CRITICAL)', '')}print(os.environ['GRPC_VERBOSITY'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "http://127.0.0.1:1"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=2 * LONG,
+        env=environ,
+    )
+    assert done.stdout.split() == ["edge", variable or "NONE"]
+    assert done.stderr.count("GRPC_VERBOSITY=NONE") == told
+
+
 def test_errors_have_types(server):
     """As over HTTP."""
     from edgeroute.cloud.endpoint_client import HttpClient

@@ -5,7 +5,9 @@ The classes of messages are made at the first use, without generated code.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,6 +20,7 @@ from edgeroute.cloud.oip_tensors import Invalid, Tensor
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.messages_addresses_and_secrets import Call, Reply
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.sanitised_logs_and_contained_errors import log
 
 # Messages of the Open Inference Protocol over gRPC, with the fields that an endpoint writes and reads.
 #
@@ -54,6 +57,7 @@ CONTENTS = {
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"), "UINT64": "uint64_contents", "FP32": "fp32_contents",
     "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+VERBOSITY = "GRPC_VERBOSITY"  # gRPC's core reads it once, and prints on stderr what a server says, a key or an input among it
 _RAW = bytes([7 << 3 | 2])  # tag of `Request.raw`
 
 
@@ -142,11 +146,12 @@ class OpenInferenceGrpc(ServedModel):
         return message_classes()
 
     def channels(self) -> tuple[Any, Any]:
-        """Return new channels for threads and for an event loop."""
-        module, longest = (
-            import_late("edgeroute.cloud.grpc_calls_as_http_replies"),
-            self.address.max_reply_bytes * MOST_ROWS + HEAD,
-        )
+        """Return new channels for threads and for an event loop. gRPC's own messages are off, unless `VERBOSITY` is set."""
+        if VERBOSITY not in os.environ and "grpc" in sys.modules:  # too late, and gRPC has no call for it
+            log.warning("the program imported grpc first, so it may print on stderr what a server says: set %s=NONE", VERBOSITY)
+        os.environ.setdefault(VERBOSITY, "NONE")
+        module = import_late("edgeroute.cloud.grpc_calls_as_http_replies")
+        longest = self.address.max_reply_bytes * MOST_ROWS + HEAD
         return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
 
     identity, prompt = identity, property(is_prompt)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 import ssl
 from collections.abc import Iterable
@@ -18,8 +17,6 @@ from time import monotonic
 from typing import Any
 
 import certifi
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core prints on stderr what a server says, a key or an input among it
 import grpc
 import grpc.aio
 
