@@ -14,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import date
 from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,13 +28,27 @@ from hypothesis import strategies as st
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router, StoreError
 from edgeroute.router import message_forms_and_digests as conversation_digests
 from edgeroute.router import private_conversations_and_digest_store as private_conversations
-from edgeroute.router.message_forms_and_digests import bound_digests, looked_up, read_conversation, text_digest
+from edgeroute.router.message_forms_and_digests import (
+    MOST_COMPARED,
+    MOST_LEAVES,
+    bound_digests,
+    looked_up,
+    read_conversation,
+    text_digest,
+)
 from edgeroute.router.private_conversations_and_digest_store import DAYS, UNKNOWN, WHY, Digests, within
 from edgeroute.stores import sqlite_file_and_key_values
 from edgeroute.stores.sqlite_file_and_key_values import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
 SECRET = "My test for diabetes was positive, what should I eat?"
+
+
+class Point(NamedTuple):
+    """A row of a table."""
+
+    n: int
+    x: float
 
 
 def user(text):
@@ -66,7 +82,7 @@ def made(request):
         sent = []
 
         def edge(x):
-            last = x[-1]["content"] if isinstance(x, list) and x and isinstance(x[-1], dict) else "?"
+            last = x[-1].get("content") if isinstance(x, list) and x and isinstance(x[-1], dict) else "?"
             return f"The edge's answer, which is long enough, to: {last}", 0.1
 
         def cloud(x):
@@ -880,13 +896,79 @@ def test_parts_that_occur_often_are_read_once(made):
     assert router.infer({"rows": part}).source == "cloud"
     router.infer([user(SECRET)], data_class="medical")
     assert router.infer({"rows": part}).source == "cloud"
-    many = conversation_digests.MOST_OBJECTS + 9
+    many = MOST_LEAVES // 4 + 9
     for lists in ([[n, 0.5] for n in range(many)], [(n, 0.5) for n in range(many)], np.zeros(many, [("x", "f4"), ("n", "i4")])):
         assert router.infer({"points": lists}).source == "cloud", "lists have no attributes"
     series = SimpleNamespace(dtype=SimpleNamespace(fields=["x"]))  # as Polars has it
     assert router.infer({"series": series}).source == "cloud"
     several = [SimpleNamespace(n=n) for n in range(many)]
     assert router.infer(several).trace["stays"] == UNKNOWN
+
+
+TOO_MANY = range(MOST_LEAVES + 1)
+LARGE = {
+    "texts": [f"text {n}" for n in TOO_MANY],
+    "array of texts": np.array(["text"] * len(TOO_MANY)),
+    "objects": np.array([["text"], *[None] * MOST_LEAVES], object),
+    "rows": [{"n": n, "note": "text"} for n in TOO_MANY],
+    "one text": [[n] for n in TOO_MANY] + [["text"]],
+    "one bytes": [[n] for n in TOO_MANY] + [[b"text"]],
+    "many small": [[[[n]], [["text"]]] for n in range(MOST_LEAVES // 4)],
+    "mapping": {str(n): ["text"] for n in TOO_MANY},
+    "beside numbers": {"points": [[n, 0.5] for n in TOO_MANY], "rows": [{"note": "text"} for _ in TOO_MANY]},
+    "list with attributes": [SimpleNamespace(n=n) for n in range(MOST_LEAVES // 4)],
+}
+NUMBERS = {
+    "lists": [[n, 0.5] for n in TOO_MANY],
+    "mappings": [{"n": n, "at": date(2026, 1, 1), "x": None} for n in TOO_MANY],
+    "tuples": [Point(n, 0.5) for n in TOO_MANY],
+    "columns": {"n": [*TOO_MANY], "x": [[0.5]] * len(TOO_MANY)},
+    "many small": [[[[n], [n]], [[n], [n]]] for n in range(MOST_LEAVES // 4)],
+    "NumPy's": [*np.zeros(len(TOO_MANY))],
+    "arrays": [np.zeros(2)] * 3 + [[np.zeros(2)] for _ in TOO_MANY],
+    "objects": np.array([None, *TOO_MANY], object),
+    "beside a text": {"sensor": "A7", "points": [[n, 0.5] for n in TOO_MANY]},
+}
+
+
+@pytest.mark.parametrize("x", LARGE.values(), ids=LARGE)
+def test_what_is_too_large_to_be_searched_stays(made, x):
+    """While something has to."""
+    router = made()
+    assert router.infer(x).source == "cloud"
+    router.infer([user(SECRET)], data_class="medical")
+    assert router.infer(x).trace["stays"] == UNKNOWN
+
+
+@pytest.mark.parametrize("x", NUMBERS.values(), ids=NUMBERS)
+def test_a_large_table_of_numbers_leaves(made, x):
+    """It has no texts; nor is it remembered where it had to stay."""
+    router = made()
+    router.infer([user(SECRET)], data_class="medical")
+    router.infer(x, data_class="medical")
+    assert router.infer(x).source == "cloud"
+
+
+def test_no_more_is_read_than_is_compared(made):
+    """An array that is too large is not even made a list, and of texts no more are read than are compared."""
+    router, read = made(), []
+    router.infer([user(SECRET)], data_class="medical")
+    array = SimpleNamespace(dtype=np.dtype("U9"), size=MOST_LEAVES + 1, tolist=lambda: read.append(1) or ["text"])
+    assert router.infer({"texts": array}).trace["stays"] == UNKNOWN
+    assert read == []
+    for texts in (["one text"] * (MOST_LEAVES - 1), [[["one text"]] for _ in range(MOST_LEAVES // 3)]):
+        conversation = read_conversation(texts)
+        assert conversation.unknown
+        assert len(conversation.messages) <= MOST_COMPARED + 1
+
+
+def test_of_a_large_private_call_as_much_is_remembered_as_can_be_read(made):
+    """Its messages come first; a table of texts beside them is too large."""
+    router = made()
+    table = [{"note": f"text {n}"} for n in TOO_MANY]
+    router.infer({"messages": [user(SECRET)], "inputs": table}, data_class="medical")
+    assert stays(router.infer([user(SECRET)]))
+    assert router.infer([user("What is the capital of France?")]).source == "cloud"
 
 
 def test_a_call_that_cannot_be_read_costs_no_answer(made, monkeypatch):
@@ -930,7 +1012,7 @@ def test_a_conversation_in_itself_ends():
     ("content", "unknown"),
     [
         ("a" * 64 + "\n" * 200_000 + "!", False),
-        ("data:" * 50_000, False),
+        ("data:" * 50_000, True),
         ("a." * 4_000_000, True),
         ("data:,a " * 500_000, True),
         ([text("word " * 20_000)] * 3, True),

@@ -16,6 +16,7 @@ from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
 from itertools import islice, pairwise
+from numbers import Number
 from pathlib import PurePath
 from types import MemberDescriptorType
 from typing import Any, Final, NamedTuple
@@ -36,8 +37,9 @@ LONG_PAIR: Final = 64  # minimum bytes of two messages in a row that identify a 
 LONGEST_RUN: Final = 64
 MOST_COMPARED: Final = 4_000  # maximum segments of a conversation to compare; of a longer one the form counts as unknown
 MOST_BOUND: Final = 64  # maximum digests that one call stores, beside that of the whole conversation
-MOST_OBJECTS: Final = 5_000  # maximum objects whose attributes are searched for messages; with more, an input counts as unknown
-MOST_LEAVES: Final = 20_000  # maximum values in an input to read; the form of a larger one counts as unknown
+MOST_LEAVES: Final = 20_000  # maximum values in an input to search, and to read; the form of a larger one counts as unknown
+MANY: Final = 256  # values of a part beyond which it is seen whether all are numbers, if they are too many to search
+OBJECT: Final = 4  # values that an object counts as, since its attributes are searched, too
 MOST_LETTERS: Final = 1 << 18  # maximum characters of the texts in an input to read; the form of a larger one counts as unknown
 DEEPEST: Final = 16
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})  # roles of messages with which many conversations begin
@@ -110,19 +112,19 @@ class _Search:
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, bool], tuple[Any, bool]] = {}  # with the part, so that no other gets its id
-        self.left = MOST_OBJECTS  # objects whose attributes may still be searched
+        self.left = MOST_LEAVES  # values that may still be searched
 
     def is_conversation(self, x: Any, depth: int = 0, *, texts: bool = True) -> bool:
         """Return True if a part is a message, a list of messages or of texts, or holds one of these, or a prompt, at any depth.
 
-        A text or bytes alone are none; what is nested too deeply, or in too many objects, counts as one.
+        A text or bytes alone are none; what is nested too deeply, or has too many values that are not all numbers, counts as one.
 
         Args:
             x: the input, or a part of it.
             depth: number of containers around it.
             texts: True if a list of texts counts.
         """
-        if type(x) in SCALARS or isinstance(x, str | bytes):
+        if type(x) in SCALARS or isinstance(x, (str, bytes, *_PLAIN)):
             return False
         if depth > DEEPEST or self.left < 0:
             return True
@@ -137,34 +139,72 @@ class _Search:
             fields = getattr(dtype, "fields", None)  # a mapping in NumPy
             parts = [field.base for field, *_ in fields.values()] if isinstance(fields, Mapping) else [dtype]
             may_have = any(getattr(part, "kind", "") in {"O", "U", "T", "V"} for part in parts)
-            return may_have and self.is_conversation(x.tolist(), depth + 1, texts=texts)
-        if _is_message(x) or self.requested(x, depth):
+            if not may_have or not self.counts(x, getattr(x, "size", 0)):
+                return False
+            return self.left < 0 or self.is_conversation(x.tolist(), depth + 1, texts=texts)
+        if type(x) not in (list, tuple) and (_is_message(x) or self.requested(x, depth)):
             return True
         if isinstance(x, Mapping) or not isinstance(x, Collection):
             return False
-        kinds = {*map(type, x)}
-        if kinds and all(issubclass(kind, str) for kind in kinds):
+        values = x if type(x) in (list, tuple) else [*x]  # a table of Pandas has rows, and yields columns
+        kinds = {*map(type, values)}
+        if kinds <= SCALARS or not self.counts(values, len(values)):
+            return False
+        if self.left >= 0 and all(issubclass(kind, str) for kind in kinds):
             return texts
-        return not kinds <= SCALARS and any(self.is_conversation(value, depth + 1, texts=texts) for value in x)
+        return self.left < 0 or any(self.is_conversation(value, depth + 1, texts=texts) for value in values)
+
+    def counts(self, x: Any, size: int) -> bool:
+        """Count a part's values as searched. Return False, and count none, if they are too many, but all are numbers."""
+        if size > max(self.left, MANY) and _is_numbers(x):
+            return False
+        self.left -= size
+        return True
 
     def requested(self, x: Any, depth: int) -> dict[Any, Any]:
         """Return the items of a request, or attributes, that have its messages: by their names, or else by their form."""
-        asked = {key: x.get(key) if isinstance(x, Mapping) else getattr(x, key, None) for key in REQUEST_KEYS}
+        is_mapping = isinstance(x, Mapping)
+        asked = {key: x.get(key) if is_mapping else getattr(x, key, None) for key in REQUEST_KEYS}
         asked = {k: v for k, v in asked.items() if isinstance(v, str) or (v is not None and self.is_conversation(v, depth + 1))}
-        if asked:
+        if asked or type(x) in (list, tuple):
             return asked
-        items = x if isinstance(x, Mapping) else {} if type(x) in (list, tuple) else _attributes(x)
-        self.left -= items is not x and len(items) > 0
+        items = x if is_mapping else _attributes(x)
+        self.left -= 0 if is_mapping else OBJECT
+        if {*map(type, items.values())} <= SCALARS or not self.counts(items, len(items)):
+            return {}
         return {key: value for key, value in items.items() if self.is_conversation(value, depth + 1, texts=False)}
 
 
-def read_conversation(x: Any) -> Conversation | None:
-    """Return the messages of an input; None if it is no conversation. Never raises: what cannot be read is unknown."""
-    reader = _Reader()
+def _is_numbers(x: Any, most: int | None = MANY) -> bool:
+    """Return True if a list, dict or array has nothing but numbers, dates and None, at any depth; looks at some parts first."""
+    level = [x]
+    for _ in range(DEEPEST):
+        kinds = {kind for kind in {*map(type, level)} if not issubclass(kind, Number | date | type(None))}
+        if not kinds or any(issubclass(kind, str) for kind in kinds):
+            return not kinds and (most is None or _is_numbers(x, None))
+        within: list[Any] = []
+        for part in {id(part): part for part in level if type(part) in kinds}.values():
+            if type(part) is dict:
+                within += part.values()
+            elif type(part) is list or (isinstance(part, tuple) and not type(part).__dictoffset__):
+                within += part
+            elif (kind := getattr(getattr(part, "dtype", ""), "kind", "V")) not in "biufcmM":
+                within.append(part.tolist() if kind == "O" else "")
+        level = within[:most]
+    return False
+
+
+def read_conversation(x: Any, *, whole: bool = False) -> Conversation | None:
+    """Return the messages of an input; None if it is no conversation. Never raises: what cannot be read is unknown.
+
+    Of one too large to be compared no more is read, unless `whole`: then as much as can be.
+    """
+    reader = _Reader(whole)
     try:
-        if not isinstance(x, str) and not reader.search.is_conversation(x):
+        found = isinstance(x, str) or reader.search.is_conversation(x)
+        if _is_numbers(x) if reader.search.left < 0 else not found:
             return None
-        messages = reader.messages(x, 0)
+        messages = [] if reader.is_full else reader.messages(x, 0)
     except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
         return Conversation([], True)
     return Conversation(messages, reader.unknown or reader.search.left < 0)
@@ -192,9 +232,14 @@ class _Reader:
         unknown: True if a value has an unknown form, or there are too many.
     """
 
-    def __init__(self) -> None:
-        self.search, self.unknown = _Search(), False
-        self._left, self._letters = MOST_LEAVES, MOST_LETTERS
+    def __init__(self, whole: bool) -> None:
+        self.search, self.unknown, self._whole = _Search(), False, whole
+        self._left, self._letters, self._segments_left = MOST_LEAVES, MOST_LETTERS, MOST_COMPARED
+
+    @property
+    def is_full(self) -> bool:
+        """True if nothing more is read, since it would not be compared."""
+        return self._left < 0 or (not self._whole and min(self._letters, self._segments_left, self.search.left) < 0)
 
     def messages(self, x: Any, depth: int) -> list[Message]:
         """Return the messages of a conversation, of any form; sets `unknown` where it is too deep.
@@ -206,11 +251,13 @@ class _Reader:
         if _is_message(x):
             return [self._read_message(x)]
         if hasattr(x, "dtype"):
-            x = x.tolist()
+            x = x.tolist() if getattr(x, "size", 0) <= MOST_LEAVES else []
         asked = self.search.requested(x, depth)
-        if not asked and isinstance(x, Collection):
+        if not asked and isinstance(x, Collection) and not isinstance(x, Mapping):
             found: list[Message] = []
             for value in x:
+                if self.is_full:
+                    break
                 if depth < DEEPEST and not isinstance(value, str) and self.search.is_conversation(value):
                     found += self.messages(value, depth + 1)
                 else:
@@ -262,16 +309,15 @@ class _Reader:
             with suppress(UnicodeDecodeError):
                 message.texts.append(self._segments(bytes(value).decode()))
         elif isinstance(value, _PLAIN):
-            message.beside.append(_segments(f"{key} {value}"))
+            message.beside.append(self._segments(f"{key} {value}"))
         elif callable(getattr(value, "tobytes", None)) or callable(getattr(value, "numpy", None)):
             array = value if hasattr(value, "tobytes") else value.numpy()
             message.media.append(_digest(b"media", array.tobytes()))
-        elif (fields := _fields(value)) is not None:
-            for name, part in fields.items():
+        elif (fields := _fields(value)) is not None or isinstance(value, Collection):
+            for name, part in ((key, part) for part in value) if fields is None else fields.items():
+                if self.is_full:
+                    break
                 self._read(part, message, name if isinstance(name, str) else "", depth + 1)
-        elif isinstance(value, Collection):
-            for part in value:
-                self._read(part, message, key, depth + 1)
         else:
             self.unknown = True
 
@@ -298,10 +344,12 @@ class _Reader:
             message.beside.append(self._segments(text))
 
     def _segments(self, text: str) -> list[bytes]:
-        """Return the contents of a text's sentences and lines; [], and set `unknown`, beyond `MOST_LETTERS` characters in all."""
+        """Return the contents of a text's sentences and lines; [] beyond `MOST_LETTERS` characters. Too many set `unknown`."""
         self._letters -= len(text)
-        self.unknown = self.unknown or self._letters < 0
-        return _segments(text) if self._letters >= 0 else []
+        found = _segments(text) if self._letters >= 0 else []
+        self._segments_left -= len(found)
+        self.unknown = self.unknown or min(self._letters, self._segments_left) < 0
+        return found
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
@@ -484,11 +532,6 @@ def looked_up(conversation: Conversation) -> Iterator[bytes]:
         for segments in m.beside:
             yield from _runs([_Segment(content, False, 0 if i else len(segments)) for i, content in enumerate(segments)])
     yield from _runs(flow)
-
-
-def too_long(conversation: Conversation) -> bool:
-    """Return True if a conversation has too many segments to be compared."""
-    return sum(len(text) for m in conversation.messages for text in (*m.texts, *m.beside)) > MOST_COMPARED
 
 
 class _Segment(NamedTuple):

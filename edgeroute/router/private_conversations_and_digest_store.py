@@ -414,7 +414,7 @@ class PrivateConversations(Part):
         except (ImportError, OSError):  # no file can be opened now
             self._is_lost |= private
             return "" if private else UNKNOWN
-        conversation: Conversation | None = content.read_conversation(x)
+        conversation: Conversation | None = content.read_conversation(x, whole=private)
         if conversation is None:
             return ""
         scope, begun = SCOPE.get(), None
@@ -425,7 +425,7 @@ class PrivateConversations(Part):
             self._digests.add([_MARK, *found])
         elif self._digests.blind:
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
-        elif self._is_lost or conversation.unknown or content.too_long(conversation):
+        elif self._is_lost or conversation.unknown:
             return UNKNOWN
         elif self._is_bound(conversation, scope):
             spoken = conversation._replace(messages=conversation.spoken)  # without what comes again with each call
