@@ -956,6 +956,7 @@ def test_no_more_is_read_than_is_compared(made):
     array = SimpleNamespace(dtype=np.dtype("U9"), size=MOST_LEAVES + 1, tolist=lambda: read.append(1) or ["text"])
     assert router.infer({"texts": array}).trace["stays"] == UNKNOWN
     assert read == []
+    assert router.infer({"texts": np.array(["text"] * (MOST_LEAVES - 9))}).source == "cloud", "each text counts once"
     for texts in (["one text"] * (MOST_LEAVES - 1), [[["one text"]] for _ in range(MOST_LEAVES // 3)]):
         conversation = read_conversation(texts)
         assert conversation.unknown

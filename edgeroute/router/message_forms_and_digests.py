@@ -139,7 +139,7 @@ class _Search:
             fields = getattr(dtype, "fields", None)  # a mapping in NumPy
             parts = [field.base for field, *_ in fields.values()] if isinstance(fields, Mapping) else [dtype]
             may_have = any(getattr(part, "kind", "") in {"O", "U", "T", "V"} for part in parts)
-            if not may_have or not self.counts(x, getattr(x, "size", 0)):
+            if not may_have or (getattr(x, "size", 0) > self.left and not self.counts(x, x.size)):
                 return False
             return self.left < 0 or self.is_conversation(x.tolist(), depth + 1, texts=texts)
         if type(x) not in (list, tuple) and (_is_message(x) or self.requested(x, depth)):
@@ -156,10 +156,9 @@ class _Search:
 
     def counts(self, x: Any, size: int) -> bool:
         """Count a part's values as searched. Return False, and count none, if they are too many, but all are numbers."""
-        if size > max(self.left, MANY) and _is_numbers(x):
-            return False
-        self.left -= size
-        return True
+        is_free = size > max(self.left, MANY) and _is_numbers(x)
+        self.left -= 0 if is_free else size
+        return not is_free
 
     def requested(self, x: Any, depth: int) -> dict[Any, Any]:
         """Return the items of a request, or attributes, that have its messages: by their names, or else by their form."""
@@ -169,8 +168,8 @@ class _Search:
         if asked or type(x) in (list, tuple):
             return asked
         items = x if is_mapping else _attributes(x)
-        self.left -= 0 if is_mapping else OBJECT
-        if {*map(type, items.values())} <= SCALARS or not self.counts(items, len(items)):
+        size = len(items) if is_mapping else len(items) + OBJECT
+        if (is_mapping and {*map(type, items.values())} <= SCALARS) or not self.counts(items, size):
             return {}
         return {key: value for key, value in items.items() if self.is_conversation(value, depth + 1, texts=False)}
 
@@ -184,10 +183,8 @@ def _is_numbers(x: Any, most: int | None = MANY) -> bool:
             return not kinds and (most is None or _is_numbers(x, None))
         within: list[Any] = []
         for part in {id(part): part for part in level if type(part) in kinds}.values():
-            if type(part) is dict:
-                within += part.values()
-            elif type(part) is list or (isinstance(part, tuple) and not type(part).__dictoffset__):
-                within += part
+            if type(part) in (dict, list) or (isinstance(part, tuple) and not type(part).__dictoffset__):
+                within += part.values() if isinstance(part, dict) else part
             elif (kind := getattr(getattr(part, "dtype", ""), "kind", "V")) not in "biufcmM":
                 within.append(part.tolist() if kind == "O" else "")
         level = within[:most]
