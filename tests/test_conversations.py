@@ -793,7 +793,9 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path):
     shutil.copy(saved, path)
     assert text_digest(b"new") not in one
     assert text_digest(b"old") in one
-    Digests(tmp_path / "d2.db").add([text_digest(b"other")])
+    another = Digests(tmp_path / "d2.db")
+    another.add([text_digest(b"other")])
+    another.close()
     (tmp_path / "d2.db").replace(path)
     assert text_digest(b"old") not in one
     path.unlink()

@@ -1,4 +1,7 @@
-"""A state file that was cut, overwritten or lost rows: what has a limit is not sent until the lost spending cannot count any more."""
+"""A state file that was cut, overwritten or lost rows: what has a limit is not sent until the lost spending cannot count any more.
+
+Of private conversations so damaged all stay.
+"""
 
 import contextlib
 import os
@@ -13,6 +16,9 @@ from both import LONG, Threads
 from edgeroute import Cache, Function, Limits
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
+from edgeroute.router import private_conversations_and_digest_store as private_conversations
+from edgeroute.router.message_forms_and_digests import keyed, text_digest
+from edgeroute.router.private_conversations_and_digest_store import SET_DAY, Digests
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import wall_clock
 
@@ -94,10 +100,9 @@ def test_a_path_that_is_no_file(tmp_path, name, odd):
     assert bool(sent) == (name != "state.db")
 
 
-@pytest.mark.parametrize("draws", [150, pytest.param(4000, marks=pytest.mark.slow)])
-def test_random_damage(tmp_path, whole, draws):
-    """Bytes, pages and runs that are overwritten, doubled or zeroed: what was spent is known as it was, or nothing is sent."""
-    dice, path = random.Random(1), tmp_path / "s" / "state.db"
+def unnoticed_damage(path, whole, draws, is_noticed):
+    """Of so many files in place of a whole one, damaged at random: how those were whose damage is not noticed."""
+    dice = random.Random(1)
     unnoticed = []
     for draw in range(draws):
         shutil.rmtree(path.parent, ignore_errors=True)
@@ -111,9 +116,15 @@ def test_random_damage(tmp_path, whole, draws):
             run = {"zero": bytes(length), "random": dice.randbytes(length), "copy": whole[source : source + length]}[how]
             damaged[at : at + len(run)] = run[: len(whole) - at]
         path.write_bytes(damaged)
-        if not changed(path):
+        if not is_noticed(path):
             unnoticed.append((draw, how, at, length))
-    assert unnoticed == []
+    return unnoticed
+
+
+@pytest.mark.parametrize("draws", [150, pytest.param(4000, marks=pytest.mark.slow)])
+def test_random_damage(tmp_path, whole, draws):
+    """Bytes, pages and runs that are overwritten, doubled or zeroed: what was spent is known as it was, or nothing is sent."""
+    assert unnoticed_damage(tmp_path / "s" / "state.db", whole, draws, changed) == []
 
 
 @pytest.mark.parametrize("damage", ["row", "rows", "name", "value", "total", "table"])
@@ -135,3 +146,116 @@ def test_rows_that_are_lost(tmp_path, whole, damage):
             }[damage]
         )
     assert paid(tmp_path) <= MOST
+
+
+PRIVATE, LATER = [text_digest(b"%d" % n) for n in range(300)], text_digest(b"later")
+
+
+def stored(path, *batches):
+    """Digests put into a file by several stores in turn, all of which close it."""
+    stores = [Digests(path) for _ in range(3)]
+    for n, batch in enumerate(batches):
+        stores[n % 3].add(batch)
+    for store in stores:
+        store.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory):
+    """A file in which digests are, the first of them put again with each batch."""
+    path = tmp_path_factory.mktemp("private") / "d.db"
+    return stored(path, *([PRIVATE[0], *PRIVATE[n : n + 10]] for n in range(0, len(PRIVATE), 10))).read_bytes()
+
+
+def kept(path):
+    """Three starts know the digests, or that they do not, also after they have written."""
+    known = []
+    for _ in range(3):
+        store = Digests(path)
+        known.append(bool(store.blind) or all(store.any_of([digest]) for digest in PRIVATE))
+        store.add([LATER])
+        store.close()
+    return all(known)
+
+
+@pytest.mark.parametrize("draws", [30, pytest.param(4000, marks=pytest.mark.slow)])
+def test_random_damage_of_private_conversations(tmp_path, private, draws):
+    """As of the state: what is private is known as it was, or all conversations stay."""
+    assert unnoticed_damage(tmp_path / "s" / "d.db", private, draws, kept) == []
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_private_conversations_that_were_cut(tmp_path, private, length):
+    """At any length."""
+    (tmp_path / "d.db").write_bytes(private[:length])
+    assert kept(tmp_path / "d.db")
+
+
+LOST = {
+    "rows": "DELETE FROM digests",
+    "half": "DELETE FROM digests WHERE id % 2",
+    "row": "DELETE FROM digests WHERE id = (SELECT max(id) FROM digests)",
+    "digest": "UPDATE digests SET digest = randomblob(16) WHERE id = (SELECT max(id) FROM digests)",
+    "text": "UPDATE digests SET digest = CAST(x'ff' AS TEXT) WHERE id = (SELECT max(id) FROM digests)",
+    "day": "UPDATE digests SET day = 20000 WHERE id = (SELECT max(id) FROM digests)",
+    "key": "UPDATE key SET key = randomblob(32)",
+    "keys": "INSERT INTO key SELECT randomblob(32)",
+    "no key": "DELETE FROM key",
+    "total": "DELETE FROM total",
+    "no total": "DROP TABLE total",
+    "table": "DROP TABLE digests",
+    "version": "PRAGMA user_version = 0",
+}
+
+
+def run(path, *statements):
+    """Statements of another program."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize("damage", LOST)
+def test_private_conversations_that_are_lost(tmp_path, private, damage):
+    """A file that is sound to SQLite, with fewer or other rows than were written."""
+    path = tmp_path / "d.db"
+    path.write_bytes(private)
+    run(path, LOST[damage])
+    assert kept(path)
+
+
+def test_what_the_program_deletes_is_not_lost(tmp_path, monkeypatch):
+    """The oldest beyond the limits, by number and by day, and what several stores put again: the file is whole with each start."""
+    monkeypatch.setattr(private_conversations, "MOST", 12)
+    path = tmp_path / "d.db"
+    for day in (SET_DAY, SET_DAY + 1, SET_DAY + 1000):
+        monkeypatch.setattr(private_conversations, "now", lambda day=day: day * 86_400.0)
+        stored(path, *(PRIVATE[n : n + 9] for n in range(0, 60, 3)))
+        start = Digests(path)
+        assert start.refreshed()
+        assert not start.blind
+        assert [start.any_of([digest]) for digest in PRIVATE[:66]] == [False] * 57 + [True] * 9
+    run(path, LOST["row"])
+    assert Digests(path).blind
+
+
+OLD = """
+CREATE TABLE key (key BLOB NOT NULL);
+CREATE TABLE digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, day INTEGER NOT NULL);
+PRAGMA user_version = 1"""
+
+
+def test_private_conversations_of_the_form_before_checksums(tmp_path):
+    """They are known, and the file is not damaged; once it was written to, it has checksums, and who has read it reads on."""
+    path, key = tmp_path / "d.db", bytes(range(32))
+    rows = ", ".join(f"({n}, x'{keyed(digest, key).hex()}', {SET_DAY - 1})" for n, digest in enumerate(PRIVATE, 5))
+    run(path, *OLD.split(";"), f"INSERT INTO key VALUES (x'{key.hex()}')", f"INSERT INTO digests VALUES {rows}")
+    reader = Digests(path)
+    stored(path, [], [LATER])
+    for store in (reader, Digests(path)):
+        assert all(digest in store for digest in (*PRIVATE, LATER))
+        assert not store.blind
+        store.close()
+    run(path, LOST["half"])
+    assert Digests(path).blind

@@ -37,6 +37,8 @@ from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.wall_clock import now
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from edgeroute.router.message_forms_and_digests import Conversation
     from edgeroute.stores.sqlite_file_and_key_values import Database
 
@@ -54,8 +56,17 @@ LONGEST_KEY: Final = 64  # maximum bytes of a key of BLAKE2b
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
 INSERT INTO key SELECT randomblob(32) WHERE NOT EXISTS (SELECT 1 FROM key);
-CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, day INTEGER NOT NULL)"""
-
+CREATE TABLE digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, day INTEGER NOT NULL, crc INTEGER NOT NULL);
+"""
+# What is put again becomes the newest, so that other processes read its day. Not by REPLACE, of which the total would not know.
+_PUT: Final = """
+INSERT INTO digests (digest, day, crc) VALUES (?, ?, ?)
+ON CONFLICT (digest) DO UPDATE SET id = (SELECT max(id) + 1 FROM digests), day = excluded.day, crc = excluded.crc"""
+_IS_KNOWN: Final = "SELECT 1 FROM key WHERE key = ? AND (SELECT max(id) FROM digests) >= ?"
+_EXPIRED: Final = "SELECT id, crc FROM digests WHERE (day >= ? AND day < ?) OR id <= (SELECT max(id) FROM digests) - ?"
+# One row if the file is of the form before checksums: no damage removes all of column, total and triggers.
+_IS_OLD: Final = """
+SELECT 1 FROM sqlite_master WHERE name = 'digests' AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE sql LIKE '%crc%')"""
 
 Job = Callable[[], object]
 Submit = Callable[[Job], bool]
@@ -98,9 +109,9 @@ class Digests(ForkSafe):
         self.path, self._submit = path, submit
         self._database: Database | None = None
         if path is not None:
-            from edgeroute.stores.sqlite_file_and_key_values import Database  # imports SQLite, only where there is a file
+            from edgeroute.stores.sqlite_file_and_key_values import TOTAL, Database  # imports SQLite, only where there is a file
 
-            self._database = Database(path, _SCHEMA, durable=False, busy_s=BUSY_S)
+            self._database = Database(path, _SCHEMA + TOTAL.format("digests"), durable=False, busy_s=BUSY_S, check=self._check)
         # Digest -> day, of those that are not in the file, the oldest first.
         self._unwritten: OrderedDict[bytes, int] = OrderedDict()
         self._known: OrderedDict[bytes, int] = OrderedDict()  # keyed digest -> day, of those in the file
@@ -287,20 +298,42 @@ class Digests(ForkSafe):
                     return why.format(lost.name)
         return ""
 
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Raise DatabaseError if rows of a file that is opened, or the key, are damaged or missing, unless memory has them.
+
+        A file of the form before checksums counts as whole: an update of edgeroute must neither forget what is private nor keep
+        all else on the device. The next write gives it checksums.
+        """
+        from edgeroute.stores.sqlite_file_and_key_values import read_checked
+
+        is_known = self._last_id and connection.execute(_IS_KNOWN, (self._key, self._last_id)).fetchone()
+        if is_known or connection.execute(_IS_OLD).fetchone():
+            return  # a check of a full file takes a tenth of a second
+        if not read_checked(connection, "SELECT key, digest, day, crc FROM key, digests")[2]:
+            raise connection.DatabaseError("malformed: rows are damaged or missing")
+
     def _write(self, database: Database) -> None:
         """Write the digests that are in memory alone in one transaction, and delete the oldest in the file beyond the limits.
 
         Those written then count as known, and no more as unwritten. Raises StoreError and the like.
         """
+        from edgeroute.stores.sqlite_file_and_key_values import TOTAL, checksum
+
         days = self._unwritten.copy()
         with database.transaction() as connection:
             (key,) = connection.execute("SELECT key FROM key").fetchone()
+            if connection.execute(_IS_OLD).fetchone():
+                old = connection.execute("SELECT id, digest, day FROM digests ORDER BY id").fetchall()
+                for each in ("DROP TABLE digests", *_SCHEMA.split(";\n"), *TOTAL.format("digests").split(";\n")):
+                    connection.execute(each)
+                old = [(*row, checksum(key, *row[1:])) for row in old]
+                connection.executemany("INSERT INTO digests VALUES (?, ?, ?, ?)", old)
             rows = [(_content().keyed(digest, key), day) for digest, day in days.items()]
-            connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
-            limits = (SET_DAY, int(now() / _DAY_S) - DAYS, MOST)
-            connection.execute(
-                "DELETE FROM digests WHERE (day >= ? AND day < ?) OR id <= (SELECT max(id) FROM digests) - ?", limits
-            )
+            connection.executemany(_PUT, [(*row, checksum(key, *row)) for row in rows])
+            expired = connection.execute(_EXPIRED, (SET_DAY, int(now() / _DAY_S) - DAYS, MOST)).fetchall()
+            connection.executemany("DELETE FROM digests WHERE id = ?", [(row[0],) for row in expired])
+            # The total knows of no other deletion: rows that anything else deletes are missed.
+            connection.execute("UPDATE total SET rows = rows - ?, crc = crc - ?", (len(expired), sum(crc for _, crc in expired)))
         with self._reading:
             if key != self._key:  # the rest is read with the next look-up
                 self._key, self._last_id, self._known = key, 0, OrderedDict()

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
@@ -22,7 +23,7 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system.files_and_lock_waits import held_in_time, wait_s
+from edgeroute.system.files_and_lock_waits import file_identity, held_in_time, wait_s
 from edgeroute.system.fork_safety import ForkSafe, initially, list_weakset, per_process, per_process_of
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import Worker
@@ -49,8 +50,8 @@ class Database(ForkSafe):
         busy_s: how long to wait for another process's transaction, seconds.
         durable: if True, a committed transaction survives a power cut (synchronous=FULL). It survives a process crash anyway.
         lenient: if True, text that is not valid UTF-8 is read as lone surrogates; if False, reading it is an error.
-        check: called with the connection to a file as the file is opened; raises sqlite3.DatabaseError if the content is damaged.
-            A file without a schema is passed, too: a new file has its schema before it has its path.
+        check: called with each connection to a file as it is opened; raises sqlite3.DatabaseError if the content is damaged.
+            A file without a schema is passed, too: a new file has its schema before it has its path. That of `read` cannot write.
     """
 
     _lock, _reads = per_process(threading.RLock), per_process(threading.RLock)
@@ -169,7 +170,7 @@ class Database(ForkSafe):
 
     def _open_reader(self) -> sqlite3.Connection | None:
         """Return the read-only connection, opened again if the file was replaced; None: no file or schema. Raises as `_check`."""
-        current = _file_identity(self.path)
+        current = file_identity(self.path)
         if self._reader is not None and current != self._read_file:
             self._drop_reader()  # the file was quarantined, or deleted
         if self._reader is None and current is not None:
@@ -179,12 +180,14 @@ class Database(ForkSafe):
             try:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 self._check(version)
+                if self._check_content is not None:
+                    self._check_content(connection)
+                elif not version:
+                    connection.close()
+                    return None
             except BaseException:
                 connection.close()
                 raise
-            if not version:
-                connection.close()
-                return None
             self._reader = connection
             self._opened.add(connection)
         return self._reader
@@ -212,10 +215,10 @@ class Database(ForkSafe):
         Another file at the path is opened in place of the present one. Raises StoreError for another version, DatabaseError for
         an empty file or damaged content.
         """
-        if self._connection is not None and not self._connection.in_transaction and _file_identity(self.path) != self._file:
+        if self._connection is not None and not self._connection.in_transaction and file_identity(self.path) != self._file:
             self._drop()  # another process has quarantined the file: writes to it would be lost
         if self._connection is None:
-            self._file = _file_identity(self.path)
+            self._file = file_identity(self.path)
             if self._file is None:
                 self._create()
             else:
@@ -231,7 +234,7 @@ class Database(ForkSafe):
                 (version,) = self._retry(connection.execute, "PRAGMA user_version").fetchone()
                 self._check(version)
                 if self._lenient:
-                    connection.text_factory = _decode
+                    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
                 if self._check_content is not None:
                     self._check_content(connection)
                 elif not version:
@@ -240,7 +243,7 @@ class Database(ForkSafe):
                 connection.close()
                 raise
             self._opened.add(connection)
-            self._connection, self._file = connection, _file_identity(self.path)
+            self._connection, self._file = connection, file_identity(self.path)
         return self._connection
 
     def _create(self) -> None:
@@ -289,7 +292,7 @@ class Database(ForkSafe):
         for the connection's.
         """
         self._drop()
-        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _file_identity(self.path) == (file or self._file):
+        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and file_identity(self.path) == (file or self._file):
             aside = self._quarantine()
             if aside is None:
                 return StoreError(f"{self.path} is corrupt, and cannot be renamed while others have it open: {error}")
@@ -348,20 +351,6 @@ def _close_each(connections: Iterable[sqlite3.Connection]) -> None:
             connection.close()
 
 
-def _file_identity(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of the file now at this path; None if there is none."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino
-
-
-def _decode(text: bytes) -> str:
-    """Decode UTF-8; invalid bytes become lone surrogates."""
-    return text.decode(errors="surrogateescape")
-
-
 def _guess(error: sqlite3.Error | UnicodeDecodeError) -> str:
     """Return SQLite's error name by the message: Python 3.10 has no `sqlite_errorname`, and a damaged schema may give none.
 
@@ -397,14 +386,17 @@ if hasattr(os, "register_at_fork"):
 # Key-value store for small JSON values, kept in memory and written to a SQLite file about a second later (write-behind).
 
 DELAY_S = 1.0  # write-behind delay, seconds. Values put within it are lost if the process is killed.
-_SCHEMA = """
-CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+# Statements for number and sum of the checksums in the column `crc` of a table; who deletes rows takes them from the total.
+TOTAL = """
 CREATE TABLE total (rows INTEGER NOT NULL, crc INTEGER NOT NULL);
 INSERT INTO total VALUES (0, 0);
-CREATE TRIGGER added AFTER INSERT ON kept BEGIN UPDATE total SET rows = rows + 1, crc = crc + NEW.crc; END;
-CREATE TRIGGER changed AFTER UPDATE ON kept BEGIN UPDATE total SET crc = crc - OLD.crc + NEW.crc; END;
+CREATE TRIGGER added AFTER INSERT ON {0} BEGIN UPDATE total SET rows = rows + 1, crc = crc + NEW.crc; END;
+CREATE TRIGGER changed AFTER UPDATE ON {0} BEGIN UPDATE total SET crc = crc - OLD.crc + NEW.crc; END"""
+_SCHEMA = f"""
+CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+{TOTAL.format("kept")};
 CREATE TRIGGER deleted AFTER DELETE ON kept BEGIN UPDATE total SET rows = rows - 1, crc = crc - OLD.crc; END
-"""
+"""  # noqa: S608 - constants
 _PUT = """
 INSERT INTO kept VALUES (?, ?, ?, ?)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated = excluded.updated, crc = excluded.crc
@@ -527,37 +519,22 @@ class KeyValueStore(ForkSafe):
     def _check(self, connection: sqlite3.Connection) -> None:
         """Check all values and their number in a file that is opened.
 
-        Delete damaged ones, note the time under `DAMAGED`, and log it. Nothing is written if all are sound.
-
-        Raises:
-            sqlite3.DatabaseError: the file as a whole is damaged, or a name is.
+        Delete damaged ones, note the time under `DAMAGED`, and log it. Nothing is written if all are sound. Raises
+        sqlite3.DatabaseError if the file as a whole is damaged, or a name is.
         """
-        connection.execute("BEGIN")
-        try:
-            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            rows = connection.execute("SELECT name, value, updated, crc FROM kept").fetchall()
-            total = connection.execute("SELECT rows, crc FROM total").fetchall()
-        except sqlite3.OperationalError as e:
-            found = f"malformed schema: {e}"
-            if "no such" not in found:
-                raise
-        finally:
-            connection.execute("ROLLBACK")
-        if found != "ok":
-            raise sqlite3.DatabaseError(f"malformed: {found}")
-        damaged = [name for name, *row, crc in rows if crc != checksum(name, *row)]
-        actual = len(rows), sum(row[3] for row in rows if type(row[3]) is int)
-        if not damaged and total == [actual]:
+        number, damaged, is_whole = read_checked(connection, "SELECT name, value, updated, crc FROM kept")
+        if is_whole:
             return
-        if any(type(name) is not str or name != name.encode(errors="replace").decode() for name in damaged):
+        names = [row[0] for row in damaged]
+        if any(type(name) is not str or name != name.encode(errors="replace").decode() for name in names):
             raise sqlite3.DatabaseError("malformed: a name is no text")
-        log.error("%s is damaged: of its values %d are there, %d of them damaged", self.path, len(rows), len(damaged))
+        log.error("%s is damaged: of its values %d are there, %d of them damaged", self.path, number, len(names))
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("DELETE FROM total")
-        connection.execute("INSERT INTO total VALUES (?, ?)", actual)
-        for name in damaged:
+        for name in names:
             log.warning("the value of %r in %s is damaged, and was deleted", name, self.path)
             connection.execute("DELETE FROM kept WHERE name = ?", (name,))
+        connection.execute("INSERT INTO total SELECT count(*), total(crc) FROM kept")
         connection.execute(_PUT, (self.DAMAGED, "null", instant := now(), checksum(self.DAMAGED, "null", instant)))
         connection.execute("COMMIT")
 
@@ -682,9 +659,30 @@ class KeyValueStore(ForkSafe):
             log.warning("state that should survive a restart cannot be written or read: %s", text)
 
 
-def checksum(name: str, value: str, updated: float) -> int:
+def checksum(*row: object) -> int:
     """Return the checksum of a row."""
-    return zlib.crc32(repr((name, value, updated)).encode(errors="backslashreplace"))
+    return zlib.crc32(repr(row).encode(errors="backslashreplace"))
+
+
+def read_checked(connection: sqlite3.Connection, query: str) -> tuple[int, list[Any], bool]:
+    """Check a query's rows, whose last value is the checksum. Return their number, the damaged ones, and True if all are whole.
+
+    False also if others than these are in `total`. Raises sqlite3.DatabaseError if the file as a whole is damaged.
+    """
+    connection.execute("BEGIN")
+    try:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        rows, total = (connection.execute(each).fetchall() for each in (query, "SELECT rows, crc FROM total"))
+    except sqlite3.OperationalError as e:
+        found = f"malformed schema: {e}"
+        if "no such" not in found and "UTF-8" not in found:
+            raise
+    finally:
+        connection.execute("ROLLBACK")
+    if found != "ok":
+        raise sqlite3.DatabaseError(f"malformed: {found}")
+    damaged = [row for row in rows if row[-1] != checksum(*row[:-1])]
+    return len(rows), damaged, not damaged and total == [(len(rows), sum(row[-1] for row in rows))]
 
 
 class _Shared(ForkSafe):

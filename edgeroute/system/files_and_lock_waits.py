@@ -104,6 +104,15 @@ def file_stamp(path: Path) -> tuple[Any, ...] | None:
     return status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
 
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of the file now at this path; None if there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
 def files_in(folder: Path) -> Iterator[Path]:
     """Yield all files in a folder, at any depth, in a fixed order.
 
