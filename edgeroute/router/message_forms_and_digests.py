@@ -62,6 +62,7 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 _OF_ANSWER: Final = b"answer"  # end of a short answer's digest: other messages alone are compared with it
 _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
+_WITHOUT_PARTS: Final = (str, bytes, *_PLAIN)
 
 
 class Message(NamedTuple):
@@ -124,7 +125,7 @@ class _Search:
             depth: number of containers around it.
             texts: True if a list of texts counts.
         """
-        if type(x) in SCALARS or isinstance(x, (str, bytes, *_PLAIN)):
+        if type(x) in SCALARS or isinstance(x, _WITHOUT_PARTS):
             return False
         if depth > DEEPEST or self.left < 0:
             return True
