@@ -252,7 +252,7 @@ def work(router, infer, check):
             break
     check()
     for _ in range(20):
-        assert tried.acquire(timeout=LONG)
+        assert tried.acquire(timeout=120)
     print(json.dumps([router.engine.queue.outbox.counts()["waiting"], guard.state]))
 
 if kind == "threads":
