@@ -200,7 +200,7 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
             file.write_text(code)
             load(file)
         elif language == "sh":
-            for line in filter(None, map(str.strip, code.splitlines())):
+            for line in filter(None, map(str.strip, code.replace("\\\n", " ").splitlines())):
                 command = line.partition("  #")[0].strip()
                 if command.startswith(ELSEWHERE):
                     continue
@@ -212,6 +212,13 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
     for thing in namespace.values():
         if isinstance(thing, Router | np.lib.npyio.NpzFile):
             thing.close()
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: page.name if page in PAGES else page.parent.name)
+def test_commands_and_json_are_narrow(page):
+    """A phone shows 88 columns: a longer command goes on after a backslash."""
+    lines = [line for language, text in snippets(page) if language in {"sh", "json"} for line in text.splitlines()]
+    assert [line for line in lines if len(line) > 88] == []
 
 
 @pytest.mark.parametrize(
@@ -290,11 +297,15 @@ def test_the_page_of_models_that_others_made(monkeypatch):
 
 
 def test_the_page_of_installing_has_each_extra():
-    """In its list, and no other."""
+    """With the packages and extras that it brings, and no other."""
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    rows = re.findall(r"^\* ((?:`[\w-]+`(?:, )?)+):", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"[\w-]+", row)} == {*extras}
+    rows = re.findall(r"^\| `([\w-]+)` \| .+ \| (.+) \|$", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == {*extras} - {"all"}
+    for name, brought in rows:
+        lines = [re.fullmatch(r"edgeroute\[(.+)\]", line) or re.match(r"[\w-]+", line) for line in extras[name]]
+        words = {word for line in lines for word in line[line.re.groups].split(",")}
+        assert {*re.findall(r"[a-z][\w-]+", brought)} - {"or"} == words, name
 
 
 def test_the_page_of_installing_says_what_all_leaves_out():
@@ -307,9 +318,7 @@ def test_the_page_of_installing_says_what_all_leaves_out():
         own = {re.match(r"[\w-]+", line)[0] for line in named if isinstance(line, str)}
         return own.union(*(packages(name) for line in named if not isinstance(line, str) for name in line[1].split(",")))
 
-    (said,) = re.findall(
-        r"^\* `all`: all of these but (.*?);", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    (said,) = re.findall(r"^`all` has all but (.*?);", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE | re.DOTALL)
     assert {*re.findall(r"`([\w-]+)`", said)} == {extra for extra in extras if not packages(extra) <= packages("all")}
 
 
@@ -331,7 +340,7 @@ def test_the_page_of_an_example_names_what_there_is(page):
     programs = "".join(file.read_text() for folder in folders for file in folder.glob("*.py"))
     lines = [line for language, text in snippets(page) if language == "sh" for line in text.replace("\\\n", " ").splitlines()]
     assert any(line.startswith(f"make example-{page.parent.name}") for line in lines) or page.parent.name == "runtime_openvino"
-    for words in (shlex.split(line, comments=True) for line in lines):
+    for words in filter(None, (shlex.split(line, comments=True) for line in lines)):
         arguments = words[words.index("main.py") + 1 :] if "main.py" in words else []
         if words[0] == "make":
             target, *rest = words[1:]

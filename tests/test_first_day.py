@@ -177,7 +177,7 @@ def first_result(parts, names):
                 exec(compile(text, PAGE.name, "exec"), names)
             printed = out.getvalue()
         elif language == "sh":
-            for line in text.splitlines():
+            for line in text.replace("\\\n", " ").splitlines():
                 if line.startswith(SERVERS):
                     printed = served(line, 1)
                 elif not line.startswith("pip install "):

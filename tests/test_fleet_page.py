@@ -24,7 +24,8 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch, fashion):
     (policy,) = re.findall(r"^```toml\n# device.toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     Path("device.toml").write_text(policy)
     put(tmp_path / "digests", random_fleet(20, 3, seed=1))
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     codes = {}
     for line in lines:
         name, *words = shlex.split(line)

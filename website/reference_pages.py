@@ -159,7 +159,7 @@ def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
 
 def card_tables() -> str:
     """Return the keys with types and meanings, as Markdown: the tables of docs/cards.md."""
-    parts = []
+    parts, listed = [], dict[str, str]()
     for title, table in (
         ("At the top", card.CARD), ("`input`, and each of `inputs`", card.INPUT), ("`preprocess`", card.PREPROCESS),
         ("Each of `state`", card.STATE), ("`output`", card.OUTPUT),
@@ -170,6 +170,8 @@ def card_tables() -> str:
             if key not in free:
                 needed = "; required" if key in table["required"] else ""
                 kind = ", ".join(f"`{choice}`" for choice in value["enum"]) if "enum" in value else value["title"]
+                if listed.setdefault(kind, title) != title and len(kind) > 2 * LONG_TYPE:
+                    kind = "as above"
                 rows.append(f"* `{key}` ({kind}{needed}): {value['description']}")
         rows += [f"* For readers alone: {', '.join(f'`{key}`' for key in free)}."] if free else []
         parts.append("\n".join(rows) + "\n")
