@@ -17,7 +17,7 @@ from edgeroute import Cache, Function, Limits
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.router import private_conversations_and_digest_store as private_conversations
-from edgeroute.router.message_forms_and_digests import keyed, text_digest
+from edgeroute.router.message_forms_and_digests import text_digest
 from edgeroute.router.private_conversations_and_digest_store import SET_DAY, Digests
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import wall_clock
@@ -205,6 +205,7 @@ LOST = {
     "total": "DELETE FROM total",
     "no total": "DROP TABLE total",
     "table": "DROP TABLE digests",
+    "checksums": "ALTER TABLE digests RENAME COLUMN crc TO other",
     "version": "PRAGMA user_version = 0",
 }
 
@@ -237,25 +238,4 @@ def test_what_the_program_deletes_is_not_lost(tmp_path, monkeypatch):
         assert not start.blind
         assert [start.any_of([digest]) for digest in PRIVATE[:66]] == [False] * 57 + [True] * 9
     run(path, LOST["row"])
-    assert Digests(path).blind
-
-
-OLD = """
-CREATE TABLE key (key BLOB NOT NULL);
-CREATE TABLE digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, day INTEGER NOT NULL);
-PRAGMA user_version = 1"""
-
-
-def test_private_conversations_of_the_form_before_checksums(tmp_path):
-    """They are known, and the file is not damaged; once it was written to, it has checksums, and who has read it reads on."""
-    path, key = tmp_path / "d.db", bytes(range(32))
-    rows = ", ".join(f"({n}, x'{keyed(digest, key).hex()}', {SET_DAY - 1})" for n, digest in enumerate(PRIVATE, 5))
-    run(path, *OLD.split(";"), f"INSERT INTO key VALUES (x'{key.hex()}')", f"INSERT INTO digests VALUES {rows}")
-    reader = Digests(path)
-    stored(path, [], [LATER])
-    for store in (reader, Digests(path)):
-        assert all(digest in store for digest in (*PRIVATE, LATER))
-        assert not store.blind
-        store.close()
-    run(path, LOST["half"])
     assert Digests(path).blind

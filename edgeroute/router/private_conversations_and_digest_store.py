@@ -64,9 +64,6 @@ INSERT INTO digests (digest, day, crc) VALUES (?, ?, ?)
 ON CONFLICT (digest) DO UPDATE SET id = (SELECT max(id) + 1 FROM digests), day = excluded.day, crc = excluded.crc"""
 _IS_KNOWN: Final = "SELECT 1 FROM key WHERE key = ? AND (SELECT max(id) FROM digests) >= ?"
 _EXPIRED: Final = "SELECT id, crc FROM digests WHERE (day >= ? AND day < ?) OR id <= (SELECT max(id) FROM digests) - ?"
-# One row if the file is of the form before checksums: no damage removes all of column, total and triggers.
-_IS_OLD: Final = """
-SELECT 1 FROM sqlite_master WHERE name = 'digests' AND NOT EXISTS (SELECT 1 FROM sqlite_master WHERE sql LIKE '%crc%')"""
 
 Job = Callable[[], object]
 Submit = Callable[[Job], bool]
@@ -299,15 +296,10 @@ class Digests(ForkSafe):
         return ""
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Raise DatabaseError if rows of a file that is opened, or the key, are damaged or missing, unless memory has them.
-
-        A file of the form before checksums counts as whole: an update of edgeroute must neither forget what is private nor keep
-        all else on the device. The next write gives it checksums.
-        """
+        """Raise DatabaseError if rows of a file that is opened, or the key, are damaged or missing, unless memory has them."""
         from edgeroute.stores.sqlite_file_and_key_values import read_checked
 
-        is_known = self._last_id and connection.execute(_IS_KNOWN, (self._key, self._last_id)).fetchone()
-        if is_known or connection.execute(_IS_OLD).fetchone():
+        if self._last_id and connection.execute(_IS_KNOWN, (self._key, self._last_id)).fetchone():
             return  # a check of a full file takes a tenth of a second
         if not read_checked(connection, "SELECT key, digest, day, crc FROM key, digests")[2]:
             raise connection.DatabaseError("malformed: rows are damaged or missing")
@@ -317,17 +309,11 @@ class Digests(ForkSafe):
 
         Those written then count as known, and no more as unwritten. Raises StoreError and the like.
         """
-        from edgeroute.stores.sqlite_file_and_key_values import TOTAL, checksum
+        from edgeroute.stores.sqlite_file_and_key_values import checksum
 
         days = self._unwritten.copy()
         with database.transaction() as connection:
             (key,) = connection.execute("SELECT key FROM key").fetchone()
-            if connection.execute(_IS_OLD).fetchone():
-                old = connection.execute("SELECT id, digest, day FROM digests ORDER BY id").fetchall()
-                for each in ("DROP TABLE digests", *_SCHEMA.split(";\n"), *TOTAL.format("digests").split(";\n")):
-                    connection.execute(each)
-                old = [(*row, checksum(key, *row[1:])) for row in old]
-                connection.executemany("INSERT INTO digests VALUES (?, ?, ?, ?)", old)
             rows = [(_content().keyed(digest, key), day) for digest, day in days.items()]
             connection.executemany(_PUT, [(*row, checksum(key, *row)) for row in rows])
             expired = connection.execute(_EXPIRED, (SET_DAY, int(now() / _DAY_S) - DAYS, MOST)).fetchall()
