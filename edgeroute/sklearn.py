@@ -117,12 +117,12 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         rows, labels = np.zeros((len(answers), len(self.classes_))), Labels(self.classes_.tolist(), "y")
         index = {name: i for i, name in enumerate(labels.labels or ())}
         for row, answer in zip(rows, answers, strict=True):
-            given, value = answer.outputs, labels.same(answer.value)
-            if not isinstance(given, Mapping) or not given.keys() <= index.keys() or max(given, key=given.__getitem__) != value:
-                given = {value: 1.0}
-            if not given.keys() <= index.keys():
+            parts, value = answer.outputs, labels.same(answer.value)
+            if not isinstance(parts, Mapping) or not parts.keys() <= index.keys() or max(parts, key=parts.__getitem__) != value:
+                parts = {value: 1.0}
+            if not parts.keys() <= index.keys():
                 raise ValueError(f"an answer of {answer.leg} is no class of y")
-            row[[index[name] for name in given]] = [*given.values()]
+            row[[index[name] for name in parts]] = [*parts.values()]
         return rows
 
     def _router(self, threshold: float) -> Router[Any]:

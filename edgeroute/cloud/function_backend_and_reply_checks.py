@@ -311,15 +311,15 @@ class FunctionBackend(AbandonedRuns):
     guard: Guard
 
     def __init__(self, name: str, function: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
-        given = function if isinstance(function, Function) else Function(function)
-        self.name, self.function, self.terms, self.version = name, given.function, given.terms, given.version
-        self.sends_edge = given.send_edge
-        self._ask: Callable[[Any], Any] = (lambda escalated: self.function(*escalated)) if given.send_edge else self.function
+        wrapped = function if isinstance(function, Function) else Function(function)
+        self.name, self.function, self.terms, self.version = name, wrapped.function, wrapped.terms, wrapped.version
+        self.sends_edge = wrapped.send_edge
+        self._ask: Callable[[Any], Any] = (lambda escalated: self.function(*escalated)) if wrapped.send_edge else self.function
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
         self.origin = self.where
-        self.reader = ReplyReader(score, labels=given.labels or labels, kind=given.kind, name=given.name)
+        self.reader = ReplyReader(score, labels=wrapped.labels or labels, kind=wrapped.kind, name=wrapped.name)
         super().__init__(MAX_ABANDONED)
-        health = given.health
+        health = wrapped.health
         self.health = None if health is None else lambda until, exchange: health()  # noqa: ARG005 - it has neither time limit nor bytes
         call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
         self._speaks = inspect.isasyncgenfunction(self.function) or inspect.isasyncgenfunction(call)

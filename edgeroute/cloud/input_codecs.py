@@ -235,7 +235,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
+def codec_of(named: str | Mapping[str, Any] | Codec) -> Codec:
     """Return the codec for a name ("jpeg", "jpeg:85"), a table ({"name": "uint8", "scale": 1 / 255}), or a codec.
 
     A `Codec` is returned itself; the number after the colon is its first option.
@@ -244,12 +244,12 @@ def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
         PolicyError: there is no such codec, or an option is unknown, invalid, or missing.
         RuntimeMissing: a package that it needs is not installed.
     """
-    if not isinstance(given, str | Mapping):
-        if isinstance(given, Codec):
-            return given
-        raise PolicyError(f'codec: expected a name, as in "jpeg:85", a table or a codec, not a {type(given).__name__}')
-    options = dict(given) if isinstance(given, Mapping) else {}
-    name, _, first = given.partition(":") if isinstance(given, str) else (str(options.pop("name", "")), "", "")
+    if not isinstance(named, str | Mapping):
+        if isinstance(named, Codec):
+            return named
+        raise PolicyError(f'codec: expected a name, as in "jpeg:85", a table or a codec, not a {type(named).__name__}')
+    options = dict(named) if isinstance(named, Mapping) else {}
+    name, _, first = named.partition(":") if isinstance(named, str) else (str(options.pop("name", "")), "", "")
     if name not in _OPTIONS:
         raise PolicyError(f"codec: there is no {name!r}: {nearest(name, _OPTIONS)}")
     takes = _OPTIONS[name]
@@ -257,7 +257,7 @@ def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
         raise PolicyError(f"codec: {name} has no option {unknown[0]!r}, only: {', '.join(takes) or 'none'}")
     if first:
         if not (takes and first.isascii() and first.isdigit() and len(first) < 7 and name != "uint8"):  # noqa: PLR2004 - digits
-            raise PolicyError(f'codec: {given!r} is invalid: write a whole number after the colon, as in "jpeg:85"')
+            raise PolicyError(f'codec: {named!r} is invalid: write a whole number after the colon, as in "jpeg:85"')
         options[takes[0]] = int(first)
     if (needed := {"uint8": "scale", "flac": "rate"}.get(name)) and needed not in options:
         raise PolicyError(f'codec: {name} needs its {needed}: write {{ name = "{name}", {needed} = ... }}')

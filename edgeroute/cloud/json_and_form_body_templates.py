@@ -336,11 +336,11 @@ class _Parser:
     def __init__(self) -> None:
         self.placeholders = self.edges = self._values = self._text = 0
 
-    def value(self, given: Any, place: str, deep: int) -> Any:
+    def value(self, template: Any, place: str, deep: int) -> Any:
         """Return a template's value with its texts parsed, recursively. Counts values and placeholders.
 
         Args:
-            given: the value.
+            template: the value.
             place: place of the value, for messages.
             deep: levels above it.
 
@@ -350,17 +350,17 @@ class _Parser:
         self._values += 1
         if self._values > MAX_VALUES or deep > MAX_NESTED:
             raise PolicyError(f"body: more than {MAX_VALUES} values, or {MAX_NESTED} levels")
-        if isinstance(given, str):
-            return self._parse_text(given, place)
-        if given is None or isinstance(given, bool | int) or (isinstance(given, float) and abs(given) < np.inf):
-            return given
-        if isinstance(given, Mapping):
+        if isinstance(template, str):
+            return self._parse_text(template, place)
+        if template is None or isinstance(template, bool | int) or (isinstance(template, float) and abs(template) < np.inf):
+            return template
+        if isinstance(template, Mapping):
             return {
-                self._key(key, place): self.value(part, f"{place}.{key}".lstrip("."), deep + 1) for key, part in given.items()
+                self._key(key, place): self.value(part, f"{place}.{key}".lstrip("."), deep + 1) for key, part in template.items()
             }
-        if isinstance(given, list | tuple):
-            return [self.value(part, f"{place}[{i}]", deep + 1) for i, part in enumerate(given)]
-        raise PolicyError(f"{_at(place)}: a body takes what JSON has, not {description_of(given)}")
+        if isinstance(template, list | tuple):
+            return [self.value(part, f"{place}[{i}]", deep + 1) for i, part in enumerate(template)]
+        raise PolicyError(f"{_at(place)}: a body takes what JSON has, not {description_of(template)}")
 
     def _key(self, key: Any, place: str) -> str:
         """Return a key of the template, its doubled braces as one; raise PolicyError if it has placeholders, or is no text."""

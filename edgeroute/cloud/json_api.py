@@ -148,8 +148,8 @@ class PlainJson(OneByOne):
             if self._encode is None:
                 kind, body = self.body(x, edge)
             else:
-                given = (x, edge) if self.send_edge else (x,)
-                kind, body = "application/json", to_json(call_contained(self._encode, *given), "what encode= returned")
+                arguments = (x, edge) if self.send_edge else (x,)
+                kind, body = "application/json", to_json(call_contained(self._encode, *arguments), "what encode= returned")
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
         return Call("POST", self.address.path or "/", [("Content-Type", kind)], body)
@@ -162,12 +162,12 @@ class PlainJson(OneByOne):
         """
         picked, array = self._pick(document, path), None
         with suppress(TypeError, ValueError, OverflowError):  # none is chained: it quotes what is no number
-            given = np.atleast_1d(picked)
+            picked_values = np.atleast_1d(picked)
             with np.errstate(over="ignore"):
-                array = given.astype(np.float32).reshape(-1)
+                array = picked_values.astype(np.float32).reshape(-1)
         if array is None:
             raise BadReply(f"{self.where}: {path!r} is not an array of numbers")
-        if given.dtype.kind in "USb" or given.size != given.shape[-1]:  # a batch axis of 1 may be there
+        if picked_values.dtype.kind in "USb" or picked_values.size != picked_values.shape[-1]:  # a batch axis of 1 may be there
             raise BadReply(f"{self.where}: {path!r} is not an array of numbers, one for each class")
         if not array.size or not (array < np.inf).all():
             raise BadReply(f"{self.where}: {path!r} is empty, or holds NaN or infinity")

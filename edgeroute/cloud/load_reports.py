@@ -57,8 +57,8 @@ def _metrics(text: str) -> dict[str, float]:
         pairs = (part.partition("=")[::2] for part in (rest if form.upper() == "TEXT" else text).split(","))
         raw_metrics = {name.strip(): value for name, value in pairs}
     metrics: dict[str, float] = {}
-    for name, given in list(raw_metrics.items())[:MOST]:
-        value = _number(given)
+    for name, raw in list(raw_metrics.items())[:MOST]:
+        value = _number(raw)
         if value is not None:
             metrics[name.removeprefix("named_metrics.")] = value
     return metrics
@@ -76,12 +76,12 @@ def _flat(text: str) -> dict[str, Any]:
     return {**(named if isinstance(named, dict) else {}), **document}
 
 
-def _number(given: Any) -> float | None:
+def _number(cell: Any) -> float | None:
     """Return a number, or text of one, from 0 to `LARGEST` as a float; None for other values."""
-    if isinstance(given, bool) or not isinstance(given, int | float | str) or (isinstance(given, str) and len(given) > 40):  # noqa: PLR2004 - longer than any number
+    if isinstance(cell, bool) or not isinstance(cell, int | float | str) or (isinstance(cell, str) and len(cell) > 40):  # noqa: PLR2004 - longer than any number
         return None
     try:
-        value = float(given)
+        value = float(cell)
     except (ValueError, OverflowError):
         return None
     return value if isfinite(value) and 0 <= value <= LARGEST else None

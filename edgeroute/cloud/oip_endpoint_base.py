@@ -64,8 +64,8 @@ def kind_in(document: Any) -> str | None:
 def _parameter(document: Any, name: str) -> Any:
     """Return a parameter of metadata, or of Triton's configuration, where it is in `string_value`; None: there is none."""
     parameters = document.get("parameters") if isinstance(document, dict) else None
-    given = parameters.get(name) if isinstance(parameters, dict) else None
-    return given.get("string_value") if isinstance(given, dict) else given
+    value = parameters.get(name) if isinstance(parameters, dict) else None
+    return value.get("string_value") if isinstance(value, dict) else value
 
 
 SEVERAL = ("label+probabilities", "boxes")  # kinds with several outputs
@@ -326,12 +326,12 @@ class ServedModel(ABC):
         Raises:
             BadInput: an input does not fit.
         """
-        given = [] if self._changed else self._sources.given
+        sources = [] if self._changed else self._sources.given
         plain_inputs, _ = split_answers(inputs)
-        if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in plain_inputs):
+        if self.payload is None or len(sources) != 1 or any(isinstance(x, dict) for x in plain_inputs):
             return inputs
         grows = BASE64 if self.binary is False else 1.0
-        return join_answers(encode_inputs(self.payload, plain_inputs, *given[0][:2], choose, grows), inputs)
+        return join_answers(encode_inputs(self.payload, plain_inputs, *sources[0][:2], choose, grows), inputs)
 
     def _feed(self, inputs: list[Any]) -> Feed:
         """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants.

@@ -151,23 +151,23 @@ def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
         return (array.astype(dtype) if dtype.kind == "f" else np.array(data, dtype)).reshape(-1)
 
 
-def _texts(given: Any, size: int) -> Array:
+def _texts(elements: Any, size: int) -> Array:
     """Return texts as a flat array, from a list of them, or from bytes with a length before each.
 
     Bytes that are no UTF-8 are replaced. Raise Invalid for another form, a length beyond the end, or more characters than
     `MOST_CHARACTERS` in memory. Reads at most one text more than `size`.
     """
-    if isinstance(given, bytes | memoryview):
+    if isinstance(elements, bytes | memoryview):
         parts, position = list[Any](), 0
-        while position < len(given) and len(parts) <= size:
-            length = int.from_bytes(given[position : position + _LENGTH], "little")
+        while position < len(elements) and len(parts) <= size:
+            length = int.from_bytes(elements[position : position + _LENGTH], "little")
             position += _LENGTH
-            if position + length > len(given):
+            if position + length > len(elements):
                 raise Invalid("a text that is longer than what came")
-            parts.append(bytes(given[position : position + length]))
+            parts.append(bytes(elements[position : position + length]))
             position += length
-    elif isinstance(given, list) and all(isinstance(part, str | bytes) for part in given):
-        parts = given
+    elif isinstance(elements, list) and all(isinstance(part, str | bytes) for part in elements):
+        parts = elements
     else:
         raise Invalid("no texts where its datatype says so")
     texts = [part.decode(errors="replace") if isinstance(part, bytes) else part for part in parts]
@@ -176,11 +176,11 @@ def _texts(given: Any, size: int) -> Array:
     return np.array(texts, str)
 
 
-def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[int, ...]:
+def shape_of(sizes: Any, *, free: bool = False, empty: bool = False) -> tuple[int, ...]:
     """Return a tensor's shape as a tuple of int.
 
     Args:
-        given: sizes, as the server gave them.
+        sizes: sizes, as the server gave them.
         free: allow -1, for any size.
         empty: allow 0.
 
@@ -188,9 +188,9 @@ def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[in
         Invalid: more than `MOST_DIMENSIONS`, or a size that is 0, negative or 2**31 and more.
         TypeError, ValueError, OverflowError: it is no sequence of numbers.
     """
-    if len(given) > MOST_DIMENSIONS:
-        raise Invalid(f"a shape of {len(given)} dimensions")
-    shape = tuple(map(int, given))
+    if len(sizes) > MOST_DIMENSIONS:
+        raise Invalid(f"a shape of {len(sizes)} dimensions")
+    shape = tuple(map(int, sizes))
     for size in shape:
         if not (1 <= size < 1 << 31 or (free and size == -1) or (empty and size == 0)):
             raise Invalid(f"a shape with a size {'below 1' if min(shape) < 1 else 'of 2**31 or more'}")

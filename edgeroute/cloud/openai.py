@@ -283,12 +283,12 @@ class OpenAIChat(OneByOne):
             Refused: its status is an error.
         """
         speech = self._read_answer(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
-        given: bytes | None = bytes(reply.body)
+        body: bytes | None = bytes(reply.body)
         try:
             step = next(speech)
             while True:
                 if type(step) is speeches.Read:
-                    step, given = speech.send(given), None
+                    step, body = speech.send(body), None
                 else:
                     step = speech.send(None)
         except StopIteration as end:
@@ -526,22 +526,22 @@ def _count_usage(usage: Any, expected: Tokens | None, seen: Tokens) -> Tokens | 
     return None if (prompt is None and answer is None) or beyond else tokens
 
 
-def _most(given: Any) -> int:
+def _most(limit: Any) -> int:
     """Return the maximum tokens of an answer: a number above 0, rounded up, also given as a text; else `EXPECTED`.
 
     Raises:
         BadInput: the number is NaN, or too large for a price to be reserved (`MOST_TOKENS`).
     """
-    if isinstance(given, bool) or not isinstance(given, int | float | str):
+    if isinstance(limit, bool) or not isinstance(limit, int | float | str):
         return EXPECTED
     try:
-        most = float(given)
+        most = float(limit)
     except ValueError:  # a text without one: the server's to refuse
         return EXPECTED
     except OverflowError:
         most = inf
     if not most <= MOST_TOKENS:
-        quoted = clean(given, 20) if isinstance(given, str) else f"{most:g}"
+        quoted = clean(limit, 20) if isinstance(limit, str) else f"{most:g}"
         raise BadInput(f"max_tokens is {quoted}: a request may ask for {MOST_TOKENS:,} at most")
     return ceil(most) if most > 0 else EXPECTED
 

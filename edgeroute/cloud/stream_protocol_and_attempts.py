@@ -154,14 +154,14 @@ class StreamAttempt:
         self._good = head.status in SUCCESS
         return self.heard(head)
 
-    def heard(self, given: Head | bytes | None) -> AnswerPiece | Read | None:
+    def heard(self, received: Head | bytes | None) -> AnswerPiece | Read | None:
         """Advance the speech by received bytes, None at the end. Return a piece to show, a read, or None: the speech has ended.
 
         After a piece, call it with None. Counts the bytes.
         """
-        if type(given) is bytes:
-            self.received += len(given)
-        return self._step(self._speech.send, given)
+        if type(received) is bytes:
+            self.received += len(received)
+        return self._step(self._speech.send, received)
 
     def failed(self, error: CloudError, read: Read) -> AnswerPiece | Read | None:
         """Tell the speech that reading failed, by raising the error in it; if the answer is whole, by the body's end instead.
@@ -178,13 +178,13 @@ class StreamAttempt:
                 error = TimedOut(f"{self._where} did not finish its answer in time")
         return self._step(self._speech.throw, error)
 
-    def _step(self, move: Any, given: Any) -> AnswerPiece | Read | None:
+    def _step(self, move: Any, sent: Any) -> AnswerPiece | Read | None:
         """Advance the speech to its next step that is no token count, and return it; None: it has ended.
 
         Token counts are stored, as is the result in `outputs`, or a CloudError in `error`, which is not raised.
         """
         try:
-            step = move(given)
+            step = move(sent)
             while type(step) is Tokens:
                 self._tokens = step
                 step = self._speech.send(None)

@@ -32,27 +32,27 @@ _POINTS: Final = frozenset({"masks", "keypoints"})  # outputs beside which `scor
 _EMBEDDING: Final = pattern("embed|pooler|pooled|hidden|latent|(?<![a-z])(features?|vectors?)(?![a-z])")
 
 
-def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
+def confidence(value: Any, *, bounded: bool) -> tuple[float | None, str]:
     """Return a confidence that a model or function gave, as a number or None, and in words what is wrong with it, or "".
 
     A number out of range only by rounding is clipped; NaN stays NaN. Log-probabilities become their quantile.
 
     Args:
-        given: a number of any type; None; or the log-probabilities of a text's tokens, all 0 or less.
+        value: a number of any type; None; or the log-probabilities of a text's tokens, all 0 or less.
         bounded: True if a confidence has to be from 0 to 1.
     """
-    if given is None:
+    if value is None:
         return None, ""
-    number = number_of(given)
+    number = number_of(value)
     if number is None:
-        floats = type(given) is list and 0 < len(given) <= SHORT and all(type(number) is float for number in given)
-        if floats and isfinite(sum(given)) and max(given) <= SLACK:
-            return quantile_row(given), ""
-        logprobs = None if isinstance(given, str | bytes | Mapping | set) else as_array(given)
+        floats = type(value) is list and 0 < len(value) <= SHORT and all(type(number) is float for number in value)
+        if floats and isfinite(sum(value)) and max(value) <= SLACK:
+            return quantile_row(value), ""
+        logprobs = None if isinstance(value, str | bytes | Mapping | set) else as_array(value)
         if logprobs is not None and logprobs.ndim == 1 and logprobs.dtype.kind in "fiu" and not (logprobs > SLACK).any():
             return quantile(logprobs), ""
         wanted = "give one number from 0 to 1, None, or the log-probabilities of a text's tokens, which are 0 or less"
-        return None, f"{form_of(given)} as its confidence: {wanted}"
+        return None, f"{form_of(value)} as its confidence: {wanted}"
     if not bounded or number != number:  # noqa: PLR0124 - NaN: there is none
         return number, ""
     if not -SLACK <= number <= 1 + SLACK:
@@ -271,9 +271,9 @@ def least_score(value: Any) -> float | None:
     if not all(isinstance(part, Mapping) for part in parts) or any("box" in str(key) for part in parts for key in part):
         return None
     with suppress(KeyError, TypeError, ValueError):  # no scores, no parts, or no numbers
-        given = [part["score" if _POINTS.isdisjoint(part) or "score" in part else "scores"] for part in parts]
-        scores = np.concatenate([np.ravel(np.asarray(score, float)) for score in given])
-        are_numbers = not any(np.asarray(score).dtype.kind in "USb" for score in given)
+        lists = [part["score" if _POINTS.isdisjoint(part) or "score" in part else "scores"] for part in parts]
+        scores = np.concatenate([np.ravel(np.asarray(score, float)) for score in lists])
+        are_numbers = not any(np.asarray(score).dtype.kind in "USb" for score in lists)
         return float(scores.min()) if are_numbers and ((scores >= 0) & (scores <= 1)).all() else None
     return None
 

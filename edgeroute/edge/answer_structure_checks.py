@@ -64,9 +64,9 @@ class AnswerCheck:
         RuntimeMissing: a schema needs the package jsonschema.
     """
 
-    def __init__(self, given: Given | None, options: Mapping[str, Any] | None = None) -> None:
-        self._test = None if given is None else _test(given)
-        self._given, self._options, self._failures = given, options, Failures()
+    def __init__(self, check: Given | None, options: Mapping[str, Any] | None = None) -> None:
+        self._test = None if check is None else _test(check)
+        self._check, self._options, self._failures = check, options, Failures()
 
     def wants(self, x: Any) -> bool:
         """Return True if the answer to an input is checked: a check was given, or the request asks for tools or a format."""
@@ -74,7 +74,7 @@ class AnswerCheck:
 
     def blocks(self, inputs: Sequence[Any]) -> bool:
         """Return True if the check of the answers to these inputs may take long: of all but one text that is to be "json"."""
-        return (self._given is not None and (self._given != "json" or len(inputs) > 1)) or any(map(self._request, inputs))
+        return (self._check is not None and (self._check != "json" or len(inputs) > 1)) or any(map(self._request, inputs))
 
     def apply(self, prediction: Prediction, x: Any) -> Prediction:
         """Return the prediction for an input, with another confidence if its answer fails, or passes with a share.
@@ -104,10 +104,10 @@ class AnswerCheck:
 
         A function by its fingerprint, which `of` returns; anything else by a hash of its contents.
         """
-        given = self._given
-        if given is None or callable(given):
-            return "" if given is None else f" check {of(given)}"
-        plain = (given.pattern, given.flags) if isinstance(given, re.Pattern) else given
+        check = self._check
+        if check is None or callable(check):
+            return "" if check is None else f" check {of(check)}"
+        plain = (check.pattern, check.flags) if isinstance(check, re.Pattern) else check
         return f" check {sha256(json.dumps(to_json_types(plain), sort_keys=True).encode()).hexdigest()[:16]}"
 
     def _request(self, x: Any) -> Mapping[str, Any]:
@@ -165,31 +165,31 @@ def _form(request: Mapping[str, Any]) -> Mapping[str, Any]:
     return form if isinstance(form, Mapping) and form.get("type") != "text" else {}
 
 
-def _test(given: Any) -> Callable[[Any], float]:
+def _test(check: Any) -> Callable[[Any], float]:
     """Return the test for a check as the application gives it: it returns a share, or raises Fault.
 
     A function gets a copy of the value. Raises PolicyError for anything that is no check, and RuntimeMissing without jsonschema.
     """
-    if isinstance(given, str) and len(given) > 2 and given[0] == given[-1] == "/":  # noqa: PLR2004 - a pattern within
+    if isinstance(check, str) and len(check) > 2 and check[0] == check[-1] == "/":  # noqa: PLR2004 - a pattern within
         try:
-            given = re.compile(given[1:-1], re.DOTALL)
+            check = re.compile(check[1:-1], re.DOTALL)
         except re.error as e:
             raise PolicyError(f"check= has no regular expression between its slashes: {e}") from None
-    if isinstance(given, re.Pattern):
+    if isinstance(check, re.Pattern):
         try:
-            pattern = LinearPattern(given.pattern, given.flags)
+            pattern = LinearPattern(check.pattern, check.flags)
         except Fault as e:
             raise PolicyError(f"check: {e.args[1]}: give a simpler one, or a function") from None
         return lambda value: _share(pattern.fullmatch(_text(value)), "pattern", "it does not match the pattern")
-    if isinstance(given, Mapping):
-        test = _schema_test(given, own=True)
+    if isinstance(check, Mapping):
+        test = _schema_test(check, own=True)
         return lambda value: test(_json(value if isinstance(value, str) else json.dumps(value, default=methodcaller("tolist"))))
-    if isinstance(given, str) and given in TESTS:
-        return TESTS[given]
-    if not callable(given) or is_async(given):
-        nearby = nearest(given, TESTS) if isinstance(given, str) else "expected"
+    if isinstance(check, str) and check in TESTS:
+        return TESTS[check]
+    if not callable(check) or is_async(check):
+        nearby = nearest(check, TESTS) if isinstance(check, str) else "expected"
         raise PolicyError(f'check: {nearby} "json", "python", a pattern as "/.../", a JSON schema, or a plain function')
-    return lambda value: _share(float(given(copy_input(value))), "check", "the check says no")
+    return lambda value: _share(float(check(copy_input(value))), "check", "the check says no")
 
 
 def _share(passed: float, code: str, why: str) -> float:
@@ -313,10 +313,10 @@ def _counting(kind: Any) -> Any:
     """
 
     def counted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*given: Any) -> Any:
+        def step(*arguments: Any) -> Any:
             _steps.left -= 1
             _share(_steps.left, "schema", f"the check by the schema takes more than {STEPS:,} steps")
-            return evaluate(*given)
+            return evaluate(*arguments)
 
         return step
 
@@ -376,29 +376,29 @@ class LinearPattern:
         Raises Fault for a back reference, a possessive repeat or an atomic group, and for too many states.
         """
         for item in reversed(list(tree)):
-            name, given = str(item[0]), item[1]
+            name, parsed = str(item[0]), item[1]
             if name in {"ANY", "AT", "IN", "LITERAL", "NOT_LITERAL"}:
                 after = self._state("at" if name == "AT" else "one", self._test_of(item, flags), (after,))
             elif name == "SUBPATTERN":
-                after = self._add(given[3], (flags | given[1]) & ~given[2], after)
+                after = self._add(parsed[3], (flags | parsed[1]) & ~parsed[2], after)
             elif name == "BRANCH":
-                after = self._state("split", None, [self._add(part, flags, after) for part in given[1]])
+                after = self._state("split", None, [self._add(part, flags, after) for part in parsed[1]])
             elif name in {"MAX_REPEAT", "MIN_REPEAT"}:
-                after = self._add_repeat(given, flags, after)
+                after = self._add_repeat(parsed, flags, after)
             elif name in {"ASSERT", "ASSERT_NOT"}:
-                back = given[1].getwidth()[0] if given[0] < 0 else None
-                after = self._state("look", (self._add(given[1], flags, 0), back, name == "ASSERT"), (after,))
+                back = parsed[1].getwidth()[0] if parsed[0] < 0 else None
+                after = self._state("look", (self._add(parsed[1], flags, 0), back, name == "ASSERT"), (after,))
             else:
                 _share(name == "FAILURE", "pattern", f"the pattern has {name.lower()}, which may take for ever")
                 after = self._state("split", None, ())
         return after
 
-    def _add_repeat(self, given: tuple[int, int, Any], flags: int, after: int) -> int:
-        """Append the states of a repeated part; return the first. given: least and most repeats, and the part.
+    def _add_repeat(self, parsed: tuple[int, int, Any], flags: int, after: int) -> int:
+        """Append the states of a repeated part; return the first. parsed: least and most repeats, and the part.
 
         Each repeat has states of its own, but for those of a repeat without a limit. Raises as `_add`.
         """
-        (least, most, part), end = given, after
+        (least, most, part), end = parsed, after
         if most == parser.MAXREPEAT:
             after = self._state("split", None, ())
             self._program[after] = ("split", None, (self._add(part, flags, after), end))

@@ -105,7 +105,7 @@ def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Arr
     return np.stack(rows, axis=batch)
 
 
-def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+def _row(value: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     """Return one input as an array of the tensor's dtype and of this shape, without a leading axis of 1.
 
     Not copied if its dtype fits; casts within the same kind of numbers only, and integers that fit. Lists of integers have no
@@ -114,7 +114,7 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     Raises:
         BadInput: wrong shape or dtype, NaN or infinity, masked values.
     """
-    x: Array = given if isinstance(given, np.ndarray) else _array(given, spec)
+    x: Array = value if isinstance(value, np.ndarray) else _array(value, spec)
     if isinstance(x, np.ma.MaskedArray):
         if np.ma.is_masked(x):
             raise _bad(spec, "a masked array: fill it, as with x.filled(0), since only you know the missing values")
@@ -127,15 +127,15 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         x = x.reshape([1] * len(shape))
     if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
         got = f"{shape_text(x.shape)} {x.dtype}"
-        if isinstance(given, str | bytes | PurePath) and spec.dtype != "object":
-            got = f"{class_name(given)}: give an array, or, if a card describes the preprocessing, a picture file's content"
+        if isinstance(value, str | bytes | PurePath) and spec.dtype != "object":
+            got = f"{class_name(value)}: give an array, or, if a card describes the preprocessing, a picture file's content"
         raise _bad(spec, f"expected {shape_text(shape)} {spec.dtype}, got {got}")
     if spec.dtype == "object" and x.dtype.kind not in "US" and not all(isinstance(text, str | bytes) for text in x.flat):
         raise _bad(spec, "expected texts or bytes, and one is something else")
     before = x
     if x.dtype != spec.dtype:
         whole = x.dtype.kind in "iu" and spec.dtype.lstrip("u").startswith("int")
-        castable = (whole and isinstance(given, list | tuple)) or np.can_cast(x.dtype, spec.dtype, "same_kind")
+        castable = (whole and isinstance(value, list | tuple)) or np.can_cast(x.dtype, spec.dtype, "same_kind")
         if x.dtype.hasobject or not castable:
             raise _bad(spec, f"expected {spec.dtype}, got {x.dtype}; convert it, since only you know its scale")
         with np.errstate(over="ignore"):  # an error below reports it
@@ -150,17 +150,17 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     return x
 
 
-def _array(given: Any, spec: TensorSpec) -> Array:
+def _array(value: Any, spec: TensorSpec) -> Array:
     """Return an input as an array.
 
     Raises:
         BadInput: it is none, as lists of different lengths.
     """
     try:
-        return np.asarray(given)
+        return np.asarray(value)
     except ValueError as e:
         why = "its lists differ in length" if "inhomogeneous" in str(e) else e
-        if isinstance(given, tuple):
+        if isinstance(value, tuple):
             why = "a tuple of parts that differ in form; pairs of an input and its label are passed as X and y"
         raise _bad(spec, f"the input cannot be read as an array: {why}") from None
 

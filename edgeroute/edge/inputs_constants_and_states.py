@@ -52,7 +52,7 @@ class Inputs:
         self.outputs = tuple(spec for spec in outputs if spec.name not in self.state_outputs)
         self._prepare: dict[str, Prepare] = {}
         axes: list[tuple[int | None, int]] = []
-        given: list[TensorSpec] = []
+        from_caller: list[TensorSpec] = []
         for entry in card.inputs:
             _check(entry, specs)
         for spec in inputs:
@@ -65,18 +65,18 @@ class Inputs:
             batch = None if not spec.shape else 0 if card_input is None else card_input.batch
             if batch is not None and batch >= len(spec.shape):
                 raise ValueError(f"the card's batch of {spec.name}: there is no axis {batch} in {list(spec.shape)}")
-            given.append(spec)
+            from_caller.append(spec)
             axes.append((batch, 1 if batch is None else spec.shape[batch]))
             self._prepare[spec.name] = (card_input and card_input.preprocess) or plain(spec, batch)
-        self.given = tuple(given)
+        self.given = tuple(from_caller)
         sizes = {size for _, size in axes if size != -1}
         self.size = 1 if self.state or len(sizes) > 1 else sizes.pop() if sizes else None
         self.batch = card.batch if card.batch != -1 else 0 if not axes or any(axis is not None for axis, _ in axes) else None
         if self.batch is None:
             self.size = 1
-        alone = len(given) == 1 and not self.constants and not self.state and self.batch == 0 and self.size in (None, 1)
-        only = self._prepare[given[0].name] if len(given) == 1 else None
-        self._chats = only is not None and getattr(only, "accepts", given[0]).dtype == "object"
+        alone = len(from_caller) == 1 and not self.constants and not self.state and self.batch == 0 and self.size in (None, 1)
+        only = self._prepare[from_caller[0].name] if len(from_caller) == 1 else None
+        self._chats = only is not None and getattr(only, "accepts", from_caller[0]).dtype == "object"
         one = None if only is None or not alone else only.one
         self.one = one if one is None or not self._chats else lambda x: one(last_user_text(x))
 

@@ -312,21 +312,21 @@ class Card:
             raise ModelError(f"{path or 'the card'} is not a model card: {text}") from e
 
     @classmethod
-    def beside(cls, model: Path, given: str | Path | Literal[False] | None = None) -> Card:
+    def beside(cls, model: Path, path: str | Path | Literal[False] | None = None) -> Card:
         """Read and return the card of a model file; an empty card if there is none, or another program's file in its place.
 
         That file is noted in `foreign`.
 
         Args:
             model: path of the model.
-            given: path of the card; None: beside the model; False: no file is read.
+            path: path of the card; None: beside the model; False: no file is read.
 
         Raises:
             ModelMissing: there is no such card.
             ModelError: the file is not a model card.
         """
-        if given or given is False:
-            return cls.read(Path(given)) if given else cls()
+        if path or path is False:
+            return cls.read(Path(path)) if path else cls()
         own, others = _beside(model)
         card = cls.read(own[0]) if own else cls()
         card.foreign = others[0] if others else None

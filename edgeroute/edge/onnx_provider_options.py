@@ -120,23 +120,23 @@ _FULL = {kind.name: short for short, kind in KINDS.items()}  # ONNX Runtime's na
 _LOWER = {full.lower(): full for full in _FULL}  # ONNX Runtime's name in small letters -> as it is written
 
 
-def parse_providers(given: Given | Iterable[Given], folder: Path | None = None) -> tuple[Provider, ...]:
+def parse_providers(listed: Given | Iterable[Given], folder: Path | None = None) -> tuple[Provider, ...]:
     """Return the requested providers, best first, checked.
 
     Under a short name, options are edgeroute's, and checked; `options` in them is a table of ONNX Runtime's own. Under ONNX
     Runtime's name for a provider, all options are ONNX Runtime's own, and unchecked.
 
     Args:
-        given: names, tables with a name and options, or pairs of them; a single one stands for a list of one.
+        listed: names, tables with a name and options, or pairs of them; a single one stands for a list of one.
         folder: where relative paths start; None: the working folder.
 
     Raises:
         PolicyError: a name, an option or a value is unknown, or there are no providers, or one occurs twice.
     """
-    single = isinstance(given, str | Mapping | Provider) or _is_pair(given)
-    if not single and not isinstance(given, Iterable):
-        raise PolicyError(f'providers are a list of names, as in ["cpu"], not {given!r:.60}')
-    providers = tuple(_parse_one(item, folder) for item in ([given] if single else given))
+    single = isinstance(listed, str | Mapping | Provider) or _is_pair(listed)
+    if not single and not isinstance(listed, Iterable):
+        raise PolicyError(f'providers are a list of names, as in ["cpu"], not {listed!r:.60}')
+    providers = tuple(_parse_one(item, folder) for item in ([listed] if single else listed))
     names = [item.name for item in providers]
     if not names:
         raise PolicyError('expected at least one provider, as in ["cpu"]')
@@ -145,12 +145,12 @@ def parse_providers(given: Given | Iterable[Given], folder: Path | None = None) 
     return providers
 
 
-def _is_pair(given: Any) -> bool:
+def _is_pair(item: Any) -> bool:
     """Return True for a tuple of a name and a mapping of options."""
-    return isinstance(given, tuple) and not isinstance(given, Provider) and len(given) == 2 and isinstance(given[1], Mapping)  # noqa: PLR2004
+    return isinstance(item, tuple) and not isinstance(item, Provider) and len(item) == 2 and isinstance(item[1], Mapping)  # noqa: PLR2004
 
 
-def _parse_one(given: Any, folder: Path | None) -> Provider:
+def _parse_one(entry: Any, folder: Path | None) -> Provider:
     """Return one provider, checked.
 
     A `Provider` is returned itself, unchecked.
@@ -158,16 +158,16 @@ def _parse_one(given: Any, folder: Path | None) -> Provider:
     Raises:
         PolicyError: as `parse_providers`.
     """
-    if isinstance(given, Provider):
-        return given
-    if isinstance(given, str):
-        name, options = given, {}
-    elif isinstance(given, Mapping) and isinstance(given.get("name"), str):
-        name, options = given["name"], {key: value for key, value in given.items() if key != "name"}
-    elif _is_pair(given) and isinstance(given[0], str):
-        name, options = given[0], dict(given[1])
+    if isinstance(entry, Provider):
+        return entry
+    if isinstance(entry, str):
+        name, options = entry, {}
+    elif isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
+        name, options = entry["name"], {key: value for key, value in entry.items() if key != "name"}
+    elif _is_pair(entry) and isinstance(entry[0], str):
+        name, options = entry[0], dict(entry[1])
     else:
-        raise PolicyError(f'a provider is a name, or a table with a name, as in {{ name = "cpu" }}, not {given!r:.60}')
+        raise PolicyError(f'a provider is a name, or a table with a name, as in {{ name = "cpu" }}, not {entry!r:.60}')
     if name in KINDS:
         return _parse_short(name, KINDS[name], options, folder)
     known = name in _FULL
@@ -177,7 +177,7 @@ def _parse_one(given: Any, folder: Path | None) -> Provider:
     return Provider(name, native, native, threads=KINDS[_FULL[name]].threads if known else None)
 
 
-def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path | None) -> Provider:
+def _parse_short(name: str, kind: Kind, settings: Mapping[str, Any], folder: Path | None) -> Provider:
     """Return a provider with a short name from its options, with the folders that they name, of which none is created.
 
     Raises:
@@ -186,7 +186,7 @@ def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path |
     options: dict[str, str] = {}
     output_options: dict[str, Any] = {}
     folders: list[Path] = []
-    for key, value in given.items():
+    for key, value in settings.items():
         if key == NATIVE:
             continue
         if (option := kind.options.get(key)) is None:
@@ -197,7 +197,7 @@ def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path |
             output_options[key] = word
         if option.kind is Path:
             folders.append(Path(word))
-    native = _native_options(name, given.get(NATIVE, {}))
+    native = _native_options(name, settings.get(NATIVE, {}))
     return Provider(kind.name, options | native, output_options | native, tuple(folders), kind.threads)
 
 
@@ -225,7 +225,7 @@ def _option_text(what: str, option: Option, value: Any, folder: Path | None) -> 
     raise PolicyError(f"{what}: expected {words[option.kind]}, found {value!r:.60}")
 
 
-def _native_options(name: str, given: Any) -> dict[str, str]:
+def _native_options(name: str, settings: Any) -> dict[str, str]:
     """Return options by ONNX Runtime's names as the text that it takes.
 
     Booleans become 1 and 0.
@@ -233,11 +233,11 @@ def _native_options(name: str, given: Any) -> dict[str, str]:
     Raises:
         PolicyError: one is neither text nor a number nor a boolean.
     """
-    if not isinstance(given, Mapping):
-        raise PolicyError(f"{name}: {NATIVE} is a table of ONNX Runtime's own options, not {given!r:.60}")
-    if wrong := [key for key, value in given.items() if not isinstance(value, str | int | float | PathLike)]:
+    if not isinstance(settings, Mapping):
+        raise PolicyError(f"{name}: {NATIVE} is a table of ONNX Runtime's own options, not {settings!r:.60}")
+    if wrong := [key for key, value in settings.items() if not isinstance(value, str | int | float | PathLike)]:
         raise PolicyError(f"{name}: {wrong[0]!s:.60}: expected text, a number, true or false")
-    return {str(key): str(int(value)) if isinstance(value, bool) else str(value) for key, value in given.items()}
+    return {str(key): str(int(value)) if isinstance(value, bool) else str(value) for key, value in settings.items()}
 
 
 def names_of(providers: Sequence[Provider]) -> str:

@@ -394,15 +394,15 @@ def match_axes(source: Sequence[int], target: Sequence[int], layouts: Layouts) -
     """
     if layouts == NO_LAYOUTS:
         return _same_order(source, target)
-    given, tensor = _letters(layouts.given, source, "preprocess"), _letters(layouts.tensor, target, "input")
-    for letter in dict.fromkeys(given + tensor):
-        a = source[given.index(letter)] if letter in given else 1
+    axes, tensor = _letters(layouts.given, source, "preprocess"), _letters(layouts.tensor, target, "input")
+    for letter in dict.fromkeys(axes + tensor):
+        a = source[axes.index(letter)] if letter in axes else 1
         b = target[tensor.index(letter)] if letter in tensor else 1
         if a != b and -1 not in (a, b):
             raise ValueError(
-                f"{given} {shape_text(source)} cannot become {tensor} {shape_text(target)}: they differ in {letter}, {a} and {b}"
+                f"{axes} {shape_text(source)} cannot become {tensor} {shape_text(target)}: they differ in {letter}, {a} and {b}"
             )
-    return tuple(given.index(letter) if letter in given else None for letter in tensor)
+    return tuple(axes.index(letter) if letter in axes else None for letter in tensor)
 
 
 def _letters(layout: str | None, shape: Sequence[int], where: str) -> str:

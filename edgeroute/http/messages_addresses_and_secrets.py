@@ -68,7 +68,7 @@ class Secret:
     __slots__ = ("_env", "_value")
 
     def __init__(self, value: str | None = None, *, env: str | None = None) -> None:
-        if odd := [type(given).__name__ for given in (value, env) if not isinstance(given, str | None)]:
+        if odd := [type(part).__name__ for part in (value, env) if not isinstance(part, str | None)]:
             raise PolicyError(f"a secret is a text, not a {odd[0]}")
         self._value, self._env = value, env
 
@@ -137,15 +137,15 @@ def checked_terms(fields: dict[str, Any]) -> Terms:
 _PIN = re.compile(r"sha256/[A-Za-z0-9+/]{43}=")
 
 
-def checked_pins(given: str | Collection[str] | None) -> frozenset[bytes]:
+def checked_pins(listed: str | Collection[str] | None) -> frozenset[bytes]:
     """Return the SHA-256 hashes in pins such as `sha256/BASE64`, one or several; empty for None.
 
     Raises:
         PolicyError: a pin is malformed, or the collection is empty.
     """
-    if given is None:
+    if listed is None:
         return frozenset()
-    pins = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
+    pins = list(listed) if isinstance(listed, list | tuple | set | frozenset) else [listed]
     if not pins:
         raise PolicyError("pin= is empty: leave it out, or give sha256/BASE64 of the server's public key")
     hashes = set()

@@ -105,10 +105,10 @@ def _parameters(runtime_class: Any) -> Iterator[tuple[inspect.Parameter, Any, st
 
     They are those after the path, but not the section's own keys, nor those of a type that JSON does not have.
     """
-    for parameter, given, text in islice(parameters_of([runtime_class]), 1, None):
+    for parameter, hint, text in islice(parameters_of([runtime_class]), 1, None):
         if parameter.name in Registered.model_fields:
             continue
-        annotation = Check | None if given == Given | None else _plain(given)
+        annotation = Check | None if hint == Given | None else _plain(hint)
         if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} and _usable(annotation):
             yield parameter, annotation, text
 
@@ -181,19 +181,19 @@ def for_file(section: Target, path: str, folder: Path) -> Target:
         kind = registered_section(path) or Edge
     aliases = {field.alias or name: name for name, field in kind.model_fields.items()}
     if type(section) is kind:
-        given = section.model_dump(by_alias=True, exclude_unset=True)
-        return section.model_copy(update={"path": path} | {aliases[key]: None for key in ("sha256", "card") if given.get(key)})
+        keys = section.model_dump(by_alias=True, exclude_unset=True)
+        return section.model_copy(update={"path": path} | {aliases[key]: None for key in ("sha256", "card") if keys.get(key)})
     known = aliases.keys() - {"path", "sha256", "card"}
-    given = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    keys = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
     try:
-        return kind.model_validate_json(json.dumps({"path": path} | {key: given[key] for key in given if key in known}))
+        return kind.model_validate_json(json.dumps({"path": path} | {key: keys[key] for key in keys if key in known}))
     except ValidationError as e:
         raise PolicyError("; ".join(f"{error['loc'][0]}: {error['msg']}" for error in e.errors(include_url=False))) from e
 
 
 def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
     """Return a pydantic error from (place, text, value) of several problems."""
-    details = [InitErrorDetails(type=message_error(text), loc=loc, input=given) for loc, text, given in problems]
+    details = [InitErrorDetails(type=message_error(text), loc=loc, input=value) for loc, text, value in problems]
     return ValidationError.from_exception_data("edge", details)
 
 

@@ -46,9 +46,9 @@ class Wrong(Exception):
 _GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
 
 
-def given_by_program(given: Collection[str]) -> AbstractContextManager[None]:
+def given_by_program(keys: Collection[str]) -> AbstractContextManager[None]:
     """Within the block, treat keys as present that the program gives: of `edge`, `cloud`, `threshold` and `state`."""
-    return set_within(_GIVEN, frozenset(given))
+    return set_within(_GIVEN, frozenset(keys))
 
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
@@ -135,7 +135,7 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
         return
     if {*rules} <= {"unknown_class"}:
         yield Problem(("egress",), "expected never_leave, may_leave or default_class, found none of them")
-    never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
+    never, may = (names if isinstance(names := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
     for name in [name for name in may if isinstance(name, str) and name in never]:
         yield Problem(("egress", "may_leave"), f"{quote_value(name)} is in never_leave too")
 
@@ -166,15 +166,15 @@ def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 def listed(data: Mapping[str, Any], key: str) -> list[Any]:
     """Return the sections of that name, each as it was written. A section that the environment has numbered counts as a list."""
-    given = data.get(key) or []
-    if isinstance(given, dict):
-        return list(given.values()) if all(str(name).isdigit() for name in given) else [given]
-    return given if isinstance(given, list) else []
+    sections = data.get(key) or []
+    if isinstance(sections, dict):
+        return list(sections.values()) if all(str(name).isdigit() for name in sections) else [sections]
+    return sections if isinstance(sections, list) else []
 
 
 def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each of `propagate` and `router` that has no effect, as what it belongs to is not switched on."""
-    telemetry = given if isinstance(given := data.get("telemetry"), dict) else {}
+    telemetry = section if isinstance(section := data.get("telemetry"), dict) else {}
     for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
         if key in telemetry and telemetry.get(needed, False) is False:
             yield Problem(("telemetry", key), f"has no effect without {needed} = true")

@@ -443,10 +443,10 @@ def corrected(data: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str,
 _FILES = {"path": "model", "card": "model card", "threshold": "certificate", "score": "score"}  # key -> file that it may name
 
 
-def missing_files(data: Mapping[str, Any], folder: Path, given: Collection[str]) -> Iterator[Problem]:
+def missing_files(data: Mapping[str, Any], folder: Path, names: Collection[str]) -> Iterator[Problem]:
     """Yield a problem for each model, card, certificate and score that the policy names and that does not exist.
 
-    Addresses, models of a catalog, and models of runtimes that are not built in are passed over. given: keys that the program
+    Addresses, models of a catalog, and models of runtimes that are not built in are passed over. names: keys that the program
     overrides, which are passed over too.
     """
     several: list[tuple[Key, Any]] = [
@@ -455,7 +455,7 @@ def missing_files(data: Mapping[str, Any], folder: Path, given: Collection[str])
     several += [((*key, "edge"), section["edge"]) for key, section in several if isinstance(section, dict) and "edge" in section]
     for place, section in [((), data), *several]:
         values = {"path": section} if isinstance(section, str) else section if isinstance(section, dict) else {}
-        for key, value in [(key, values.get(key)) for key in _FILES if {*place[:1], key}.isdisjoint(given)]:
+        for key, value in [(key, values.get(key)) for key in _FILES if {*place[:1], key}.isdisjoint(names)]:
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str) or name in SCORES or is_address(name) or name.endswith(ACTIVE):
                     continue

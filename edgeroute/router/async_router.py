@@ -59,8 +59,8 @@ def like(method: Callable[Concatenate[Any, P], Any]) -> Callable[[Callable[..., 
 
     def decorated(inner: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
         @wraps(inner)
-        def call(self: Any, *given: P.args, **named: P.kwargs) -> R:
-            bound = arguments.bind(self, *given, **named)
+        def call(self: Any, *positional: P.args, **named: P.kwargs) -> R:
+            bound = arguments.bind(self, *positional, **named)
             bound.apply_defaults()
             return inner(**bound.arguments)
 
@@ -82,12 +82,12 @@ class Loop:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._inside = InsideLegs()
 
-    async def request(self, *given: Any, **more: Any) -> Request:
+    async def request(self, *arguments: Any, **more: Any) -> Request:
         """Make a request, with the errors of `Engine.request`.
 
         It is made in a thread if the application's function gives its data class, which may block.
         """
-        make = partial(self.engine.request, *given, **more)
+        make = partial(self.engine.request, *arguments, **more)
         if self.engine.snapshot.egress.data_class is None:
             return make()
         return await self.in_thread(partial(copy_context().run, make))
@@ -403,17 +403,17 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
         return timings
 
     @like(Router.calibrate)
-    async def calibrate(self, X: Any, y: Any, **given: Any) -> CalibrationResult:  # noqa: N803 - as in scikit-learn
+    async def calibrate(self, X: Any, y: Any, **options: Any) -> CalibrationResult:  # noqa: N803 - as in scikit-learn
         """Find the lowest threshold with a guarantee, like `Router.calibrate`, beside other tasks.
 
         Cancelling the call ends it; `progress` is called on the event loop.
         """
-        return await self._loop.pump(self._calibration(X, y, **given))
+        return await self._loop.pump(self._calibration(X, y, **options))
 
     @like(Router.evaluate)
-    async def evaluate(self, X: Any, y: Any, **given: Any) -> EvaluationResult:  # noqa: N803 - as in scikit-learn
+    async def evaluate(self, X: Any, y: Any, **options: Any) -> EvaluationResult:  # noqa: N803 - as in scikit-learn
         """Evaluate the threshold in use, like `Router.evaluate`, beside other tasks. Cancelling it ends it."""
-        return await self._loop.pump(self._evaluation(X, y, **given))
+        return await self._loop.pump(self._evaluation(X, y, **options))
 
     async def close(self) -> None:
         """End threads, tasks and connections, also if the call is cancelled. Never raises.

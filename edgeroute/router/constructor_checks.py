@@ -46,13 +46,13 @@ DEFAULTS = Options()
 ESTIMATORS = {"catboost", "keras", "lightgbm", "sklearn", "xgboost"}  # packages whose methods take tables, and never one input
 
 
-def with_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def with_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments, with the fields of `Options` combined in one argument `options`.
 
     Without such a field `options` is left out.
     """
-    options = {name: given[name] for name in Options._fields if name in given}
-    rest = {name: value for name, value in given.items() if name not in options}
+    options = {name: arguments[name] for name in Options._fields if name in arguments}
+    rest = {name: value for name, value in arguments.items() if name not in options}
     return {**rest, "options": Options(**options)} if options else rest
 
 
@@ -117,7 +117,7 @@ def _is_trace(value: Any) -> bool:
     return module is not None and isinstance(value, module.Trace)
 
 
-def check_types(given: Mapping[str, Any]) -> None:
+def check_types(arguments: Mapping[str, Any]) -> None:
     """Check the types, units and ranges of a router's arguments; None counts as not given.
 
     Imports the modules of the classes that are given. Loads and calls nothing of them.
@@ -126,31 +126,31 @@ def check_types(given: Mapping[str, Any]) -> None:
         PolicyError: a wrong type, or a number out of its range; the message names what to pass.
     """
     for name, (module, kind) in CLASSES.items():
-        value = given.get(name)
+        value = arguments.get(name)
         if value is not None and not isinstance(value, getattr(import_module(module), kind)):
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     for name in ("limits", "audit"):  # plain data, which cannot refuse a number itself
-        if given.get(name) is not None:
+        if arguments.get(name) is not None:
             from edgeroute.system.read_and_check_signatures import check_units
 
-            check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
+            check_units(type(arguments[name]), arguments[name]._asdict(), f"{name}: ")
     for side in ("edge", "cloud"):
-        several = given.get(side)
+        several = arguments.get(side)
         for target in several if isinstance(several, list | tuple) else [several]:
             for model in each(target):
                 _check_not_estimator(side, model)
-    trials = given.get("trial")
+    trials = arguments.get("trial")
     for trial in trials if isinstance(trials, list | tuple) and not hasattr(trials, "shown") else [trials]:
         for side in ("edge", "cloud"):
             _check_not_estimator(side, getattr(trial, side, None))
     for name, (fits, words) in FITS.items():
-        value = given.get(name)
+        value = arguments.get(name)
         if value is not None and not fits(value):
             raise _wrong(name, words, value)
     for name in ("deadline", "first_token", "certificate_max_age", "sensors_every"):
-        check_seconds(name, given.get(name))
-    if not isinstance(given.get("hedge_after"), str):
-        check_seconds("hedge_after", given.get("hedge_after"), least=True)
+        check_seconds(name, arguments.get(name))
+    if not isinstance(arguments.get("hedge_after"), str):
+        check_seconds("hedge_after", arguments.get("hedge_after"), least=True)
 
 
 def is_float(value: Any) -> bool:
@@ -223,7 +223,7 @@ _MODEL_FILES = ".onnx", ".ort", ".gguf", ".tflite", ".mlpackage", ".mlmodel", ".
 _LOCAL = 'write large = Router(model, mode="only_edge"), and cloud=lambda x: large.infer(x).value'
 
 
-def checked_cloud(given: Any) -> Any:
+def checked_cloud(cloud: Any) -> Any:
     """Check an argument `cloud`, and return it; for a URL return a new endpoint of the Open Inference Protocol.
 
     Opens no connection.
@@ -231,23 +231,23 @@ def checked_cloud(given: Any) -> Any:
     Raises:
         PolicyError: it is no URL of a model, endpoint or callable; the message names what to write.
     """
-    if isinstance(given, str):
+    if isinstance(cloud, str):
         from edgeroute.cloud.openinference import OpenInference
         from edgeroute.http.messages_addresses_and_secrets import bare, chat_advice
 
-        if "://" not in given and (given[:1] in {"/", ".", "~", "\\"} or given.lower().endswith(_MODEL_FILES)):
-            file = given if bare(given).startswith("'") else "FILE"
+        if "://" not in cloud and (cloud[:1] in {"/", ".", "~", "\\"} or cloud.lower().endswith(_MODEL_FILES)):
+            file = cloud if bare(cloud).startswith("'") else "FILE"
             raise PolicyError(f"cloud= takes no model file: {_LOCAL}; or run `edgeroute serve {file}`, and pass its URL")
-        if "/v2/models/" not in given:
+        if "/v2/models/" not in cloud:
             advice = import_tool("inspect.conversion_advice")
-            raise PolicyError(advice.of_address(bare(given), chats=bool(chat_advice(given))))
-        return OpenInference(given)
+            raise PolicyError(advice.of_address(bare(cloud), chats=bool(chat_advice(cloud))))
+        return OpenInference(cloud)
     from edgeroute.cloud.function_backend_and_reply_checks import Function
 
-    if hasattr(given, "talk") or callable(given) or isinstance(given, Function) or hasattr(given, "predict_proba"):
-        return given
-    local = f": {_LOCAL}" if is_model(given) or isinstance(given, os.PathLike) else ""
-    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}{local}")
+    if hasattr(cloud, "talk") or callable(cloud) or isinstance(cloud, Function) or hasattr(cloud, "predict_proba"):
+        return cloud
+    local = f": {_LOCAL}" if is_model(cloud) or isinstance(cloud, os.PathLike) else ""
+    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(cloud).__name__}{local}")
 
 
 def threshold_advice(value: Any) -> str:

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 # Arguments `edge` and `cloud` of a router, in one form.
 
 
-def as_list(given: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """Return None, one or several values as a list. A list is copied."""
-    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 Member: TypeAlias = "tuple[Any, str, str]"  # edge model; its group and its name in that, both empty without a group
@@ -54,10 +54,10 @@ Member: TypeAlias = "tuple[Any, str, str]"  # edge model; its group and its name
 def members(edges: list[Any]) -> list[Member]:
     """Return the edge models, with variants in place of their groups."""
     found = list[Member]()
-    for i, given in enumerate(edges):
+    for i, edge in enumerate(edges):
         group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
-        variants = given.models if isinstance(given, Variants) else None
-        found += [(given, "", "")] if variants is None else [(model, group, name) for name, model in variants.items()]
+        variants = edge.models if isinstance(edge, Variants) else None
+        found += [(edge, "", "")] if variants is None else [(model, group, name) for name, model in variants.items()]
     return found
 
 
@@ -150,23 +150,23 @@ def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> N
         raise PolicyError(f"{what} needs several edge models, of which it leaves the smallest, and there are {len(edges)}")
 
 
-def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
+def checked_thresholds(threshold: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
     """Return a threshold or certificate for each edge model: of one value the same for all, of a list one each; None: none.
 
     Args:
-        given: the argument.
+        threshold: the argument.
         count: number of edge models.
         needed: True if the policy needs thresholds.
 
     Raises:
         PolicyError: thresholds are missing, invalid, or of another number.
     """
-    if given is None:
+    if threshold is None:
         if needed and count:
             raise PolicyError("threshold= is missing: the confidence at which an edge answer stands; try 0.85, then calibrate")
         return [None] * count
-    several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
-    values = list(given) if several else [given] * count
+    several = isinstance(threshold, Sequence) and not isinstance(threshold, str) and not hasattr(threshold, "guarantee")
+    values = list(threshold) if several else [threshold] * count
     if len(values) != count:
         raise PolicyError(f"{len(values)} thresholds for {count} edge models: one number for all, or one each")
     for value in values:
@@ -386,9 +386,9 @@ def _build_without_edge_trial(
     return snapshot
 
 
-def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
+def _views(by_target: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
     """Return the views of a policy; that of an edge on trial is the edge's in its own policy. A copy."""
-    views = dict(given or {})
+    views = dict(by_target or {})
     if not (arm or of_edge) or routing.EDGE_TRIAL not in views:
         return views
     view = views.pop(routing.EDGE_TRIAL)
@@ -440,11 +440,11 @@ class _Draft:
             PolicyError: a model or threshold is invalid, or a model is async and this router cannot await it.
             ModelMissing: there is no file at a model's path.
         """
-        arguments, models = self._arguments, [load(given) for given, _, _ in edges]
+        arguments, models = self._arguments, [load(edge) for edge, _, _ in edges]
         own_thresholds = [release_certificate(model) for model in models] if arguments.threshold is None else []
         certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else all answers of others are accepted
         thresholds = own_thresholds if certified else checked_thresholds(arguments.threshold, len(edges), needed=needed)
-        for i, ((given, group, variant), model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
+        for i, ((edge, group, variant), model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
             path = member(model, "path")
             if path is not None and not Path(path).exists():
                 raise ModelMissing(f"there is no model at {path}")
@@ -465,8 +465,8 @@ class _Draft:
                 raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
             if runner.alone_async and arguments.mode == "shadow":
                 raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
-            read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
-            self._add(("edge", name, given, score, read), target, runner)
+            read = stamps(model) if isinstance(edge, str | PathLike) else ()  # an object was loaded by its owner
+            self._add(("edge", name, edge, score, read), target, runner)
             labels = member(model, "labels")
             self._labels, self._kind = (labels, member(model, "kind")) if labels else (self._labels, self._kind)
         return bool(own_thresholds)
@@ -477,8 +477,8 @@ class _Draft:
         Raises PolicyError for no valid cloud, or an async one in a `Router`.
         """
         score = self._arguments.score
-        for i, given in enumerate([*clouds, *tried]):
-            endpoint, on_trial = checked_cloud(given), i >= len(clouds)
+        for i, cloud in enumerate([*clouds, *tried]):
+            endpoint, on_trial = checked_cloud(cloud), i >= len(clouds)
             labels = None if self._kind == "ctc" and member(endpoint, "kind") != "ctc" else self._labels
             own_name = getattr(endpoint, "name", "cloud")
             if on_trial and own_name == "cloud":
@@ -498,7 +498,7 @@ class _Draft:
             if getattr(backend, "alone_async", False) and not self._arguments.awaits:
                 raise PolicyError(f"the cloud is {backend.where}, and async: use AsyncRouter, or make it a plain def")
             backend.guard = guard(backend)
-            self._add(("cloud", name, given, score, labels, self._kind), routing.Target(name, "cloud", trial=on_trial), backend)
+            self._add(("cloud", name, cloud, score, labels, self._kind), routing.Target(name, "cloud", trial=on_trial), backend)
 
 
 def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
@@ -632,6 +632,6 @@ def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
 
 
-def _seconds(given: float | None) -> float:
+def _seconds(seconds: float | None) -> float:
     """Return a number of seconds; inf for None."""
-    return routing.INF if given is None else float(given)
+    return routing.INF if seconds is None else float(seconds)

@@ -201,9 +201,9 @@ def _contained_method(part: Part, event: str) -> Method:
         return partial(_around, method, partial(failures.log, what, coded=True))
 
     @wraps(method)
-    def contained(*given: Any) -> Any:
+    def contained(*arguments: Any) -> Any:
         try:
-            return method(*given)
+            return method(*arguments)
         except Exception as e:  # noqa: BLE001 - whatever it is, it affects no answer
             failures.log(what, e, coded=True)
             return None
@@ -237,9 +237,9 @@ def _around(
         return inner_results
 
     try:
-        given = yield from method(requests, inner)
-        if isinstance(given, list) and len(given) == len(requests) and all(isinstance(r, Answer | BaseException) for r in given):
-            return given
+        outer = yield from method(requests, inner)
+        if isinstance(outer, list) and len(outer) == len(requests) and all(isinstance(r, Answer | BaseException) for r in outer):
+            return outer
         failed(TypeError(f"it returned no list of {len(requests)} results"))
     except Exception as e:
         if any(e is walk_error for walk_error in raised):  # of the walk: the caller's

@@ -88,12 +88,12 @@ def unit_of(annotation: Any) -> tuple[Unit | None, bool]:
     return next((unit for part in parts if (unit := unit_of(part)[0]) is not None), None), True
 
 
-def check_units(of: Callable[..., Any], given: Mapping[str, Any], prefix: str = "") -> None:
+def check_units(of: Callable[..., Any], arguments: Mapping[str, Any], prefix: str = "") -> None:
     """Raise PolicyError unless each number that is given is in the range of its unit. None passes where the type allows it.
 
     Args:
         of: class or function that declares the arguments.
-        given: argument -> value; others are ignored.
+        arguments: argument -> value; others are ignored.
         prefix: words before an argument's name in the message.
 
     Raises:
@@ -101,18 +101,18 @@ def check_units(of: Callable[..., Any], given: Mapping[str, Any], prefix: str = 
     """
     for name, annotation in argument_types(of).items():
         unit, optional = unit_of(annotation)
-        if unit is not None and name in given and not (optional and given[name] is None):
+        if unit is not None and name in arguments and not (optional and arguments[name] is None):
             check_number(
-                prefix + name, given[name],
+                prefix + name, arguments[name],
                 least=unit.least, most=unit.most, above=unit.above, whole=unit.whole, infinite=unit.infinite,
             )  # fmt: skip
 
 
-def data_classes(name: str, given: Iterable[str]) -> frozenset[str]:
+def data_classes(name: str, classes: Iterable[str]) -> frozenset[str]:
     """Return names of data classes, which are read once; raise PolicyError, with the argument's name, unless all are texts."""
-    names = None if isinstance(given, str) else list(given)
+    names = None if isinstance(classes, str) else list(classes)
     if names is None or not all(isinstance(c, str) and c for c in names):
-        raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {names or given!r}")
+        raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {names or classes!r}")
     return frozenset(names)
 
 

@@ -62,11 +62,11 @@ class Chat:
         stops = [stop] if isinstance(stop, str) else [*stop]
         if "" in stops:
             raise PolicyError("stop= has an empty text, at which each answer would end before it begins")
-        given = {
+        options = {
             "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stops or None, "grammar": grammar,
             "response_format": None if response_format is None else dict(response_format),
         }  # fmt: skip
-        self.options: dict[str, Any] = {key: value for key, value in given.items() if value is not None} | dict(request or {})
+        self.options: dict[str, Any] = {key: value for key, value in options.items() if value is not None} | dict(request or {})
         try:
             _check_json(self.settings)
         except BadInput as e:
@@ -146,23 +146,23 @@ def embedding_request(x: Any) -> dict[str, Any] | None:
     return {**x, "encoding_format": "base64"}
 
 
-def _messages(given: Any, texts_only: bool) -> list[dict[str, Any]]:
+def _messages(chat: Any, texts_only: bool) -> list[dict[str, Any]]:
     """Check the messages' roles and forms, and return shallow copies; `texts_only` refuses all parts but texts.
 
     Raises:
         BadInput: they are not messages.
         Unfit: a message has parts that a text model cannot take.
     """
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not given:
+    if isinstance(chat, str | bytes) or not isinstance(chat, Sequence) or not chat:
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
-    for i, message in enumerate(given):
+    for i, message in enumerate(chat):
         if not isinstance(message, Mapping):
             raise BadInput(f'message {i} is {_kind(message)}, not {{"role": ..., "content": ...}}')
         if not isinstance(role := message.get("role"), str) or role not in ROLES:
             raise BadInput(f"message {i} has no role of {', '.join(ROLES)}")
         _check_content(i, message, texts_only)
-    _check_json(given)
-    return [dict(message) for message in given]
+    _check_json(chat)
+    return [dict(message) for message in chat]
 
 
 def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None:

@@ -196,16 +196,16 @@ class ToolCalls:
 
         Adds a call if there is none, or the part begins another. Raises ValueError for more than `MOST_CALLS` calls.
         """
-        given, call_id, function = part.get("index"), part.get("id"), part.get("function") or {}
+        number, call_id, function = part.get("index"), part.get("id"), part.get("function") or {}
         last = self._calls[-1][0] if self._calls else 0
-        index = last if given is None else int(given)
-        if given is None and call_id:
+        index = last if number is None else int(number)
+        if number is None and call_id:
             call = next((call for _, call in self._calls if call.get("id") == call_id), None)
         else:
             call = next((call for i, call in reversed(self._calls) if i == index), None)
         if (
             call is None
-            or (not call_id and given is None and function.get("name"))
+            or (not call_id and number is None and function.get("name"))
             or self._begins_another_call(call, call_id, function)
         ):
             if len(self._calls) >= MOST_CALLS:

@@ -54,7 +54,7 @@ def read_sample(path: Path) -> Any:
         raise BadInput(f"{path} cannot be read: {first_line(e)}") from e
 
 
-def rows_of_numbers(size: int, given: Any, names: Sequence[str] | None, fitted: list[list[float]]) -> tuple[list[Any], bool]:
+def rows_of_numbers(size: int, sample: Any, names: Sequence[str] | None, fitted: list[list[float]]) -> tuple[list[Any], bool]:
     """Return up to 100 rows of numbers: those given, or drawn at random; and True unless they were drawn from N(0, 1).
 
     They are float64, as callers have them: rounding to the float32 of the new file is part of the comparison. Draws are the same
@@ -62,24 +62,24 @@ def rows_of_numbers(size: int, given: Any, names: Sequence[str] | None, fitted: 
 
     Args:
         size: numbers of a row.
-        given: a table, an array [n, size], a list of rows or of mappings; None: rows are drawn.
+        sample: a table, an array [n, size], a list of rows or of mappings; None: rows are drawn.
         names: columns of a table to take, in order; None: all, without those of labels if there are more than `size`.
         fitted: values around which each number of a row is drawn.
 
     Raises:
         BadInput: a column is missing, or is no number.
     """
-    if given is None:
+    if sample is None:
         told = [column if (column and np.isfinite(column).all()) else [-1.0, 1.0] for column in fitted]
         mean, spread = [float(np.mean(c)) for c in told], [float(np.std(c) or abs(c[0]) / 10 or 1) for c in told]
         return [*np.random.default_rng(0).normal(mean, spread, (ROWS, size))], told == fitted
-    if hasattr(given, "columns"):
-        given = _without_labels(given, size)
-        given = (given if names is None else columns_of(given, names)).to_dict("records")
-    elif len(given) == 1 and getattr(given[0], "ndim", 0) == 2:  # noqa: PLR2004 - a table
-        given = given[0]
+    if hasattr(sample, "columns"):
+        sample = _without_labels(sample, size)
+        sample = (sample if names is None else columns_of(sample, names)).to_dict("records")
+    elif len(sample) == 1 and getattr(sample[0], "ndim", 0) == 2:  # noqa: PLR2004 - a table
+        sample = sample[0]
     rows = list[Any]()
-    for number, row in enumerate(given[:ROWS], 1):
+    for number, row in enumerate(sample[:ROWS], 1):
         cells = row
         if isinstance(row, dict):
             if missing := [name for name in names or () if name not in row]:
@@ -103,17 +103,17 @@ def columns_of(table: Any, names: Sequence[str]) -> Any:
     return table[[*names]]
 
 
-def rows_of_texts(given: Any, words: list[str]) -> list[str]:
+def rows_of_texts(sample: Any, words: list[str]) -> list[str]:
     """Return up to 100 texts: those given, also as a table or mappings with one column of them, or known words drawn at random.
 
     Raises BadInput for a row without exactly one text.
     """
-    if given is None:
+    if sample is None:
         rng = np.random.default_rng(0)
         return [" ".join(rng.choice(words, WORDS)) for _ in range(ROWS)]
-    if hasattr(given, "columns"):
-        given = _without_labels(given, 1).to_dict("records")
-    texts = [[v for v in x.values() if isinstance(v, str)] if isinstance(x, dict) else [x] for x in given[:ROWS]]
+    if hasattr(sample, "columns"):
+        sample = _without_labels(sample, 1).to_dict("records")
+    texts = [[v for v in x.values() if isinstance(v, str)] if isinstance(x, dict) else [x] for x in sample[:ROWS]]
     for number, row in enumerate(texts, 1):
         if len(row) != 1 or not isinstance(row[0], str):
             raise BadInput(f"row {number} of the sample has {len(row)} texts, and this model takes one")

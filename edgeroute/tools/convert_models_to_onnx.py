@@ -96,10 +96,10 @@ def convert(
     """
     checked_kind(kind)
     target, card_file = _targets(path, out, overwrite=overwrite)
-    given = None if sample is None else examples.read_sample(sample)
+    samples = None if sample is None else examples.read_sample(sample)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        source = _load(path, given, trust=trust)
+        source = _load(path, samples, trust=trust)
         if labels and len(labels) != (count := len(getattr(source.model, "classes_", labels))):
             raise PolicyError(f"{path} has {count} classes, and there are {len(labels)} labels")
         notes = tuple(dict.fromkeys(clean(str(w.message), 200) for w in caught if "Version" in w.category.__name__))
@@ -110,7 +110,7 @@ def convert(
             card = write_card(
                 new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind, source.columns
             )
-            rows = _inputs_of(source, new, given)
+            rows = _inputs_of(source, new, samples)
             with examples.as_errors(f"{path} does not take these inputs"):
                 CallableModel(source.answer).run(rows[:1])
             other, difference = _compared(source, new, rows, card)
@@ -120,7 +120,7 @@ def convert(
                     f" {other[0] + 1}. Nothing was written. {_remedy(rows)}"
                 )
             put(new.parent, target)
-    same, sampled = len(rows) - len(other), given is not None
+    same, sampled = len(rows) - len(other), samples is not None
     near = sampled or source.near
     return Conversion(target, card_file, card, source.framework, len(rows), sampled, near, same, difference, notes)
 
@@ -156,15 +156,15 @@ def check_targets(target: Path, card: Path, *, overwrite: bool, original: Path |
 # Samples.
 
 
-def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
+def _inputs_of(source: Loaded, new: Path, samples: Any) -> list[Any]:
     """Return the inputs of the comparison: the loader's, those given, or drawn at random for the file's input.
 
     Raises PolicyError if none can be drawn: the new file has several inputs, texts, or sizes that are not fixed.
     """
     if source.rows is not None:
         return source.rows
-    if given is not None:
-        return [*given][: examples.ROWS]
+    if samples is not None:
+        return [*samples][: examples.ROWS]
     model = OnnxModel(new)
     model.load()
     (spec, *more) = model.inputs
@@ -252,7 +252,7 @@ def _same(a: Any, b: Any, labels: Sequence[str] | None) -> bool:
 # Loading: by the suffix, or by what a file holds.
 
 
-def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
+def _load(path: Path, samples: Any, *, trust: bool) -> Loaded:
     """Load a model by its suffix. Raises as `convert`.
 
     With `trust` its code may run, and may import from the current folder meanwhile.
@@ -270,7 +270,7 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
         with examples.as_errors(f"{path} cannot be loaded"):
             if not path.is_dir():
                 open_file(path).close()  # no pipe, which a framework would wait for
-            return load(path, given, trust=trust)
+            return load(path, samples, trust=trust)
     except ModelError as e:
         if isinstance(e.__cause__, ImportError):
             raise ModelError(f"{path} needs a package that is not installed here: {first_line(e.__cause__)}") from e
@@ -285,7 +285,7 @@ def _untrusted(path: Path) -> PolicyError:
     return PolicyError(f"{path} was not loaded, since loading a pickle may run code: add --trust if you know who made it")
 
 
-def _from_pickle(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_pickle(path: Path, samples: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Unpickle an estimator, which runs its code, by joblib if that is installed, and return it with its converter.
 
     Raises as `_from_estimator`.
@@ -296,10 +296,10 @@ def _from_pickle(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG
         from pickle import load
     with open_file(path) as file:
         model = load(file)  # noqa: S301 - only with --trust
-    return _from_estimator(model, path, given)
+    return _from_estimator(model, path, samples)
 
 
-def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
+def _from_estimator(model: Any, path: Path, samples: Any) -> Loaded:
     """Return the estimator of scikit-learn, XGBoost, LightGBM or CatBoost with its converter, inputs and labels.
 
     Names of features are removed from a Booster of XGBoost, in place, as the converter takes no others than its own.
@@ -310,11 +310,11 @@ def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
     """
     package, name = type(model).__module__.partition(".")[0], type(model).__name__
     if package == "lightgbm" and name == "Booster":
-        return _from_lightgbm_booster(model, given)
+        return _from_lightgbm_booster(model, samples)
     if package == "xgboost" and name == "Booster":
-        return _from_estimator(_xgboost_estimator(model.save_raw()), path, given)
+        return _from_estimator(_xgboost_estimator(model.save_raw()), path, samples)
     if package == "catboost":
-        return _from_catboost(model, given)
+        return _from_catboost(model, samples)
     if not hasattr(model, "predict"):
         raise ModelError(f"{path} holds a {name}, and no estimator with predict: save the estimator alone")
     if package == "sklearn":
@@ -329,9 +329,9 @@ def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
     names: Any = getattr(model, "feature_names_in_", None)
     names = None if names is None or names[0] == "Column_0" else [*names]  # LightGBM's, of an array
     if names is not None and any(type(part).__name__ == "ColumnTransformer" for part in _parts(model)):
-        if not hasattr(given, "columns"):
+        if not hasattr(samples, "columns"):
             raise PolicyError(f"{path}: {name} reads columns by their names: give a few rows with --sample FILE.csv")
-        columns = examples.columns_of(given, names)
+        columns = examples.columns_of(samples, names)
     size = 0 if texts is not None else model.n_features_in_
     for part in _parts(model):
         booster = examples.booster_of(part)
@@ -343,9 +343,9 @@ def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
         names = None  # each is an input of the file
         rows, near = columns.head(examples.ROWS).to_dict("records"), True
     elif texts is not None:
-        rows, near = examples.rows_of_texts(given, texts), True
+        rows, near = examples.rows_of_texts(samples, texts), True
     else:
-        rows, near = examples.rows_of_numbers(size, given, names, examples.values_of_training(model, size))
+        rows, near = examples.rows_of_numbers(size, samples, names, examples.values_of_training(model, size))
     roots = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     framework = next((FRAMEWORKS[root] for root in roots if root in FRAMEWORKS), package)
     kind = "label+probabilities" if proba else "value"
@@ -495,28 +495,28 @@ def _xgboost_estimator(file: Any) -> Any:
     return estimator
 
 
-def _from_xgboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:
+def _from_xgboost_file(path: Path, samples: Any, *, trust: bool) -> Loaded:
     """Load a file of XGBoost's own format, or of CatBoost's in JSON, and return its estimator with a converter.
 
     ModelError for other JSON.
     """
     if path.suffix.lower() == ".json" and b'"learner"' not in (data := read_bytes(path)):
         if b'"oblivious_trees"' in data:
-            return _from_catboost_file(path, given, trust=trust)
+            return _from_catboost_file(path, samples, trust=trust)
         hint = ": LightGBM writes its own by save_model('model.txt')" if b'"tree_info"' in data else ""
         raise ModelError(f"{path} is no model of XGBoost or CatBoost{hint}")
-    return _from_estimator(_xgboost_estimator(str(path)), path, given)
+    return _from_estimator(_xgboost_estimator(str(path)), path, samples)
 
 
-def _from_lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_lightgbm_file(path: Path, samples: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a file of LightGBM's text format, and return its Booster with a converter. ModelError for another text."""
     if not read_bytes(path).startswith(b"tree"):
         raise ModelError(f"{path} is no model of LightGBM")
     library = import_needed("lightgbm", "lightgbm is not installed: pip install lightgbm")
-    return _from_lightgbm_booster(library.Booster(model_file=path), given)
+    return _from_lightgbm_booster(library.Booster(model_file=path), samples)
 
 
-def _from_lightgbm_booster(model: Any, given: Any) -> Loaded:
+def _from_lightgbm_booster(model: Any, samples: Any) -> Loaded:
     """Return a LightGBM Booster with its converter, prediction and rows. PolicyError if a tree splits by categories."""
     _check_categories(None, model, "the Booster")
     objective = model.dump_model()["objective"].split()[0]
@@ -537,19 +537,19 @@ def _from_lightgbm_booster(model: Any, given: Any) -> Loaded:
         out.write_bytes(graph.SerializeToString())
 
     named = names if names != [f"Column_{i}" for i in range(size)] else None
-    rows, near = examples.rows_of_numbers(size, given, named, examples.values_of_training(model, size))
+    rows, near = examples.rows_of_numbers(size, samples, named, examples.values_of_training(model, size))
     return Loaded(model, "LightGBM", answer, write, rows, near, (), "label+probabilities" if classifies else "value", named)
 
 
-def _from_catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_catboost_file(path: Path, samples: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a file of CatBoost's own format, as a classifier if it has classes, else a regressor; return it with a converter."""
     library = import_needed("catboost", "catboost is not installed: pip install catboost")
     form = "json" if path.suffix.lower() == ".json" else "cbm"
     model = library.CatBoostClassifier().load_model(str(path), form)
-    return _from_catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path), form), given)
+    return _from_catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path), form), samples)
 
 
-def _from_catboost(model: Any, given: Any) -> Loaded:
+def _from_catboost(model: Any, samples: Any) -> Loaded:
     """Return a model of CatBoost, which writes ONNX files itself, with its answers, labels and inputs for the comparison."""
     classifies = hasattr(model, "predict_proba")
     answer = model if classifies else lambda x: (float(model.predict([x])[0]), None)
@@ -557,7 +557,7 @@ def _from_catboost(model: Any, given: Any) -> Loaded:
     labels = tuple(model.classes_.tolist()) if classifies and np.asarray(model.classes_).dtype.kind in "USO" else ()
     kind, names = "label+probabilities" if classifies else "value", model.feature_names_
     named = names if names != [*map(str, range(len(names)))] else None
-    rows, near = examples.rows_of_numbers(len(names), given, named, examples.values_of_training(model, len(names)))
+    rows, near = examples.rows_of_numbers(len(names), samples, named, examples.values_of_training(model, len(names)))
     return Loaded(
         model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, near, labels, kind, named
     )
@@ -566,7 +566,7 @@ def _from_catboost(model: Any, given: Any) -> Loaded:
 # Networks.
 
 
-def _from_keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_keras(path: Path, samples: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a Keras model and call it once; code in its file, such as a Lambda layer, is refused without `trust`.
 
     Raises PolicyError for that, and for several inputs or outputs.
@@ -598,7 +598,7 @@ def _from_keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG0
     return Loaded(model, "Keras", answer, write, kind=kind)
 
 
-def _from_saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_saved_model(path: Path, samples: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a SavedModel of TensorFlow, and return its default signature, of one input, with its converter.
 
     The converter runs as a process; ModelError if that fails.
@@ -623,7 +623,7 @@ def _from_saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa
     return Loaded(call, "TensorFlow", answer, write)
 
 
-def _from_torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_torch(path: Path, samples: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a whole PyTorch model, for evaluation: a pickled module, a program of torch.export, or TorchScript.
 
     Raises:
@@ -643,7 +643,7 @@ def _from_torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG0
             f"it has weights alone, a {type(model).__name__}: build the model in Python, load them, and then"
             " torch.onnx.export(model, example, 'model.onnx')"
         )
-    if not isinstance(given, list):
+    if not isinstance(samples, list):
         raise PolicyError(f"{path}: PyTorch's exporter runs the model once: give an input with --sample FILE.npy")
     if path.suffix.lower() != ".pt2":
         model.eval()
@@ -659,7 +659,7 @@ def _from_torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG0
 
     def write(out: Path) -> None:
         """Write the ONNX file, with a free batch axis."""
-        example = tensor([given[0], given[0]])
+        example = tensor([samples[0], samples[0]])
         if isinstance(model, torch.jit.ScriptModule):  # which the newer exporter does not read
             names = {"input_names": ["input"], "output_names": ["output"]}
             torch.onnx.export(

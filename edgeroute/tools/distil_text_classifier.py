@@ -210,11 +210,11 @@ def _traced(
             try:
                 if record["input"]["type"] != "application/json":
                     raise TypeError("no text")  # noqa: TRY301 - one reason for all that may be wrong
-                given = parse_json(b64decode(record["input"]["base64"]).decode())
-                request = {"prompt": given} if isinstance(given, str) else {"messages": given}
+                content = parse_json(b64decode(record["input"]["base64"]).decode())
+                request = {"prompt": content} if isinstance(content, str) else {"messages": content}
                 if not isinstance(value, str | int | float):
                     raise TypeError("no label")  # noqa: TRY301 - likewise
-                example = Example(_asked(given if isinstance(given, dict) else request), str(value).strip(), known)
+                example = Example(_asked(content if isinstance(content, dict) else request), str(value).strip(), known)
             except (KeyError, TypeError, ValueError, RecursionError):
                 left_out.add("no text and answer in the trace, which [trace] inputs = true stores", place)
                 continue

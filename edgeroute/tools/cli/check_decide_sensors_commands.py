@@ -37,17 +37,17 @@ def check(
     from edgeroute.edge.runtimes_variants_ensemble import step_of
     from edgeroute.router.router import Router
 
-    if (given := file or policy) is None or (file and policy):
+    if (path := file or policy) is None or (file and policy):
         raise typer.BadParameter("one policy is needed, as in `edgeroute check policy.toml`", param_hint="FILE")
-    is_policy = str(given).lower().endswith(".json") or (step_of(str(given)) or "").startswith("expected")
-    with looking_router(Path(given)) if is_policy else Router(given, mode="only_edge") as router:
+    is_policy = str(path).lower().endswith(".json") or (step_of(str(path)) or "").startswith("expected")
+    with looking_router(Path(path)) if is_policy else Router(path, mode="only_edge") as router:
         report = router.check()
     print(json.dumps({"ok": report.ok, "lines": report.lines}) if as_json else printable(str(report)))
     return OK if report.ok else FAILED
 
 
 def decide(
-    given: Annotated[Path, typer.Argument(metavar="INPUT")],
+    path: Annotated[Path, typer.Argument(metavar="INPUT")],
     *,
     policy: Policy,
     index: Whole = 0,
@@ -58,7 +58,7 @@ def decide(
     """Explain which route an input would take. Runs the edge model; sends nothing.
 
     Args:
-        given: A .npy, .npz, .png, .jpg, .csv or .parquet file, or `-`.
+        path: A .npy, .npz, .png, .jpg, .csv or .parquet file, or `-`.
         index: The row of an .npz file or table, or the line of JSON.
 
     Nothing is written to the state folder. Notes on the file are printed on stderr.
@@ -75,7 +75,7 @@ def decide(
 
     with looking_router(policy) as router:
         keys, fitted = router.engine.snapshot.views.keys, edge_columns(router)
-        items = [*islice(read_inputs(given, keys, print_note, label, fitted), index + 1)]
+        items = [*islice(read_inputs(path, keys, print_note, label, fitted), index + 1)]
         if index >= len(items):
             raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
         decision = router.decide(items[index].x, data_class=data_class)

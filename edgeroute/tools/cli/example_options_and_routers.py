@@ -211,15 +211,15 @@ def looking_router(policy: Path) -> Iterator[Router]:
     from edgeroute.stores.json_lines_and_process_locks import Journal
     from edgeroute.stores.outbox import Outbox
 
-    given = settings.load(policy, complete=True)
+    configured = settings.load(policy, complete=True)
     with TemporaryDirectory(prefix="edgeroute-") as name:
         folder = Path(name)
         more: dict[str, Any] = {"trace": None}
-        if given.state:
-            own = policy.parent / given.state
-            more |= {"cache": given.cache and given.cache.make(folder), "outbox": None}
-            if given.outbox or given.offline == "queue":
-                more["outbox"] = (given.outbox.make if given.outbox else Outbox)(folder / "outbox.db")
+        if configured.state:
+            own = policy.parent / configured.state
+            more |= {"cache": configured.cache and configured.cache.make(folder), "outbox": None}
+            if configured.outbox or configured.offline == "queue":
+                more["outbox"] = (configured.outbox.make if configured.outbox else Outbox)(folder / "outbox.db")
             try:
                 if _is_writable(own):
                     for file in ("state.db", "conversations.db"):

@@ -111,7 +111,7 @@ def read_table(
         yield Item(f"{path}{where}", x, *(None if name is None else _plain(row[name]) for name in (label_name, group_name)))
 
 
-def _label(path: Path, columns: Sequence[str], given: str | None, keys: Sequence[str]) -> str | None:
+def _label(path: Path, columns: Sequence[str], column: str | None, keys: Sequence[str]) -> str | None:
     """Return the name of the column of labels: as given, by name or index, else the one with a usual name; None: there is none.
 
     keys: columns that are inputs, and so no labels.
@@ -119,14 +119,14 @@ def _label(path: Path, columns: Sequence[str], given: str | None, keys: Sequence
     Raises:
         BadInput: the given column is missing, or several have usual names.
     """
-    if given is not None:
-        if given == NONE and NONE not in columns:
+    if column is not None:
+        if column == NONE and NONE not in columns:
             return None
-        if given.lstrip("-").isdigit() and [*columns] == [*map(str, range(len(columns)))]:  # there is no header
-            given = str(range(len(columns))[int(given)]) if -len(columns) <= int(given) < len(columns) else given
-        if given not in columns:
-            raise BadInput(f"{path} has no column {given!r} of labels: its columns are {', '.join(map(repr, columns))}")
-        return given
+        if column.lstrip("-").isdigit() and [*columns] == [*map(str, range(len(columns)))]:  # there is no header
+            column = str(range(len(columns))[int(column)]) if -len(columns) <= int(column) < len(columns) else column
+        if column not in columns:
+            raise BadInput(f"{path} has no column {column!r} of labels: its columns are {', '.join(map(repr, columns))}")
+        return column
     names = [name for name in columns if name.lower() in LABELS and name not in keys]
     if len(names) > 1:
         raise BadInput(f"{path}: labels may be in {' or '.join(map(repr, names))}: say which by --label")

@@ -175,18 +175,18 @@ def _logprobs(where: str, answer: Any) -> list[float]:
         raise BadInput(f"{where}: logprobs must be natural logarithms, one for each token") from None
 
 
-def _grade(what: str, given: Any) -> float | None:
+def _grade(what: str, value: Any) -> float | None:
     """Return a grade; None if absent; raise `BadInput` unless it is from 0 to 1."""
-    grade = _number(what, given)
+    grade = _number(what, value)
     if grade is not None and not 0 <= grade <= 1:
         raise BadInput(f"{what} must be a number from 0 to 1, not {grade:g}")
     return grade
 
 
-def _number(what: str, given: Any) -> float | None:
+def _number(what: str, value: Any) -> float | None:
     """Return a finite number as float, a bool as 0 or 1; None if absent; raise `BadInput` for all else."""
-    if given is None:
+    if value is None:
         return None
-    if not isinstance(given, int | float) or not isfinite(given):
-        raise BadInput(f"{what} must be a number, not {given!r:.40}")
-    return float(given)
+    if not isinstance(value, int | float) or not isfinite(value):
+        raise BadInput(f"{what} must be a number, not {value!r:.40}")
+    return float(value)

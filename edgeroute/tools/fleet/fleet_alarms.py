@@ -330,14 +330,14 @@ class FleetAlarms:
         stream["threshold"] = donor["threshold"]
         for name in ("differ", "loss") if count else ():
             if name in donor["tests"]:
-                given = donor["tests"][name]
-                more = 1 + 2 * given["spread"] / count**0.5
+                test = donor["tests"][name]
+                more = 1 + 2 * test["spread"] / count**0.5
                 new = {
-                    kind: PooledDrift(given[kind]["level"] * more, alpha=self._alpha, liars=given[kind]["liars"]).dump()
+                    kind: PooledDrift(test[kind]["level"] * more, alpha=self._alpha, liars=test[kind]["liars"]).dump()
                     for kind in ("daily", "weekly")
                 }
-                stream["tests"][name] = {**given, **new, "from": day + 1, "seen": [0.0, 0.0]}
-                self._add_rates(stream, name, given)
+                stream["tests"][name] = {**test, **new, "from": day + 1, "seen": [0.0, 0.0]}
+                self._add_rates(stream, name, test)
 
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
         """Begin a daily and a weekly test of a metric, with the days up to this one as reference; write the usual rates.

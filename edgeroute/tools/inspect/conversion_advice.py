@@ -45,7 +45,7 @@ def of_estimator(side: str, value: Any, *, classifier: bool) -> str:
         classifier: it has the probabilities of one answer's classes.
     """
     model = getattr(value, "__self__", value)
-    given = type(model).__name__ if value is model else f"{type(model).__name__}.{value.__name__}"
+    shown = type(model).__name__ if value is model else f"{type(model).__name__}.{value.__name__}"
     remedy = "lambda x: model.predict([x])[0]"
     if classifier:
         remedy = "model"
@@ -60,24 +60,24 @@ def of_estimator(side: str, value: Any, *, classifier: bool) -> str:
         remedy = "CalibratedClassifierCV(model).fit(X, y), of sklearn.calibration, which gives probabilities"
     elif side == "edge":
         remedy = 'lambda x: (model.predict([x])[0], None), with a confidence for None, or no_confidence="accept"'
-    return f"{side}= takes no {given} as it is: write {side}={remedy}"
+    return f"{side}= takes no {shown} as it is: write {side}={remedy}"
 
 
-def of_address(given: str, *, chats: bool) -> str:
+def of_address(address: str, *, chats: bool) -> str:
     """Return what to write in place of a text that is no URL of a model.
 
     Args:
-        given: the text, without secrets, quoted.
+        address: the text, without secrets, quoted.
         chats: True if it is the URL of an API of chats.
     """
-    text = given.strip("'\"").rstrip("/")
-    if "://" not in text and given.startswith("'"):
-        return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
+    text = address.strip("'\"").rstrip("/")
+    if "://" not in text and address.startswith("'"):
+        return f"cloud={address} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
     if chats or "api.openai.com" in text:
-        return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
+        return f"{address} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
     if text.startswith("grpc"):
-        return f"{given} is written OpenInferenceGrpc('http://HOST:PORT', model=...); with TLS https://"
-    return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
+        return f"{address} is written OpenInferenceGrpc('http://HOST:PORT', model=...); with TLS https://"
+    return f"what does {address} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
 
 
 def step(path: str, hub: re.Match[str] | None) -> str:

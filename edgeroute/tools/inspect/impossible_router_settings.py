@@ -88,8 +88,8 @@ def settings_to_confirm(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
                 f"have one: write {terms[0]} beside the url, unless they are free"
             )
         for cloud in snapshot.clouds if getattr(limits, name) < INF else ():
-            given = [bool(getattr(cloud.terms, term)) for term in terms[-2:]]
-            if given == [True, False] and "tokens" in terms[-1]:
+            has_price = [bool(getattr(cloud.terms, term)) for term in terms[-2:]]
+            if has_price == [True, False] and "tokens" in terms[-1]:
                 yield f"{name} does not count the tokens of {cloud.name}'s answers: write {terms[-1]} too, unless they are free"
     edges = [backend for backend in snapshot.backends if isinstance(backend, EdgeBackend)]
     for edge, card in [(edge, card) for edge in edges if (card := member(edge.model, "card")) is not None]:
@@ -177,13 +177,13 @@ def _thresholds(snapshot: Snapshot, unsure: Callable[[str], int]) -> Iterator[st
         final = not snapshot.clouds and [target.group or target.name] == last  # variants of one model are one step
         if not isinstance(backend, EdgeBackend) or target.threshold is None or final:
             continue
-        given, unit = [target.threshold, *target.thresholds.values()], bounded(backend.reader.score)
+        levels, unit = [target.threshold, *target.thresholds.values()], bounded(backend.reader.score)
         scored_before = isinstance(backend, InputScoredBackend)
-        if min(given) > 1 + SLACK if unit and not scored_before else min(given) == INF:
-            why = "confidences are at most 1" if min(given) < INF else "it defers all"
+        if min(levels) > 1 + SLACK if unit and not scored_before else min(levels) == INF:
+            why = "confidences are at most 1" if min(levels) < INF else "it defers all"
             what = "calibrate anew, with more examples or a looser guarantee" if target.certified else "write a lower one"
             yield (
-                f"no answer of {target.name} reaches its threshold, {min(given):g} ({why}), so each input goes on: "
+                f"no answer of {target.name} reaches its threshold, {min(levels):g} ({why}), so each input goes on: "
                 f'{what}, or mode = "only_cloud"'
             )
         elif snapshot.policy.no_confidence == "defer" and not scored_before and _unsure(backend):
@@ -227,11 +227,11 @@ def _thresholds(snapshot: Snapshot, unsure: Callable[[str], int]) -> Iterator[st
                 f"{target.name} has {len(names)} outputs, of which {clean(names[0])} is read as a number for each class, by its "
                 "form alone: write output and kind in its card, as `edgeroute inspect` finds them"
             )
-        elif not target.certified and max(given) <= (floor := -INF if scored_before or not unit else _least(backend)):
+        elif not target.certified and max(levels) <= (floor := -INF if scored_before or not unit else _least(backend)):
             classes = f"with {round(1 / floor)} classes " if 0 < floor < 0.5 else ""  # noqa: PLR2004 - of two, or of each decision
             least = f": {classes}a confidence is at least {floor:.3g}" if floor > 0 else ""
             yield (
-                f"every answer of {target.name} passes its threshold, {max(given):g}{least}. No input goes on unless it fails: "
+                f"every answer of {target.name} passes its threshold, {max(levels):g}{least}. No input goes on unless it fails: "
                 'write a higher one, as `edgeroute calibrate` finds it, or mode = "only_edge"'
             )
 

@@ -160,13 +160,13 @@ def _same_form(spec: TensorSpec, other: TensorSpec) -> bool:
     return same and all(a == b or -1 in (a, b) for a, b in zip(spec.shape, other.shape, strict=True))
 
 
-def describe(inputs: Sequence[TensorSpec], states: Sequence[Pair], given: Mapping[str, Any] | None = None) -> list[InputGuess]:
+def describe(inputs: Sequence[TensorSpec], states: Sequence[Pair], fixed: Mapping[str, Any] | None = None) -> list[InputGuess]:
     """Guess the role of each input, in order: state (fed back), constant (one number beside other inputs), or given by callers.
 
     Args:
         inputs: specifications of the inputs.
         states: pairs of `pairs`; open ones do not count.
-        given: tensors of a sample, by name, from which constants take their values.
+        fixed: tensors of a sample, by name, from which constants take their values.
     """
     state_pairs = {pair.input: pair for pair in states if pair.sure != "open"}
     batched = any(spec.shape[:1] == (-1,) for spec in inputs)
@@ -177,18 +177,18 @@ def describe(inputs: Sequence[TensorSpec], states: Sequence[Pair], given: Mappin
             finding = Finding(f"state.{quoted(spec.name)}", says, pair.sure, pair.grounds)
             result.append(InputGuess(spec, "state", None, None, (finding,)))
         elif len(inputs) > 1 and (not spec.shape or (spec.shape == (1,) and batched)):
-            result.append(_constant_guess(spec, (given or {}).get(spec.name)))
+            result.append(_constant_guess(spec, (fixed or {}).get(spec.name)))
         else:
             result.append(_given_guess(spec))
     return result
 
 
-def _constant_guess(spec: TensorSpec, given: Any) -> InputGuess:
+def _constant_guess(spec: TensorSpec, constant: Any) -> InputGuess:
     """Return the guess of an input of one number: a likely constant with the sample's value, else an open question."""
     about = f"inputs.{quoted(spec.name)}"
     size = "no axes" if not spec.shape else "one element"
-    if given is not None and np.size(given) == 1 and np.asarray(given).dtype.kind in "biuf":
-        value = np.asarray(given).reshape(-1)[0].item()
+    if constant is not None and np.size(constant) == 1 and np.asarray(constant).dtype.kind in "biuf":
+        value = np.asarray(constant).reshape(-1)[0].item()
         why = f"it has {size}, so none that counts the inputs, and the sample has {value}"
         return InputGuess(spec, "constant", None, None, (Finding(about, f"a constant, {value}", "likely", why),), (), value)
     usual = 16000 if not _RATES.isdisjoint(words(spec.name)) else None

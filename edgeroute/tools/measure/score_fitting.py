@@ -432,24 +432,24 @@ def log_odds(y: Array) -> float:
 LARGEST = 1e100  # largest absolute value of a feature
 
 
-def is_table(given: Any) -> bool:
+def is_table(inputs: Any) -> bool:
     """Return True for features with names: a mapping, or a list of mappings; False for logits."""
-    return isinstance(given, Mapping) or (isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping))
+    return isinstance(inputs, Mapping) or (isinstance(inputs, Sequence) and len(inputs) > 0 and isinstance(inputs[0], Mapping))
 
 
-def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
+def table_of(inputs: Any, base: str | None) -> tuple[list[str], list[int], Array]:
     """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first in each.
 
     Raises:
         PolicyError: it is no table of numbers, columns differ in length, a number is too large, or the base score is no single
             column.
     """
-    names = list(given if isinstance(given, Mapping) else given[0])
+    names = list(inputs if isinstance(inputs, Mapping) else inputs[0])
     if base is not None and base not in names:
         raise PolicyError(f"there is no feature {base!r}: there are {', '.join(map(str, names))}")
     names.sort(key=lambda name: name != base)
     try:
-        rows = given if isinstance(given, Mapping) else {name: [example[name] for example in given] for name in names}
+        rows = inputs if isinstance(inputs, Mapping) else {name: [example[name] for example in inputs] for name in names}
         columns = [np.asarray(rows[name], np.float64) for name in names]
     except (KeyError, OverflowError, TypeError, ValueError) as e:
         raise PolicyError(f"features are numbers, the same for each example: {type(e).__name__}: {e}") from e

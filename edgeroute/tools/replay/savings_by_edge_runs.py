@@ -151,10 +151,10 @@ def _function_judge(name: str) -> Judge:
     def judge(logged: logs.Logged, said: Said) -> float:
         """Return the function's grade."""
         try:
-            given = function(logged.x, said.text, logged.text)
+            verdict = function(logged.x, said.text, logged.text)
         except Exception as e:
             raise PolicyError(f"the judge {name} raised {type(e).__name__}") from e
-        grade = number_of(given)
+        grade = number_of(verdict)
         if grade is None or not 0 <= grade <= 1:
             raise PolicyError(f"the judge {name} must return True, False, or a number from 0 to 1")
         return grade
@@ -307,8 +307,8 @@ def edge_saving(
         raise BadInput(f"no log of the kind {clean(kind)}: expected one of {', '.join(logs.READERS)}")
     if not isinstance(how.edge_price, logs.Price | None) or (how.edge_price is not None and any(how.edge_price[1:])):
         raise PolicyError("the price of an edge on this device is one number, of dollars a request")
-    given = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
-    with logs.regular_files(given) as several, _router_of(edge) as router:
+    files = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
+    with logs.regular_files(files) as several, _router_of(edge) as router:
         calls = DirectCalls(router.engine)
         how = how._replace(cloud_price=how.cloud_price or _price_of(calls, kind))
         drawn = logs.survey(several, kind, how, sample, seed)
@@ -318,8 +318,8 @@ def edge_saving(
         run_steps(calls.ready(), router)
         setup = _setup(edge, calls, judge, drawn)
         path = None if out is None else Path(out)
-        if path is None and str(given[0]) != "-":
-            path = given[0].with_name(f"{given[0].name}.edge-{setup[:8]}.jsonl")
+        if path is None and str(files[0]) != "-":
+            path = files[0].with_name(f"{files[0].name}.edge-{setup[:8]}.jsonl")
         with closing(Results(path, setup)) as results:
             runs = _Runs(router, calls, grade, results)
             with show_progress(progress, "answering on the edge", len(drawn.chosen)) as advance:

@@ -203,9 +203,9 @@ def request_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
     A response's `input` and `instructions` become messages.
     """
-    messages, given, prompt = (body.get(name) for name in ASKED)
-    if isinstance(given, str | list) and not messages:  # of responses
-        messages = [{"role": "user", "content": given}] if isinstance(given, str) else [_message(item) for item in given]
+    messages, turns, prompt = (body.get(name) for name in ASKED)
+    if isinstance(turns, str | list) and not messages:  # of responses
+        messages = [{"role": "user", "content": turns}] if isinstance(turns, str) else [_message(item) for item in turns]
         system = body.get("instructions")
         messages = [{"role": "system", "content": system}, *messages] if isinstance(system, str) and system else messages
     if isinstance(messages, list) and messages:
@@ -400,9 +400,9 @@ def langfuse_answer(record: Mapping[str, Any], options: Options) -> Exchange:
         raise Skip("no generation of a model")
     if record.get("level") == "ERROR":
         raise Skip("the request failed")
-    given, output = (parsed_text(record.get(name)) for name in ("input", "output"))
-    asked = given if isinstance(given, dict) else {"messages" if isinstance(given, list) else "prompt": given}
-    key = request_key(record, options, asked=given)
+    request, output = (parsed_text(record.get(name)) for name in ("input", "output"))
+    asked = request if isinstance(request, dict) else {"messages" if isinstance(request, list) else "prompt": request}
+    key = request_key(record, options, asked=request)
     usage = record.get("usageDetails") or record.get("usage")
     used = usage if isinstance(usage, dict) else {}
     tokens = {"input_tokens": used.get("input"), "output_tokens": used.get("output")}
