@@ -351,6 +351,16 @@ class Panic(BaseException):
     """What no `except Exception` catches, and no signal handler raised: a panic in an extension of Rust, say."""
 
 
+@contextlib.contextmanager
+def uncollected():
+    """Keep garbage collections, whose callbacks and finalizers are nobody's call, out of a block that is broken into."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def interrupted(function, at):
     """Whether the function ended before its opcode number `at` (of edgeroute's, in all it calls), where a `Stop` breaks in."""
     left = at
@@ -370,14 +380,15 @@ def interrupted(function, at):
 
     before = sys.gettrace()  # coverage's
     sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it as tracing begins
-    sys.settrace(trace)
-    try:
-        function()
-        over = True
-    except Stop:
-        over = False
-    finally:
-        sys.settrace(before)
+    with uncollected():
+        sys.settrace(trace)
+        try:
+            function()
+            over = True
+        except Stop:
+            over = False
+        finally:
+            sys.settrace(before)
     # broken off as an `except` begins, the interpreter takes that exception for handled ever after
     ctypes.pythonapi.PyErr_SetExcInfo(None, None, None)
     return over

@@ -1,7 +1,6 @@
 """Numbers and names in files are bounded before they are believed: a small file takes neither much memory nor much time."""
 
 import contextlib
-import gc
 import os
 import shutil
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from both import uncollected
 from onnx import helper
 
 from edgeroute import BadInput, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
@@ -173,11 +173,8 @@ def test_no_reader_waits_for_a_pipe(tmp_path, name):
 def test_a_text_that_is_none(tmp_path, name, content):
     """It is an error of edgeroute, wherever it comes."""
     (tmp_path / name).write_bytes(content)
-    gc.disable()  # finalizers of other tests' garbage would run at the depth where Python stops
-    try:
+    with uncollected():  # finalizers of other tests' garbage would run at the depth where Python stops
         ends_with_own_error(files_of_others(tmp_path)[name], tmp_path / name)
-    finally:
-        gc.enable()
 
 
 def test_the_reader_is_bounded(tmp_path):

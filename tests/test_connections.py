@@ -19,6 +19,7 @@ from time import monotonic
 import pytest
 import tiny
 import trustme
+from both import uncollected
 
 from edgeroute import PlainJson, Router, StopToken, TimedOut, Unreachable
 from edgeroute.http import dns_resolver as resolver
@@ -605,13 +606,14 @@ def interrupted_at(n, run):
         return trace
 
     before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        run()
-    except Interrupted:
-        pass
-    finally:
-        sys.settrace(before)
+    with uncollected():
+        sys.settrace(trace)
+        try:
+            run()
+        except Interrupted:
+            pass
+        finally:
+            sys.settrace(before)
     return reached
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from both import GOOD, LONG, Stop
+from both import GOOD, LONG, Stop, uncollected
 from draws import slow
 
 from edgeroute.system import late_imports_and_plugins as imports
@@ -172,7 +172,7 @@ def test_the_lock_is_never_left_held(monkeypatch):
         return False
 
     at = 1
-    with ThreadPoolExecutor(1) as another:  # in the main thread a module is imported by another one
+    with uncollected(), ThreadPoolExecutor(1) as another:  # in the main thread a module is imported by another one
         while another.submit(interrupted, at).result():
             free = []
             thread = threading.Thread(target=look, args=[free])

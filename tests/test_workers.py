@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from both import uncollected
 from lazily import needs
 
 from edgeroute import AsyncRouter
@@ -103,14 +104,15 @@ def test_an_interrupt_leaves_its_lock_free():
             return trace
 
         before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            worker.nudge()
-            interrupted = False
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            sys.settrace(before)
+        with uncollected():
+            sys.settrace(trace)
+            try:
+                worker.nudge()
+                interrupted = False
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                sys.settrace(before)
         other = threading.Thread(target=worker.nudge, daemon=True)
         other.start()
         other.join(LONG)
