@@ -61,10 +61,16 @@ def caplog(caplog):
     caplog.handler.removeFilter(is_own)
 
 
-def pytest_collection_finish():
-    """Leaves what was collected out of garbage collection: tests that look for leaks collect often, and it stays until the end."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Looks for no garbage meanwhile, and leaves what was collected out of it: tests that look for leaks do it often."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

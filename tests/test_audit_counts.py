@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from both import LONG
 from commands import cli
+from draws import slow
 
 from edgeroute import Audit, BadInput, CallableModel, Function, Router, Trial
 from edgeroute.confidence import Certificate, NotEnough
@@ -303,7 +304,7 @@ def test_audits_without_a_confidence_are_doubted(tmp_path):
     assert found.threshold == inf
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [2, *slow(1)])
 def test_nothing_from_before_an_alarm_is_certified(tmp_path, every):
     """Neither after a restart at once, nor by the log, with the counts or without; and what was certified is forgotten."""
     used(tmp_path, *[0.9] * 700, threshold=certificate(), cloud="a")

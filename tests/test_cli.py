@@ -94,8 +94,9 @@ def test_version():
 @pytest.mark.parametrize(
     ("command", "ends"),
     [
-        ("check --policy none.toml", 2), ("replay none.jsonl --policy none.toml", 1), ("prune --help", 0), ("models status", 0),
+        ("check --policy none.toml", 2), ("replay none.jsonl --policy none.toml", 1),
         *slow(
+            ("prune --help", 0), ("models status", 0),
             ("decide --policy none.toml x.npy", 2), ("recertify --policy none.toml", 2), ("status --state none", 1), ("arms none", 1),
             ("top --record none.jsonl", 1), ("quantize none.onnx", 2), ("sensors --help", 0), ("demo --data none", 1),
             ("export triton none.onnx -o out", 2),

@@ -15,6 +15,7 @@ import routes
 import tiny
 from both import collected
 from commands import cli
+from draws import slow
 
 from edgeroute import (
     BadInput,
@@ -229,7 +230,7 @@ def test_a_threshold_for_each_class(home, policy, cloud):
     assert f"│ a     │ {found.thresholds['a']:.4g}" in out
 
 
-@pytest.mark.parametrize("ood", [False, True], ids=["plain", "ood"])
+@pytest.mark.parametrize("ood", [True, *slow(False)], ids=["ood", "plain"])
 def test_a_learned_score(home, policy, cloud, ood):
     """It is saved beside the model, the certificate is bound to it, and its threshold was found with scores cross-fitted."""
     more = ["--ood"] if ood else []

@@ -216,7 +216,7 @@ def test_a_regression_is_a_value_without_confidence(tmp_path):
             "has 2 answers to one input: convert its estimators one by one",
         ),
         (lambda: pytest.importorskip("sklearn.preprocessing").StandardScaler().fit(X), "no estimator with predict"),
-        (linear_model.LogisticRegression, "not fitted"),
+        (lambda: linear_model.LogisticRegression(C=2), "not fitted"),
         (lambda: {"model": 1}, "holds a dict, and no estimator"),
     ],
     ids=["margins", "several", "scaler", "unfitted", "dict"],

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 from both import LONG, Threads
+from draws import slow
 
 from edgeroute import Cache, Function, Limits
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
@@ -68,7 +69,7 @@ def changed(path):
     return refused or known
 
 
-LENGTHS = (0, 1, 2, 15, 16, 99, 100, 101, 511, 512, 1023, 4095, 4096, 4097, 8191, 8192, 8193, 12287)
+LENGTHS = (0, 1, 100, 511, 4096, 8193, *slow(2, 15, 16, 99, 101, 512, 1023, 4095, 4097, 8191, 8192, 12287))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -121,7 +122,7 @@ def unnoticed_damage(path, whole, draws, is_noticed):
     return unnoticed
 
 
-@pytest.mark.parametrize("draws", [150, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [50, *slow(4000)])
 def test_random_damage(tmp_path, whole, draws):
     """Bytes, pages and runs that are overwritten, doubled or zeroed: what was spent is known as it was, or nothing is sent."""
     assert unnoticed_damage(tmp_path / "s" / "state.db", whole, draws, changed) == []
@@ -179,7 +180,7 @@ def kept(path):
     return all(known)
 
 
-@pytest.mark.parametrize("draws", [30, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [10, *slow(1000)])
 def test_random_damage_of_private_conversations(tmp_path, private, draws):
     """As of the state: what is private is known as it was, or all conversations stay."""
     assert unnoticed_damage(tmp_path / "s" / "d.db", private, draws, kept) == []

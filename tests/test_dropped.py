@@ -89,11 +89,11 @@ def full(folder, server):
 
 @pytest.mark.pure
 def test_many_leave_nothing(kind, tmp_path, said, caplog):
-    """No thread, file or connection of 100 routers, with state, outbox, disk cache and an open breaker; it is logged once."""
+    """No thread, file or connection of 40 routers, with state, outbox, disk cache and an open breaker; it is logged once."""
     threads, files = set(threading.enumerate()), set(open_files())
     with CannedServer(GOOD) as server, caplog.at_level(logging.WARNING, "edgeroute"):
         serving = set(threading.enumerate())
-        for i in range(100):
+        for i in range(40):
             options = {"threshold": 0.5} if i % 10 else full(tmp_path / str(i), server)
             if i % 20 == 0:
                 options["cloud"] = options["cloud"][::-1]  # the first of them is away: its breaker opens, and the link is watched
@@ -101,7 +101,7 @@ def test_many_leave_nothing(kind, tmp_path, said, caplog):
         assert settled(lambda: set(threading.enumerate()) <= serving)
     assert settled(lambda: set(threading.enumerate()) <= threads)
     assert settled(lambda: not set(open_files()) - files)
-    assert len([text for text in said() if text.startswith("unclosed router <")]) == 100
+    assert len([text for text in said() if text.startswith("unclosed router <")]) == 40
     assert not [text for text in said() if not text.startswith("unclosed router")], "all in it was closed, and not just dropped"
     assert len([r for r in caplog.records if "dropped without close()" in r.message]) == 1
 

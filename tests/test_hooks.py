@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import routes
 from both import CALLS, GOOD, LONG, Panic, Tasks, ask, flat, makes, sure, unsure
+from draws import slow
 
 from edgeroute import (
     Audit,
@@ -28,7 +29,7 @@ from edgeroute import (
 )
 from edgeroute.testing import CannedServer, FakeCloud
 
-ERRORS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, GeneratorExit], ids=lambda e: e.__name__)
+ERRORS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, *slow(GeneratorExit)], ids=lambda e: e.__name__)
 
 
 make = makes(threshold=0.5)
@@ -98,7 +99,9 @@ class Unspeakable(Panic):
         raise SystemExit(3)
 
 
-PANICS = pytest.mark.parametrize("error", [Panic, Unspeakable, GeneratorExit, asyncio.CancelledError], ids=lambda e: e.__name__)
+PANICS = pytest.mark.parametrize(
+    "error", [Panic, Unspeakable, *slow(GeneratorExit), asyncio.CancelledError], ids=lambda e: e.__name__
+)
 
 
 class Attempts(Instrument):

@@ -116,7 +116,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(("terms", "limits", "code"), LIMITS)
-@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("state", [*slow(False), True])
 @pytest.mark.parametrize("over", ["JSON", *slow("a function")])
 @pytest.mark.usefixtures("one_instant")
 def test_a_batch_is_as_many_calls_as_it_has_inputs(make, terms, limits, code, state, over, tmp_path):

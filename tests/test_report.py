@@ -12,6 +12,7 @@ from math import inf, nan
 
 import numpy as np
 import pytest
+from draws import slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lazily import Later
@@ -545,7 +546,7 @@ def luminance(color):
     )
 
 
-@pytest.mark.parametrize("drawn", ["held", "open", "broken"])
+@pytest.mark.parametrize("drawn", ["held", *slow("open", "broken")])
 def test_the_verdict_has_a_colour_a_sign_and_words(drawn):
     """Each kind has its own of all three: neither colours nor a sign need be seen."""
     wrong = {"held": 0, "open": 12, "broken": 60}[drawn]

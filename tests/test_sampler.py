@@ -105,14 +105,14 @@ def test_sensors_that_no_policy_uses_are_not_read():
 
 
 def test_many_routers_share_a_few_threads_and_the_devices_sensors(monkeypatch, tmp_path):
-    """1,000 routers, which are read again and again."""
+    """300 routers, which are read again and again."""
     reads, sensors, read = [], DeviceSensors(tmp_path, fresh_s=3600.0), Battery.read
     monkeypatch.setattr(Battery, "read", lambda part: reads.append(1) or read(part))
     monkeypatch.setattr(system, "system_sensors", lambda: sensors)
     monkeypatch.setattr("edgeroute.observe.plan_facts_energy_rules.READS_S", 3600.0)
-    routers = [make(None) for _ in range(1000)]
+    routers = [make(None) for _ in range(300)]
     try:
-        assert len(SAMPLER) == 1000
+        assert len(SAMPLER) == 300
         assert len(ours()) == 1, "the sampler alone: they have just been read"
         for router in routers:
             router.engine.observer.reads_at = 0.0
@@ -292,10 +292,10 @@ def test_the_period_is_the_sensors_own():
     for wrong in (0.5, 61, float("nan"), "1s", None):
         with pytest.raises(PolicyError, match="every 1 to 60 seconds"):
             DeviceSensors(every_s=wrong)
-    device = Device()
+    device, begun = Device(), time.monotonic()
     device.every_s = 60.0
     with make(device) as router:
-        assert router.engine.observer.reads_at > time.monotonic() + 30
+        assert router.engine.observer.reads_at >= begun + 60
 
 
 def test_the_period_of_a_policy(tmp_path):
@@ -306,14 +306,16 @@ def test_the_period_of_a_policy(tmp_path):
     device.every_s = 1.0
     text = 'sensors_every = "60s"\nthreshold = 0.5\n[[rule]]\nof = "battery"\nenter = "20%"\nthen = "only_edge"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
     policy.write_text(text)
+    begun = time.monotonic()
     with Router.from_policy(policy, edge=unsure, cloud=cloud, sensors=device) as router:
-        assert router.engine.observer.reads_at > time.monotonic() + 30
+        assert router.engine.observer.reads_at >= begun + 60
         policy.write_text(text.replace("60s", "20s"))
         router.reload()
         router.engine.read_sensors()
-        assert time.monotonic() + 10 < router.engine.observer.reads_at < time.monotonic() + 21
+        wait_for(lambda: begun + 20 <= router.engine.observer.reads_at <= time.monotonic() + 20)
+    begun = time.monotonic()
     with make(device, sensors_every=50) as router:
-        assert router.engine.observer.reads_at > time.monotonic() + 30
+        assert router.engine.observer.reads_at >= begun + 50
     for wrong in ("500ms", "2m"):
         policy.write_text(text.replace("60s", wrong))
         with pytest.raises(PolicyError, match='sensors_every: expected a duration from "1s" to "60s"'):

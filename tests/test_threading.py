@@ -11,6 +11,7 @@ from time import monotonic
 import pytest
 import routes
 from both import CALLS, LONG, GatedServer, Tasks, ask, flat, makes, sure, unsure
+from draws import slow
 from test_threads import until_idle
 
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
@@ -36,7 +37,7 @@ def gate():
     gate.set()
 
 
-@pytest.mark.parametrize("callers", [32, 64])
+@pytest.mark.parametrize("callers", [32, *slow(64)])
 @pytest.mark.parametrize("late", [True, False], ids=["late replies wanted", "cut at the deadline"])
 def test_many_callers_on_a_silent_server(make, callers, late, due):
     """Each has the edge's answer, while the cloud is asked for all of them at once."""
