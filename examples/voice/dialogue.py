@@ -59,7 +59,7 @@ class Step(NamedTuple):
 class Reply(NamedTuple):
     """What is said to an utterance, and where it comes from."""
 
-    kind: Literal["command", "intent", "answer", "nothing"]
+    kind: Literal["command", "skill", "intent", "answer", "nothing"]
     heard: str
     text: str
     source: str
@@ -71,6 +71,11 @@ class Reply(NamedTuple):
     """What a skill was given, as the seconds of a timer."""
     state: str = ""
     """A word of the palette."""
+
+    @property
+    def unheard(self) -> str:
+        """What is shown in place of the words of a reply to none."""
+        return "a timer or an alarm has ended" if self.skill == "ring" else "no words were heard"
 
 
 @dataclass

@@ -172,8 +172,9 @@ def show(reply: Reply | str) -> None:
     if isinstance(reply, str):
         print(reply)
         return
+    heard = repr(reply.heard) if reply.heard else f"({reply.unheard})"
     more, source = "" if reply.final else " ...", f"{reply.source}: " if reply.source else ""
-    print(f"{reply.heard!r:40} {reply.kind:8} {reply.text}{more}\n{'':40} {source}{reply.reason}")
+    print(f"{heard:40} {reply.kind:8} {reply.text}{more}\n{'':40} {source}{reply.reason}")
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ class Page:
     def show(self, reply: Reply | str) -> None:
         """Show a reply, or a note, and what the skills act upon after it."""
         if isinstance(reply, Reply):
-            told = {name: getattr(reply, name) for name in ("kind", "heard", "text", "reason", "final", "skill", "state")}
-            self._tell({"stage": "reply", **told})
+            names = "kind", "heard", "unheard", "text", "reason", "final", "skill", "state"
+            self._tell({"stage": "reply", **{name: getattr(reply, name) for name in names}})
         else:
             self._tell({"stage": "note", "text": reply})
         running = [{"kind": one.kind, "name": one.name, "ends": one.ends.timestamp()} for one in self._home.running()]

@@ -69,6 +69,7 @@ class Home:
         self.items: list[str] = []
         self.volume = 50
         self._running: list[Running] = []
+        self._threads: list[threading.Timer] = []
         self._lock = threading.Lock()
 
     def running(self) -> list[Running]:
@@ -77,9 +78,9 @@ class Home:
             return sorted(self._running, key=lambda one: one.ends)
 
     def wait(self) -> None:
-        """Pause until the timers and alarms have ended, or were stopped."""
-        while running := self.running():
-            running[0].thread.join()
+        """Pause until the timers and alarms have ended and have rung, or were stopped."""
+        while alive := [thread for thread in self._threads if thread.is_alive()]:
+            alive[0].join()
 
     def close(self) -> None:
         """End all timers and alarms without a word."""
@@ -168,6 +169,7 @@ class Home:
         with self._lock:
             self._running.append(Running(kind, self.now() + timedelta(seconds=lasts), name, thread))
             thread.start()
+            self._threads = [*(one for one in self._threads if one.is_alive()), thread]
         return said
 
     def _ended(self, said: str) -> None:

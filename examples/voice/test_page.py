@@ -166,6 +166,8 @@ def test_an_utterance_lights_up_stage_by_stage():
         dialogue.home.ring("<b>It has ended.")
         expect(seen.locator("#past tr")).to_have_count(4)
         expect(seen.locator("#said")).to_have_text("<b>It has ended.")
+        expect(seen.locator("#heard")).to_have_text("(a timer or an alarm has ended)")
+        expect(seen.locator("#past tr").first.locator("td").first).to_have_text("(a timer or an alarm has ended)")
         page.step(Step("heard", "2.4 s of speech"))  # its answer is not there yet, and no earlier one stands for it
         expect(seen.locator("#said")).to_be_empty()
         expect(seen.locator("li.busy b")).to_have_text(["command"])

@@ -174,6 +174,17 @@ def test_the_end_of_a_timer_is_told_once():
     assert told == ["Your timer of 0 seconds has ended."]
 
 
+def test_who_waits_for_timers_waits_until_they_have_rung():
+    """A program that ends meanwhile would cut their words."""
+    begun, go_on, told = threading.Event(), threading.Event(), []
+    with closing(Home(lambda text: (begun.set(), go_on.wait(LONG_S), told.append(text)))) as home:
+        home.do(Wish("timer", 0.01))
+        assert begun.wait(LONG_S)
+        threading.Timer(0.1, go_on.set).start()
+        home.wait()
+    assert told == ["Your timer of 0 seconds has ended."]
+
+
 def test_a_timer_that_is_stopped_does_not_end():
     told = []
     with closing(Home(told.append)) as home:

@@ -291,13 +291,15 @@ def test_a_command_may_be_known_by_its_words(made):
     assert (reply.kind, reply.text) == ("command", "nine.")
 
 
-def test_noise_is_not_answered_aloud(made):
+def test_noise_is_not_answered_aloud(made, capsys):
     dialogue, out = made(), Loudspeaker()
     with Router(lambda audio: ("other", 0.9), None) as commands:
         quiet = replace(dialogue, commands=commands, transcribe=lambda audio: Words("", 0.0))
         shown = heard(quiet, WORD, mouth=Mouth(out))
     assert [reply.kind for reply in shown] == ["nothing"]
     assert not out.playing.is_set()
+    program.show(shown[0])
+    assert capsys.readouterr().out.startswith("(no words were heard) ")
 
 
 def test_a_loudspeaker_that_fails_does_not_end_it(capsys):
@@ -383,15 +385,17 @@ def test_what_was_not_heard_well_is_asked_for_again(made, text, confidence, done
         assert done or f"{confidence:.2f} <" in reply.reason
 
 
-def test_the_end_of_a_timer_is_spoken(made):
-    """Once, after what was said meanwhile, and until somebody speaks."""
+def test_the_end_of_a_timer_is_spoken(made, capsys):
+    """Once, after what was said meanwhile, and until somebody speaks. It is shown as what it is: no words were heard."""
     said, out = [], Loudspeaker()
     mouth = Mouth(out, lambda text: said.append(text) or sound.silence(0.1))
     dialogue = replace(made(), transcribe=lambda audio: Words("Set a timer for one second.", 0.9))
     with Router(lambda audio: ("other", 0.9), None) as commands:
-        (reply, *_) = heard(replace(dialogue, commands=commands), WORD, mouth=mouth)
+        shown = heard(replace(dialogue, commands=commands), WORD, mouth=mouth)
     dialogue.home.wait()
-    assert (reply.skill, reply.value) == ("timer", 1)
+    assert [(reply.skill, reply.value) for reply in shown] == [("timer", 1), ("ring", None)]
+    program.show(shown[-1])
+    assert capsys.readouterr().out.startswith("(a timer or an alarm has ended) ")
     assert said == ["Timer for 1 second.", "Your timer of 1 second has ended."]
     mouth.barge_in(7.0)
     assert mouth.ring("After that.")
