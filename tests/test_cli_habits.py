@@ -252,6 +252,30 @@ def test_a_policy_without_its_option(command):
     assert json.loads(err)["error"].endswith("(policy.toml): a policy is given by --policy")
 
 
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("calibrate model.onnx rows.csv", ('path = "model.onnx"', "edgeroute calibrate --policy policy.toml --max-error 5% --data rows.csv")),
+        ("evaluate rows.csv", ('path = "model.onnx"', "edgeroute evaluate --policy policy.toml --data rows.csv")),
+        ("infer my.tflite rows.csv", ('path = "my.tflite"', "edgeroute infer --policy policy.toml rows.csv")),
+        ("gateway my.gguf", ('path = "my.gguf"', "edgeroute gateway --policy policy.toml")),
+    ],
+)  # fmt: skip
+def test_a_model_without_a_policy(command, lines):
+    """What to write, with the files that were given, and the command after that."""
+    code, out, err = cli(*command.split(), "--json")
+    assert (code, out) == (USAGE, "")
+    for line in lines:
+        assert line in json.loads(err)["error"]
+
+
+def test_examples_without_their_option():
+    """A policy alone does not tell what a further file is."""
+    code, _, err = cli("evaluate", "-p", "policy.toml", "-d", "a.csv", "rows.csv", "--json")
+    assert code == USAGE
+    assert json.loads(err)["error"].endswith("(rows.csv): examples are given by --data, and the model by the policy")
+
+
 def test_a_usage_error_is_json_where_that_is_asked_for():
     """On stderr; stdout is empty."""
     code, out, err = run("infer", "--json", "--batch", "x", "-p", "a.toml", "b.npy")

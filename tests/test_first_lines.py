@@ -664,6 +664,46 @@ def test_a_classifier_with_a_threshold_of_its_own(kind):
     assert Ensemble([clf, clf]).run([X[0]])[0][0] in {"yes", "no"}
 
 
+def test_thresholds_inside_other_estimators(kind):
+    """Where the class that is predicted need not be the most likely one, the answer is what `predict` says, however deep that is."""
+    pytest.importorskip("sklearn")
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.ensemble import StackingClassifier
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.pipeline import make_pipeline
+
+    class Own(ClassifierMixin, BaseEstimator):
+        """A class of the application."""
+
+        def fit(self, rows, right):
+            self.model_ = GaussianNB().fit(rows, right)
+            self.classes_ = self.model_.classes_
+            return self
+
+        def predict_proba(self, rows):
+            return self.model_.predict_proba(rows)
+
+        def predict(self, rows):
+            return self.classes_[(self.predict_proba(rows)[:, 1] > 0.99).astype(int)]
+
+    right = np.where(X[:, 0] > 0.5, "yes", "no")
+    own = FixedThresholdClassifier(GaussianNB(), threshold=0.99, response_method="predict_proba")
+    last = FixedThresholdClassifier(LogisticRegression(), threshold=0.8, response_method="predict_proba")
+    found = GridSearchCV(own, {"threshold": [0.99]}, cv=2)
+    for model in (
+        FrozenEstimator(own.fit(X, right)), make_pipeline(make_pipeline(own)), make_pipeline(FrozenEstimator(own)),
+        make_pipeline(found), FrozenEstimator(found.fit(X, right)), Own(), make_pipeline(Own()),
+        StackingClassifier([("a", GaussianNB())], last, cv=2),
+    ):  # fmt: skip
+        predicted = model.fit(X, right).predict(X)
+        assert (model.classes_[model.predict_proba(X).argmax(1)] != predicted).any(), model
+        with kind(model, threshold=0.0) as router:
+            assert [answer.value for answer in router.infer_many(list(X))] == predicted.tolist(), model
+
+
 def test_probabilities_that_need_not_sum_to_1(kind):
     """As those of one-against-all classifiers: a cloud's class, and an ensemble's, is the most likely one."""
     ova = estimator(["a", "b", "c"], 0.1, 0.9, 0.2)

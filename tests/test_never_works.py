@@ -348,6 +348,25 @@ def test_many_numbers_that_may_be_an_embedding(make, tmp_path):
         assert never(make(known, sure, threshold=0.5)) == []
 
 
+def test_many_numbers_of_a_function(make, caplog):
+    """Its first answer tells: one warning is logged, and `check` has the line, as that of a file."""
+    numbers = np.random.default_rng(0).normal(size=384).astype(np.float32)
+    router = make(lambda _: numbers, sure, threshold=0.5)
+    assert never(router) == []
+    router.infer(1)
+    router.infer_many([2, 3])
+    (record,) = caplog.records
+    assert "gives 384 numbers, which are read as a logit for each class, by their form alone" in record.getMessage()
+    (said,) = never(router)
+    assert said.startswith("edge gives 384 numbers, which are read as a logit for each class, by their form alone")
+    caplog.clear()
+    for known in (CallableModel(lambda _: numbers, labels=map(str, range(384))), CallableModel(lambda _: numbers, kind="logits")):
+        router = make(known, sure, threshold=0.0001)
+        router.infer(1)
+        assert never(router) == []
+    assert not caplog.records
+
+
 def test_inputs_whose_first_axes_differ(make, tmp_path):
     """Cannot count the same inputs: a card says which do."""
     value = helper.make_tensor_value_info

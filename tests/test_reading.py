@@ -304,6 +304,67 @@ def test_a_graph_that_ends_in_an_if(tmp_path):
             assert router.check().ok, path
 
 
+def top_3(path, *operators):
+    """x [n, 8] -> the three best of the classes, by their scores and numbers."""
+    names = ["x", *(f"t{i}" for i in range(len(operators)))]
+    nodes = [helper.make_node(op, [names[i]], [names[i + 1]]) for i, op in enumerate(operators)]
+    value, nodes = helper.make_tensor_value_info, [*nodes, helper.make_node("TopK", [names[-1], "k"], ["scores", "best"])]
+    outputs = [value("scores", TensorProto.FLOAT, ["n", 3]), value("best", TensorProto.INT64, ["n", 3])]
+    return tiny.save(path, nodes, [value("x", TensorProto.FLOAT, ["n", 8])], outputs, [("k", np.array([3]))])
+
+
+@pytest.mark.parametrize("score", ["msp", "margin"])
+def test_the_best_classes_and_their_probabilities(make, tmp_path, score):
+    """The answer is the class with the first number, not the first place; the rest of the sum of 1 belongs to others."""
+    path = top_3(tmp_path / "top.onnx", "Softmax")
+    rows = np.random.default_rng(1).normal(size=(9, 8)).astype(np.float32)
+    p = softmax(rows)
+    ordered = np.sort(p)[:, ::-1]
+    expected = ordered[:, 0] - (ordered[:, 1] if score == "margin" else 0)
+    for labels in (None, [*"abcdefgh"]):
+        with make(OnnxModel(path, labels=labels), threshold=0, score=score) as router:
+            answers = router.infer_many(list(rows))
+        assert [answer.value for answer in answers] == [(labels or range(8))[i] for i in p.argmax(1)]
+        assert [answer.confidence for answer in answers] == pytest.approx(expected.tolist(), abs=1e-3)
+    assert checked(OnnxModel(path))
+    for certain in (np.eye(3, dtype=np.float32)[0], np.array([1.0, 1e-30, 1e-31], np.float32)):
+        with make(lambda _, v=certain: {"v": v, "i": np.array([4, 2, 1])}, threshold=0) as router:
+            answer = router.infer(0)
+        assert (answer.value, answer.confidence) == (4, pytest.approx(1))
+
+
+def test_the_best_classes_and_scores_that_are_no_probabilities(make, tmp_path):
+    """Those of the others are not known, so that there is no confidence; scores alone tell no class at all."""
+    for path in (top_3(tmp_path / "top.onnx"), top_3(tmp_path / "sigmoid.onnx", "Sigmoid")):
+        x = np.arange(2, 10).astype(np.float32)
+        with make(OnnxModel(path), threshold=0, no_confidence="accept") as router:
+            answer = router.infer(x)
+        assert (answer.value, answer.confidence) == (7, None)
+        with make(OnnxModel(path, output="scores"), threshold=0, no_confidence="accept") as router:
+            answer = router.infer(x)
+        assert (answer.value.shape, answer.confidence) == ((3,), None)
+
+
+def test_an_output_for_each_class(make, tmp_path):
+    """As skl2onnx writes it with zipmap="columns": a label, and beside it the probabilities in an output each."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"]), helper.make_node("ArgMax", ["p"], ["label"], axis=1, keepdims=0),
+        helper.make_node("Split", ["p"], ["s0", "s1", "s2"], axis=1),
+        *(helper.make_node("Squeeze", [f"s{i}", "one"], [f"i{i}"]) for i in range(3)),
+    ]  # fmt: skip
+    outputs = [value("label", TensorProto.INT64, ["n"]), *(value(f"i{i}", TensorProto.FLOAT, ["n"]) for i in range(3))]
+    path = tiny.save(tmp_path / "m.onnx", nodes, [value("x", TensorProto.FLOAT, ["n", 3])], outputs, [("one", np.array([1]))])
+    rows = MANY[:, :3]
+    with make(OnnxModel(path, labels=["a", "b", "c"]), threshold=0) as router:
+        answers = router.infer_many(list(rows))
+    p = softmax(rows)
+    assert [answer.value for answer in answers] == ["abc"[i] for i in p.argmax(1)]
+    assert [answer.confidence for answer in answers] == pytest.approx(p.max(1).tolist(), abs=1e-5)
+    assert says(path) == "label+probabilities"
+    assert checked(OnnxModel(path))
+
+
 def test_a_state_is_no_answer(tmp_path):
     """The only other output tells the kind, also as a number without axes for each input."""
     value = helper.make_tensor_value_info

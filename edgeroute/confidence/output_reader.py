@@ -28,6 +28,7 @@ import numpy as np
 
 from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_without_batch, have_boxes, read_boxes
 from edgeroute.confidence.output_forms_labels_and_comparison import (
+    LONG,
     SUM_SLACK,
     SURE_SLACK,
     TINY,
@@ -36,6 +37,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     Labels,
     along_one_axis,
     as_array,
+    best_first,
     binary,
     confidence,
     form_of,
@@ -66,6 +68,7 @@ logger = logging.getLogger("edgeroute")
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
+MANY: Final = 'read as a logit for each class, by their form alone: give labels, or kind="logits", or "value" for an embedding'
 LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
 
 
@@ -112,6 +115,7 @@ class Reader:
         PolicyError: unknown score, kind or rule, or the score cannot be computed from that kind.
     """
 
+    doubted = 0  # count of numbers that were read as logits, and may be an embedding; 0: none
     # Class of the exception for outputs that cannot be an answer: a fault of the model on the device.
     wrong: type[EdgerouteError] = ModelError
 
@@ -262,7 +266,10 @@ class Reader:
             logger.warning("%s", probabilities_warning(self.name))
 
     def check_embedding(self, z: list[float] | None = None) -> None:
-        """Raise `wrong` if the output is an embedding by its name or numbers, without a kind, labels or a custom score."""
+        """Raise `wrong` if the output is an embedding by its name or numbers, without a kind, labels or a custom score.
+
+        Log a warning if it may be one, by how many numbers it has.
+        """
         if self.kind is not None or self.labels is not None or self._custom is not None:
             return
         name = self.output_name()
@@ -272,6 +279,9 @@ class Reader:
                 f'{self.name} gives {by} an embedding and not a number for each class: write kind = "value" in '
                 'the policy or the output of its card; or "logits", if it is one'
             )
+        if z is not None and len(z) >= LONG and not self.doubted and "logit" not in name.lower() and not sum_to_one(z):
+            self.doubted = len(z)
+            logger.warning("%s gives %d numbers, which are %s", self.name, len(z), MANY)
 
     def _large(self, row: Any, first: Any) -> Prediction:
         """Return the prediction for outputs that are no short row of floats: boxes, labels, a number, or a long row of classes.
@@ -376,8 +386,10 @@ class Reader:
             sure = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(logprobs)
             return Prediction(plain(value), sure if self._custom is None else self._custom_score(row), row)
         parts = label_and_probabilities(row) if self.kind is None and len(row) > 1 else None
-        known = parts is not None and (isinstance(parts[1], Mapping) or sum_to_one(as_array(parts[1]).tolist()))
-        return self._labelled_prediction(row) if known else None
+        if parts is not None and (isinstance(parts[1], Mapping) or sum_to_one(as_array(parts[1]).tolist())):
+            return self._labelled_prediction(row)
+        best = None if self.kind is not None else best_first(row)  # of the best scores alone no probability is known
+        return None if best is None else Prediction(self._names.named(best[0][0].item()), self._custom_score(row), row)
 
     def _labelled_prediction(self, row: Any) -> Prediction:
         """Return the prediction for a label and the probabilities of all classes; the label is the value.

@@ -287,6 +287,7 @@ class EdgeBackend(AbandonedRuns):
             labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found, blank=reader.blank,
             output_name=str if callable(reader.score) else reader.output_name,
         )  # fmt: skip
+        tried.doubted = 1  # no warning: `check` reports it
         prediction = tried.read_one(outputs)
         if tried.kind != reader.kind:
             reader.settle(tried.kind)

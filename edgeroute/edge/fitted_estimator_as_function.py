@@ -16,6 +16,9 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
 from edgeroute.system.late_imports_and_plugins import attribute, import_needed
 
+# Packages whose classifiers predict the most likely class, but for those with a threshold, and SVC.
+ARGMAX = {"sklearn", "xgboost", "lightgbm", "imblearn", "skorch", "tabpfn"}
+
 
 def as_estimator(function: Any) -> Estimator | None:
     """Return a function for a fitted classifier, or for its method `predict` or `predict_proba`; None for other callables."""
@@ -27,7 +30,7 @@ def as_estimator(function: Any) -> Estimator | None:
 class Estimator:
     """Function of one row that returns class -> probability by `predict_proba`, or (class, probability) of a single class.
 
-    A `Prediction` with both if it chooses by a threshold of its own, as `FixedThresholdClassifier` does.
+    A `Prediction` with both if its `predict` may choose another class, as that of `FixedThresholdClassifier` or one's own.
     Raises PolicyError for an estimator that is not fitted, RuntimeMissing without pyarrow, if XGBoost has categories.
     """
 
@@ -35,7 +38,7 @@ class Estimator:
         if not _is_fitted(estimator):
             raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
         self._estimator, self.__name__ = estimator, type(estimator).__name__
-        self._decides = any(kind.__name__ == "BaseThresholdClassifier" for kind in type(_step(estimator, -1)).__mro__)
+        self._decides = callable(getattr(estimator, "predict", None)) and _decides(estimator)
         names, others = (getattr(estimator, name, None) for name in ("feature_names_in_", "feature_names_"))
         if names is None and isinstance(others, list) and others[:1] not in ([], ["0"]):  # CatBoost's; of an array numbers
             names = others
@@ -121,7 +124,7 @@ class Estimator:
             fits = _shape(x) == (size,)
             right = fits and all(map(_is_finite, np.asarray(x).tolist()))
             return "" if right else f"expected {size} numbers, got {'text, NaN or infinity' if fits else _form(x)}"
-        step = _step(self._estimator, 0)
+        step = getattr(getattr(self._estimator, "best_estimator_", self._estimator), "steps", [(0, self._estimator)])[0][1]
         wanted: Any = str | bytes if hasattr(step, "build_analyzer") else Mapping if hasattr(step, "vocabulary_") else object
         return "" if isinstance(x, wanted) else f"expected a {'mapping' if wanted is Mapping else 'text'}, got {_form(x)}"
 
@@ -186,10 +189,17 @@ def row_by_name(x: Any) -> Any:
     return dict(x._asdict()) if hasattr(x, "_asdict") else x
 
 
-def _step(estimator: Any, place: int) -> Any:
-    """Return the first or last step of a pipeline, perhaps found by a search; any other estimator itself."""
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    return getattr(estimator, "steps", [(0, estimator)])[place][1]
+def _decides(estimator: Any) -> bool:
+    """Return True if `predict` may choose another class than the most likely one: of the estimator, or of one inside it."""
+    for _ in range(8):  # which are nested
+        kinds = {kind.__name__ for kind in type(estimator).__mro__}
+        own = "ClassifierMixin" in kinds and type(estimator).__module__.partition(".")[0] not in ARGMAX
+        if own or not kinds.isdisjoint({"BaseThresholdClassifier", "BaseSVC"}):
+            return True
+        steps = [step for _, step in getattr(estimator, "steps", ())[-1:]]
+        inner = [*steps, *(getattr(estimator, name, None) for name in ("best_estimator_", "estimator", "final_estimator_"))]
+        estimator = next((found for found in inner if hasattr(found, "predict")), None)
+    return False
 
 
 def _is_fitted(estimator: Any) -> bool:

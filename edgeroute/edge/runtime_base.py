@@ -34,10 +34,10 @@ PASSING = (
     "Cast", "Clip", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
 MOST_PASSED = 8  # most such operators behind the one that makes an output
-# Operator that makes an output -> kind of the output. A vector of length 1 is an embedding.
+# Operator that makes an output -> kind of the output. A vector of length 1 is an embedding; of the best scores no class is known.
 KIND_BY_OPERATOR = {
     "Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "HardSigmoid": "multilabel",
-    "QLinearSoftmax": "probabilities", "QLinearSigmoid": "multilabel", "LpNormalization": "value",
+    "QLinearSoftmax": "probabilities", "QLinearSigmoid": "multilabel", "LpNormalization": "value", "TopK": "value",
 }  # fmt: skip
 MOST_FILLED = 1 << 16  # maximum copies of an input with which a batch of fixed size is filled up
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'

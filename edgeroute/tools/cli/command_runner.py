@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 from functools import cache, wraps
+from itertools import takewhile
+from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
@@ -24,6 +26,7 @@ from edgeroute.system.read_and_check_signatures import argument_texts
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
+MODELS = {".onnx", ".tflite", ".gguf", ".mlpackage"}
 MARKUP = re.compile(r"\[(?=[a-z#/@][^\[\]]*\])")
 LEFT: list[Thread] = []  # abandoned threads. They may be in a native call, which would abort a process that ends as usual.
 CODES = (
@@ -187,6 +190,10 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
             e.message = e.message.removeprefix("Value error, ")  # pydantic's words, by which Typer checks a choice
             if "extra argument" in e.message and ".toml" in e.message:
                 e.message += ": a policy is given by --policy"
+            elif "extra argument" in e.message and sys.argv[1] in {"calibrate", "evaluate"}:
+                e.message += ": examples are given by --data, and the model by the policy"
+            elif getattr(getattr(e, "param", None), "name", "") == "policy" and type(e).__name__ == "MissingParameter":
+                e.message = _without_policy(sys.argv[1:])
         if as_json:
             print(json.dumps({"error": e.format_message(), "kind": "Usage"}), file=sys.stderr)
         else:
@@ -194,6 +201,20 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
 
             rich_format_error(e)  # type: ignore[arg-type]
         return USAGE
+
+
+def _without_policy(words: list[str]) -> str:
+    """Return what to write for a command line without its policy, with the command and files that it names."""
+    command, files = [*takewhile(str.isalpha, words)], [word for word in words if Path(word).suffix]
+    model = next((word for word in files if Path(word).suffix.lower() in MODELS), "model.onnx")
+    inputs = next((word for word in files if word != model), "examples.csv")
+    more = {"calibrate": f" --max-error 5% --data {inputs}", "evaluate": f" --data {inputs}"}.get(
+        command[0], f" {inputs}" if inputs in files else ""
+    )
+    return (
+        "It names the model, and the cloud if there is one. Write a file policy.toml of two lines, [edge] and "
+        f"path = {json.dumps(model)}; then: edgeroute {' '.join(command)} --policy policy.toml{more}"
+    )
 
 
 @cache

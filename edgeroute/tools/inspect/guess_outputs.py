@@ -55,12 +55,12 @@ def guess_outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | 
             why = f"{grounds}, and they have several axes for one input. Without another kind, the value is the array"
             return [_kind_finding(None, "open", why, _STEPS)]
         if kind == "value":
-            return [_kind_finding(kind, "certain", f"{grounds}: an embedding. {_VALUE}")]
+            return [_kind_finding(kind, "certain", f"{grounds}{'' if 'TopK' in grounds else ': an embedding'}. {_VALUE}")]
         return [_kind_finding(kind, "certain", grounds), _class_names_finding(count)]
     if not seen:
         return _by_names(specs)
     if len(specs) > 1:
-        for together in (_boxes, _label_and_probabilities, _tokens):
+        for together in (_boxes, _label_and_probabilities, _tokens, _best_first):
             if (findings := together(seen)) is not None:
                 return findings
         if wrong := before_anchors(seen[0]):
@@ -121,7 +121,16 @@ def _label_and_probabilities(rows: Sequence[Row]) -> list[Finding] | None:
     parts = [forms.label_and_probabilities(row) for row in rows]
     if not all(parts):
         return None
+    listed = ", ".join(map(quoted, rows[0]))
+    if all(map(forms.best_first, rows)):
+        if not all(_are_probabilities(part[1]) for part in parts if part):
+            return None
+        why = f"{listed} are the best classes and their probabilities, the best first, {_row_count(rows)}"
+        return [_kind_finding("label+probabilities", "likely", why), _class_names_finding(None)]
     names = [_name_of(rows[0], part) for part in parts[0] or ()]
+    if parts[0] and all(value is not parts[0][1] for value in rows[0].values()):
+        why = f"of {listed}, {names[0]} is one label, and the others are numbers from 0 that sum to 1, {_row_count(rows)}"
+        return [_kind_finding("label+probabilities", "likely", why)]
     if all(_are_probabilities(part[1]) for part in parts if part):
         why = f"{names[0]} is one label, and {names[1]} are numbers from 0 that sum to 1, {_row_count(rows)}"
         return [_kind_finding("label+probabilities", "likely", why)]
@@ -151,6 +160,17 @@ def _tokens(rows: Sequence[Row]) -> list[Finding] | None:
         return None
     why = f"tokens beside as many numbers that are 0 or less, {_row_count(rows)}: their log-probabilities"
     return [_kind_finding("logprobs", "likely", why)]
+
+
+def _best_first(rows: Sequence[Row]) -> list[Finding] | None:
+    """Return the finding if the outputs are the best classes and their scores, which are no probabilities; else None."""
+    if not all(map(forms.best_first, rows)):
+        return None
+    why = (
+        f"{', '.join(map(quoted, rows[0]))} are the best classes and their scores, the best first. The best class is read, and "
+        "there is no confidence: scores of all classes have one, from the model before its TopK"
+    )
+    return [Finding("output", "a label", "certain", why), _class_names_finding(None)]
 
 
 def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:

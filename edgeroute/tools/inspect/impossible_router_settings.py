@@ -11,7 +11,7 @@ from edgeroute.cloud.json_api import PlainJson
 from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.confidence.detector_boxes import RAW, before_anchors
 from edgeroute.confidence.output_forms_labels_and_comparison import LONG, SLACK, label_and_probabilities
-from edgeroute.confidence.output_reader import CLASSES, bounded
+from edgeroute.confidence.output_reader import CLASSES, MANY, bounded
 from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.policy_permits_and_targets import INF
@@ -218,10 +218,7 @@ def _thresholds(snapshot: Snapshot, unsure: Callable[[str], int]) -> Iterator[st
                 'write "output": {"kind": "multilabel"} in its card if each is the probability of a label, or "logits"'
             )
         elif (count := _perhaps_embedded(backend)) and snapshot.policy.no_confidence == "defer":
-            yield (
-                f"{target.name} gives {count} numbers, which are read as a logit for each class, by their form alone: write "
-                '"output": {"kind": "logits"} in its card, or "value" for an embedding, or the labels of its classes'
-            )
+            yield (f"{target.name} gives {count} numbers, which are {MANY}")
         elif (names := _unnamed(backend)) and snapshot.policy.no_confidence == "defer":
             yield (
                 f"{target.name} has {len(names)} outputs, of which {clean(names[0])} is read as a number for each class, by its "
@@ -275,6 +272,8 @@ def _from_0_to_1(backend: EdgeBackend) -> bool:
 def _perhaps_embedded(backend: EdgeBackend) -> int:
     """Return how many numbers are read as logits by their form alone, if they are many, as an embedding has; else 0."""
     row = None if callable(backend.reader.score) or backend.reader.labels is not None else _read_by_form(backend)
+    if backend.reader.doubted:  # in an answer
+        return backend.reader.doubted
     return row.size if isinstance(row, np.ndarray) and row.size >= LONG and row.dtype.kind == "f" else 0
 
 
