@@ -664,9 +664,10 @@ def test_a_classifier_with_a_threshold_of_its_own(kind):
     assert Ensemble([clf, clf]).run([X[0]])[0][0] in {"yes", "no"}
 
 
+@pytest.mark.slow
 def test_thresholds_inside_other_estimators(kind):
     """Where the class that is predicted need not be the most likely one, the answer is what `predict` says, however deep that is."""
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn.frozen")
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.ensemble import StackingClassifier
     from sklearn.frozen import FrozenEstimator
