@@ -327,7 +327,11 @@ class Updater(ClosedByWith):
             with trying(self.catalog.path(self.name), entry.version):
                 self.router.reload()
         except EdgerouteError as e:
-            self._check_reloads()
+            try:
+                self.router.reload()  # without the new version
+            except EdgerouteError:
+                self.catalog.mark(self.name, tried="")  # this version is not at fault
+                raise
             self.catalog.refuse(self.name, entry.version, str(e))
             return Step("refused", f"{self.name} stays at {now.version}: {e}", entry.version)
         try:
@@ -344,17 +348,6 @@ class Updater(ClosedByWith):
             raise CatalogAway(f"the download of {self.name} was stopped, since this updater was closed; the next one resumes it")
         if self._progress is not None:
             self._progress(progress)
-
-    def _check_reloads(self) -> None:
-        """Reload the router without the new version.
-
-        If that fails too, the version is not at fault: its mark `tried` is cleared, and the error raised.
-        """
-        try:
-            self.router.reload()
-        except EdgerouteError:
-            self.catalog.mark(self.name, tried="")
-            raise
 
     def look(self) -> Step:
         """Check a version on trial once: confirm it after enough runs, or roll it back and reload the router.

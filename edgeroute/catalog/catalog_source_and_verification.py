@@ -142,7 +142,10 @@ class Web:
             for _ in range(MOST_REDIRECTS + 1):
                 with self._send(client, url, ask) as reply:
                     if reply.is_redirect:
-                        url = self._redirect_target(url, reply.headers.get("location", ""))
+                        before, url = urlsplit(url), urljoin(url, reply.headers.get("location", ""))
+                        if (to := urlsplit(url))[:2] != before[:2]:
+                            there = to.netloc or "none"
+                            raise CatalogError(f"{self.where} redirects to {there}: give that address if you trust it")
                         continue
                     yield self._piece(reply, path, begin if ask else 0)
                     return
@@ -164,13 +167,6 @@ class Web:
                 yield reply
         finally:
             timer.cancel()
-
-    def _redirect_target(self, url: str, location: str) -> str:
-        """Return the address to which a redirect leads. Raise CatalogError if its scheme, host or port is another."""
-        to = urljoin(url, location)
-        if urlsplit(to)[:2] != urlsplit(url)[:2]:
-            raise CatalogError(f"{self.where} redirects to {urlsplit(to).netloc or 'none'}: give that address if you trust it")
-        return to
 
     def _piece(self, reply: httpx.Response, path: str, begin: int) -> Piece:
         """Return the file that a reply brings. Raise for statuses and headers that do not fit the request.

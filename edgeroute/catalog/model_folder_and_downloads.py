@@ -308,7 +308,13 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
     with translate_os_errors(store.folder):
         parts = store.folder / "parts"
         parts.mkdir(parents=True, exist_ok=True)
-        _check_room(store.folder, parts, entry, wanted)
+        here = sum((parts / file.sha256).stat().st_size for file in wanted if (parts / file.sha256).exists())
+        needed, free = sum(file.size for file in wanted) - here + SPARE, shutil.disk_usage(store.folder).free
+        if free < needed:
+            raise StoreError(
+                f"{store.folder}: {entry.name} {entry.version} needs {needed:,} bytes, and {free:,} are free: edgeroute models"
+                " remove NAME --version VERSION frees those of an old version"
+            )
     done = entry.size - sum(file.size for file in wanted)
     for file in wanted:
 
@@ -321,17 +327,6 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
     with translate_os_errors(folder):
         _install(entry, wanted, folder, parts)
     return folder
-
-
-def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEntry]) -> None:
-    """Raise StoreError if the disk has no room for the wanted files and 1 MiB. Parts already downloaded need none."""
-    here = sum((parts / file.sha256).stat().st_size for file in wanted if (parts / file.sha256).exists())
-    needed, free = sum(file.size for file in wanted) - here + SPARE, shutil.disk_usage(folder).free
-    if free < needed:
-        raise StoreError(
-            f"{folder}: {entry.name} {entry.version} needs {needed:,} bytes, and {free:,} are free: edgeroute models remove NAME"
-            " --version VERSION frees those of an old version"
-        )
 
 
 def _fetch(source: Source, entry: Entry, file: FileEntry, part: Path, report: Callable[[int], object]) -> None:

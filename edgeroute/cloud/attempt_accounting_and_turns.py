@@ -376,8 +376,10 @@ class Exchange:
             self._report(0, error, None, cut=not isinstance(error, Exception))
         if error is None:
             error = self.failure
-        if self._paid:
-            self._give_back()
+        if self._paid:  # booked calls that were not made
+            cost, self._paid = self._guard.rules.cost(0, self._paid), 0
+            self.usd -= cost.usd
+            self._guard.spending.settle(cost, Cost(), wall_clock.now())
         if self.ended is not None and self.wanted_by > -INF:
             late = monotonic() >= self.wanted_by or Failure.of(error).status == TOO_LARGE
             if late or error is None:
@@ -559,12 +561,6 @@ class Exchange:
             guard.report.held(guard.name, rejection.code)
         text = f"{guard.name} was not asked{' again' if again else ''}: {rejection.text}"
         raise Held(text, code=rejection.code, again=again, wait_s=rejection.wait_s)
-
-    def _give_back(self) -> None:
-        """Return the cost of booked calls that were not made. A no-op after the first time."""
-        cost, self._paid = self._guard.rules.cost(0, self._paid), 0
-        self.usd -= cost.usd
-        self._guard.spending.settle(cost, Cost(), wall_clock.now())
 
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None

@@ -153,7 +153,10 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
             raise wrong(before_anchors(row) or listed)
         parts = _of_named_outputs(row, *names)
     elif are_detections(row) or (isinstance(row, list) and not row):
-        parts = _of_detections(row)
+        sides = [box["box"] for box in row]
+        boxes = np.array([[*side.values()] if isinstance(side, Mapping) else side for side in sides]).reshape(-1, _SIDES)
+        scores = np.array([box["score"] for box in row], float)
+        parts = boxes, scores, np.array([box.get("label", 0) for box in row], object), {}
     else:
         array = np.asarray(row)
         array = array[0] if array.ndim == 3 and len(array) == 1 else array  # noqa: PLR2004 - with its batch axis
@@ -190,14 +193,6 @@ def _of_named_outputs(row: Mapping[str, Any], box: Any, score: Any, label: Any) 
         n = int(np.asarray(number).reshape(-1)[0])
         boxes, scores, classes = boxes[:n], scores[:n], classes[:n]
     return boxes, scores, classes, more
-
-
-def _of_detections(row: Sequence[Mapping[str, Any]]) -> Parts:
-    """Return the parts of a list of detections, each a mapping with box, score and, if it has one, label."""
-    sides = [box["box"] for box in row]
-    boxes = np.array([[*side.values()] if isinstance(side, Mapping) else side for side in sides]).reshape(-1, _SIDES)
-    scores = np.array([box["score"] for box in row], float)
-    return boxes, scores, np.array([box.get("label", 0) for box in row], object), {}
 
 
 def before_anchors(row: Any) -> str:

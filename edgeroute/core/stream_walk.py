@@ -417,7 +417,13 @@ class StreamWalk:
             late = type(event) is Delta and event.at > self.stream.deadline  # a reader was slow, and its leg goes on and on
             if type(event) is Elapsed or late:
                 if self.stream.now >= self.stream.deadline:
-                    yield from self._end_at_deadline()
+                    running = self.stream.running()
+                    for i in running:
+                        yield Leave(i) if self.keep_late and self.stream.legs[i].permit is not None else Cancel(i)
+                        self.log.append(Mark("timeout", i, self.stream.now))
+                        self.stream.states[i].ended = True
+                    self.stream.pending.clear()
+                    yield from self._finish(running)
                 else:
                     yield from self._drop_late()
                     yield from self._choose_source()
@@ -563,16 +569,6 @@ class StreamWalk:
         if self.stream.legs[i].permit is not None:
             state.ended = state.failed = True
             yield Cancel(i)
-
-    def _end_at_deadline(self) -> _Steps:
-        """Stop all running legs, or leave clouds running, and end the walk."""
-        running = self.stream.running()
-        for i in running:
-            yield Leave(i) if self.keep_late and self.stream.legs[i].permit is not None else Cancel(i)
-            self.log.append(Mark("timeout", i, self.stream.now))
-            self.stream.states[i].ended = True
-        self.stream.pending.clear()
-        yield from self._finish(running)
 
     def _finish(self, cut: Iterable[int] = ()) -> _Steps:
         """End the walk with the best answer; no more events come. `cut`: legs that the deadline ended.

@@ -297,21 +297,13 @@ class LlamaModel(LoadsLate):
             engine = open_engine(self._runtime, wanted)
         if engine.address:
             self.downgraded = f"llama.cpp listens at {engine.address} too, for nobody without a key that only it has"
-        if {"grammar", "response_format"} & {*self._chat.options}:
-            self._try_grammar(engine)
+        if {"grammar", "response_format"} & {*self._chat.options}:  # llama.cpp reads them only as it generates a token
+            request, chat = self._chat.request("a")
+            gathered = Gathered()
+            engine.stream({**request, "max_tokens": 1}, chat, gathered.add, StopToken())
+            if gathered.error is not None:
+                raise failure(gathered.error, f"{self.name}: grammar= or response_format=", own=False, sent=None)
         return engine
-
-    def _try_grammar(self, engine: Engine) -> None:
-        """Generate one token by the grammar or format, which llama.cpp reads only then, and drop it.
-
-        Raises:
-            ModelError: llama.cpp refuses it.
-        """
-        request, chat = self._chat.request("a")
-        gathered = Gathered()
-        engine.stream({**request, "max_tokens": 1}, chat, gathered.add, StopToken())
-        if gathered.error is not None:
-            raise failure(gathered.error, f"{self.name}: grammar= or response_format=", own=False, sent=None)
 
     def _request(self, x: Any) -> tuple[dict[str, Any], bool]:
         """Return (the request for an input, True for a chat).

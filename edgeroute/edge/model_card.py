@@ -305,7 +305,9 @@ class Card:
             self.batch: int | None = _axis(output, -1)
             self.inputs = _inputs(data)
             self.state = tuple(_state(part) for part in data.get("state", ()))
-            _check_names(self.inputs, self.state)
+            names = [part.name for part in self.inputs] + [part.input for part in self.state]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"inputs and state: {', '.join(twice)} is there twice")  # noqa: TRY301 - told with the others
             self.preprocess = self.inputs[0].preprocess if len(self.inputs) == 1 else None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
             text = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
@@ -489,13 +491,6 @@ def _axis(data: dict[str, Any], default: int | None) -> int | None:
     """Return the batch axis that this JSON states, or the default; None: there is no such axis."""
     batch = data.get("batch", default)
     return None if batch is None or batch == "none" else int(batch)
-
-
-def _check_names(inputs: tuple[CardInput, ...], state: tuple[CardState, ...]) -> None:
-    """Raise ValueError if a name occurs twice among inputs and states."""
-    names = [part.name for part in inputs] + [part.input for part in state]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"inputs and state: {', '.join(twice)} is there twice")
 
 
 def sha256_of(path: Path) -> str:

@@ -418,7 +418,11 @@ class OnnxModel(ModelFile):
         self._used = result.used(self.providers) if result.downgraded else self.providers
         inputs, outputs = ([*map(spec_of, nodes)] for nodes in (session.get_inputs(), session.get_outputs()))
         self._describe_ports(inputs, outputs)
-        self._check_types(session)
+        for kind, nodes in (("input", session.get_inputs()), ("output", session.get_outputs())):
+            for node in nodes:  # a type that numpy lacks would fail in every run
+                known = not node.type.startswith("tensor(") or node.type in _DTYPES or node.type == "tensor(string)"
+                if not known and (kind == "input" or node.name in self._names):
+                    raise ModelError(f"{self.path}: numpy has no {node.type} ({kind} {node.name}): add a cast to float32")
         self._input = self.inputs[0].name if self.inputs else ""
         self._prepare = None if self.quantised else self._plan.one
         self._run_options = ort.RunOptions
@@ -437,18 +441,6 @@ class OnnxModel(ModelFile):
         given, made = ([ports.spec(port(spec)) for spec in specs] for specs in (inputs, outputs))
         self._describe(given, made, ports.preparation)
         self.quantised = {spec.name: port(spec) for spec in (*inputs, *outputs) if spec.name in known}
-
-    def _check_types(self, session: Any) -> None:
-        """Refuse tensors of types that numpy lacks, whose every run would fail.
-
-        Raises:
-            ModelError: an input, or an output that is read, has such a type.
-        """
-        for kind, nodes in (("input", session.get_inputs()), ("output", session.get_outputs())):
-            for node in nodes:
-                known = not node.type.startswith("tensor(") or node.type in _DTYPES or node.type == "tensor(string)"
-                if not known and (kind == "input" or node.name in self._names):
-                    raise ModelError(f"{self.path}: numpy has no {node.type} ({kind} {node.name}): add a cast to float32")
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Run one input, by a fast path if it is the model's only one; return as `run`. A stop request terminates it.

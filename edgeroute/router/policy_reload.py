@@ -163,21 +163,17 @@ class PolicyFile:
         """
         with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
             try:
-                self._put_in_force(engine)
+                arguments = self.arguments()
+                limits, metered, audit = (arguments.pop(key, None) for key in ("limits", "metered", "audit"))
+                for key in STAYS:
+                    arguments.pop(key, None)
+                with self.named():
+                    settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
+                    replace(engine, settings, limits or Limits(), bool(metered), audit)
             except Exception as e:
                 engine.refused = error_text(e)
                 raise
             engine.refused = ""
-
-    def _put_in_force(self, engine: Engine) -> None:
-        """Read the file, and replace the engine's policy by it. Raises as `reload`."""
-        arguments = self.arguments()
-        limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
-        for key in STAYS:
-            arguments.pop(key, None)
-        with self.named():
-            settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
-            replace(engine, settings, limits or Limits(), metered, audit)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Start a thread that looks at the file, and the models' active versions, each second, and reloads after a change.

@@ -485,17 +485,9 @@ class PrivateConversations(Part):
         elif type(request.inputs) not in MUTE and any(
             mark.kind == "start" and request.plan.legs[mark.leg].permit is not None for mark in outcome.log
         ):
-            self._remember_shared(request.inputs)
-
-    def _remember_shared(self, x: Any) -> None:
-        """Remember the texts of a call that has left the device: what a private call has in common with it binds nothing.
-
-        In memory, as digests; a no-op unless the input is a conversation. Beyond `MOST_SHARED` those that were remembered first
-        are dropped. No lock is held.
-        """
-        conversation = _content().read_conversation(x)
-        if conversation is not None:
-            for digest in _content().shared_digests(conversation):
+            conversation = _content().read_conversation(request.inputs)
+            # What a private call has in common with these texts binds nothing. No lock is held.
+            for digest in () if conversation is None else _content().shared_digests(conversation):
                 self._shared[digest] = None
             while len(self._shared) > MOST_SHARED:
                 with suppress(KeyError):

@@ -16,7 +16,6 @@ from edgeroute.confidence.binomial_tests import RISK, share_and_interval
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes_and_texts import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
-from edgeroute.core.plan import Leg
 from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Prediction
@@ -505,7 +504,10 @@ class Trials(ForkSafe, parts.Part):
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
         if target is None or self._under_way >= MOST_HIDDEN:
             return
-        legs = (*legs, _hidden_leg(legs[i], name, target))
+        hidden = legs[i]._replace(
+            name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}
+        )
+        legs = (*legs, hidden)
         asks = request._replace(plan=request.plan._replace(legs=legs), id=f"{request.id}-{name}")
         if not self._calls.room(asks, len(legs) - 1):
             return
@@ -575,10 +577,3 @@ def identity(backend: CloudBackend) -> str:
         description = repr(endpoint.identity(fingerprint)) if "identity" in vars(type(endpoint)) else fingerprint(endpoint)
     content = repr((backend.origin, "" if UNIDENTIFIED in description else description))
     return sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _hidden_leg(like: Leg, name: str, target: int) -> Leg:
-    """Return the leg of a hidden cloud, with the permit of the leg that was answered."""
-    return like._replace(
-        name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}
-    )

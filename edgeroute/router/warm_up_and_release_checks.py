@@ -106,8 +106,10 @@ def check_releases(new: Snapshot, old: Snapshot) -> None:
             release: Release | None = member(backend.model, "release")
             if release is not None:
                 _rehearse(backend, release)
-                if release.trial and backend in new.backends:
-                    _check_certificate(new, new.backends.index(backend), release)
+                if release.trial and release.certificate is not None and backend in new.backends:
+                    bound = new.certificates[new.backends.index(backend)]
+                    if bound is not None and (broken := bound.broken()) is not None:
+                        raise ModelError(f"the certificate of {release} does not hold here: {broken}")  # noqa: TRY301 - as another failure
     except BaseException:
         for backend in fresh:
             call_quietly(backend.close, "dropping a version that was tried")
@@ -126,14 +128,6 @@ def _rehearse(backend: EdgeBackend, release: Release) -> None:
         raise ModelError(f"{release} failed its warm-up: {error_text(e)}") from e
     if wrong:
         raise ModelError(f"{release} failed its canary inputs: {'; '.join(wrong[:3])}")
-
-
-def _check_certificate(snapshot: Snapshot, i: int, release: Release) -> None:
-    """Raise ModelError if the certificate of a release on trial does not hold with this router's settings."""
-    promise = snapshot.certificates[i]
-    broken = None if promise is None or release.certificate is None else promise.broken()
-    if broken is not None:
-        raise ModelError(f"the certificate of {release} does not hold here: {broken}")
 
 
 def models_to_warm(

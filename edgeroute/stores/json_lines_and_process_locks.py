@@ -329,8 +329,9 @@ class Reading:
         with contextlib.ExitStack() as stack:
             for file in self._open(stack):
                 for line in iter(partial(file.readline, LONGEST), b""):
-                    if len(line) == LONGEST:
-                        _skip_rest(file, line)
+                    rest = line if len(line) == LONGEST else b""
+                    while rest and not rest.endswith(b"\n"):
+                        rest = file.readline(LONGEST)
                     record = _record(line, self._parse)
                     if record is None:
                         self.skipped += not line.isspace()
@@ -390,12 +391,6 @@ def _file_identity(stat: os.stat_result) -> tuple[int, int]:
 def _rotated_path(path: Path, n: int) -> Path:
     """Return the path of the n-th rotated file."""
     return path.with_name(f"{path.name}.{n}")
-
-
-def _skip_rest(file: BinaryIO, line: bytes) -> None:
-    """Read on to the end of a line whose beginning was read."""
-    while line and not line.endswith(b"\n"):
-        line = file.readline(LONGEST)
 
 
 def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None:

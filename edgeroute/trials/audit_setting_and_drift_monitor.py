@@ -250,20 +250,13 @@ class DriftMonitor:
         if action == "defer":
             self.at_least = INF
         elif action == "raise":
-            self.at_least = self._next_bound()
+            # Half of the accepted answers are below it. Not above the highest threshold at which the guarantee was certified,
+            # where what is accepted may be worse; if there is an alarm even there, nothing is accepted.
+            higher, highest = [c for c in self._accepted if c > self.at_least], highest_certified(self.promise)
+            half = median(higher) if len(higher) > 1 else INF
+            self.at_least = half if half <= highest else highest if self.at_least < highest else INF
             self._accepted.clear()
             self._begin()
-
-    def _next_bound(self) -> float:
-        """Return the next lower bound of the threshold, with half of the accepted answers below it; inf if that is not known.
-
-        Not above the highest threshold at which the guarantee was certified, where what is accepted may be worse; if there is an
-        alarm even there, nothing is accepted.
-        """
-        higher = [c for c in self._accepted if c > self.at_least]
-        half = median(higher) if len(higher) > 1 else INF
-        highest = highest_certified(self.promise)
-        return half if half <= highest else highest if self.at_least < highest else INF
 
     def _set_alarm(self, what: str, action: OnAlarm) -> None:
         """Set the alarm, with the date."""

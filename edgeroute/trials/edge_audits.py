@@ -592,7 +592,10 @@ class Auditor(ForkSafe):
                 if bound is not self._bound:
                     continue
                 index = grid_index(confidence)
-                self._count_loss(leg.name, rate, index, agrees=agrees)
+                prints, print_ = bound.prints, bound.prints.get(leg.name)
+                # for certificates of its model; once, if an edge on trial is the same as the one in use
+                if self._kept is not None and print_ and leg.name == next(name for name in prints if prints[name] == print_):
+                    self._kept.add({COUNTS + print_: {f"{self._begun.get(print_, 0)} {rate!r} {index} {not agrees:d}": 1}})
                 if more:
                     self._tallies[leg.name][1].add(line, accepted=how == "shadow")
                 watch = self._watches.get(leg.name)
@@ -618,16 +621,6 @@ class Auditor(ForkSafe):
         if alarms:
             self._write_lines(*alarms)
             self._changed()
-
-    def _count_loss(self, name: str, rate: float, index: int, *, agrees: bool) -> None:
-        """Count an audit in the store, for certificates of its model; once, if an edge on trial is the same as the one in use.
-
-        Under the time at which the counts have begun, 0 for the first, the rate of drawing, the index as of `Compared`, and its
-        loss, 1 or 0. An alarm stores its time alone.
-        """
-        prints, identity = self._bound.prints, self._bound.prints.get(name)
-        if self._kept is not None and identity and name == next(key for key in prints if prints[key] == identity):
-            self._kept.add({COUNTS + identity: {f"{self._begun.get(identity, 0)} {rate!r} {index} {not agrees:d}": 1}})
 
     def _write_lines(self, *lines: Mapping[str, Any]) -> None:
         """Append lines to the journal, if there is one; a StoreError is logged, each text once, and not raised."""

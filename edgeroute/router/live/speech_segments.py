@@ -393,8 +393,14 @@ class AudioFlow:
 
         Barge-ins come first, then later answers in the order of segments, then first answers. Raises the error of a call.
         """
-        if self._barged:
-            return self._barge_in(self._barged.popleft())
+        if self._barged:  # the call of the current segment, which has no answer yet, goes on
+            at_s = self._barged.popleft()
+            earlier = [asked for asked in self._flights if asked.segment.start_s < at_s]
+            for asked in earlier:
+                self._flights.remove(asked)
+                asked.call.close()
+            self._barge_ins += 1
+            return BargeIn(at_s, tuple(asked.segment.number for asked in earlier))
         for asked in self._flights:
             if asked.ready is None:
                 asked.ready = _poll(asked.call)
@@ -423,18 +429,6 @@ class AudioFlow:
         self._flights, self._current = [], None
         for segment in pending:
             segment.call.close()
-
-    def _barge_in(self, at_s: float) -> BargeIn:
-        """Cancel and forget the clouds' calls of segments that began before an instant; count and return the event.
-
-        The call of the current segment, which has no answer yet, goes on.
-        """
-        earlier = [asked for asked in self._flights if asked.segment.start_s < at_s]
-        for asked in earlier:
-            self._flights.remove(asked)
-            asked.call.close()
-        self._barge_ins += 1
-        return BargeIn(at_s, tuple(asked.segment.number for asked in earlier))
 
     def _begin_next(self) -> None:
         """Begin a call for the next waiting segment, if there is one.

@@ -385,7 +385,10 @@ class Cache(ForkSafe):
                 self._hits += 1
         if seen is not None and fresh:
             return seen.for_caller(), "fresh"
-        cached = self._newer(key, seen, fetched)
+        entry = (self.fetch([key]) if fetched is None else fetched).get(key)
+        cached = seen
+        if entry is not None and (seen is None or entry.at > seen.entry.at):  # another process may have refreshed it
+            cached = private_copy(entry)
         if cached is not None and cached.entry.at > now_s:
             cached = cached._replace(entry=cached.entry._replace(at=now_s))
             if self._disk is not None:
@@ -407,14 +410,6 @@ class Cache(ForkSafe):
             else:
                 self._disk_hits += 1
         return cached.for_caller(), state
-
-    def _newer(self, key: bytes, seen: CachedEntry | None, fetched: Mapping[bytes, Entry] | None) -> CachedEntry | None:
-        """Return a copy of the disk's entry if it is newer (another process may have refreshed it), else `seen`.
-
-        `fetched` is used in place of the disk, if given.
-        """
-        entry = (self.fetch([key]) if fetched is None else fetched).get(key)
-        return private_copy(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
 
     def _state(self, age_s: float) -> State | None:
         """Return the state of an entry of this age; None if it is too old for any use."""

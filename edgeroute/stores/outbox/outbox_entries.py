@@ -232,7 +232,8 @@ def _check_class(data_class: object) -> None:
 def _check_times(entry: Waiting | Listed | Late, *names: str) -> None:
     """Raise Damaged unless the fields of these names are floats between -`FAR_S` and `FAR_S`."""
     for name in names:
-        if not _is_instant(value := getattr(entry, name)):
+        value = getattr(entry, name)
+        if not isinstance(value, float) or not -FAR_S < value < FAR_S:
             raise Damaged(f"its {name} is {value!r}")
 
 
@@ -249,11 +250,6 @@ def _json(text: object, what: str) -> Any:
 def is_whole(text: str) -> bool:
     """Return True if a text was valid UTF-8; invalid bytes are read as lone surrogates, which are never written."""
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _is_instant(value: object) -> bool:
-    """Return True for a float between -`FAR_S` and `FAR_S`, seconds since 1970."""
-    return isinstance(value, float) and -FAR_S < value < FAR_S
 
 
 def size_of(value: object) -> int:
