@@ -8,7 +8,7 @@ from edgeroute.system.late_imports_and_plugins import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.tools.server.asgi_lifespan_and_errors import Disconnected, Errors, error_reply, lifespan, while_connected
-    from edgeroute.tools.server.in_process_gateway import InProcess
+    from edgeroute.tools.server.socketless_gateway import InProcess
 
 __all__ = ["Disconnected", "Errors", "InProcess", "error_reply", "lifespan", "while_connected"]
 
@@ -22,6 +22,6 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(
-        import_tool("server.in_process_gateway" if name == "InProcess" else "server.asgi_lifespan_and_errors"), name
+        import_tool("server.socketless_gateway" if name == "InProcess" else "server.asgi_lifespan_and_errors"), name
     )
     return value

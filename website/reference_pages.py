@@ -27,9 +27,9 @@ from edgeroute.edge import model_card as card
 from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.policy import schema
 from edgeroute.policy.edge_sections_from_runtime_classes import registered_section
+from edgeroute.policy.json_schema import runtime_schema
 from edgeroute.policy.policy_keys_from_signatures import parameters_of
 from edgeroute.policy.policy_settings import SECTIONS
-from edgeroute.policy.schema import runtime_schema
 from edgeroute.tools.cli.app import app
 from edgeroute.tools.hosted_model_sentinel import Sentinel
 

@@ -133,17 +133,12 @@ def _entropy_row(z: list[float], top: float) -> float:
     return 1.0 - (log(total) - spread / total) / log(len(z))
 
 
-def _energy_row(z: list[float], top: float) -> float:
-    """Return `energy` of one row, given its largest value."""
-    return top + log(sum([exp(v - top) for v in z]))
-
-
 # Name -> function from one row [classes], as a list, and its largest value to the score.
 ROWS: dict[str, Callable[[list[float], float], float]] = {
     "msp": _msp_row,
     "margin": _margin_row,
     "entropy": _entropy_row,
-    "energy": _energy_row,
+    "energy": lambda z, top: top + log(sum([exp(v - top) for v in z])),
 }
 # Name -> function from logits [..., classes] to scores [...].
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}

@@ -15,9 +15,9 @@ except ImportError as e:
     raise RuntimeMissing("policy files need it: pip install pydantic-settings; Router(...) in Python does not") from e
 
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
+from edgeroute.policy.json_schema import schema
 from edgeroute.policy.policy_problems_and_contradictions import Problem, Wrong, given_by_program
 from edgeroute.policy.policy_settings import MISSPELT, Settings, corrected, explain, missing_files
-from edgeroute.policy.schema import schema
 from edgeroute.policy.single_sections import Limits, paths_from
 
 __all__ = ["Settings", "load", "schema"]

@@ -18,9 +18,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
+from edgeroute.policy.json_schema import keys_of, sections
 from edgeroute.policy.policy_problems_and_contradictions import Key, Problem
 from edgeroute.policy.policy_settings import LISTS, SECTIONS
-from edgeroute.policy.schema import keys_of, sections
 from edgeroute.system.untrusted_files import parse_json, read_text
 
 if sys.version_info >= (3, 11):

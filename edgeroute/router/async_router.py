@@ -355,14 +355,10 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that stores its messages, like `Router.conversation`."""
-        from edgeroute.router.streams_sessions_chats import AsyncConversation
-
         return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
         """Return a session, a stream of inputs, like `Router.session`, for `async with`."""
-        from edgeroute.router.streams_sessions_chats import AsyncSession
-
         return AsyncSession(self)
 
     async def decide(

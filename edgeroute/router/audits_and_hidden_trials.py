@@ -242,8 +242,6 @@ def _report_comparison(engine: Engine, comparison: Compared) -> None:
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:
     """Return a new auditor for an engine, with a journal if the engine has a folder for its state."""
-    from edgeroute.trials.edge_audits import Auditor
-
     journal = None
     if engine.state is not None:
         from edgeroute.stores.json_lines_and_process_locks import Journal

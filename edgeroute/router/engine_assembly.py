@@ -18,7 +18,7 @@ from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors_and_sampler import SAMPLER
 from edgeroute.observe.plan_facts_energy_rules import Observer
-from edgeroute.record.instrument_interface import Instruments
+from edgeroute.record.instrument_interface import Instrument, Instruments
 from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, read_sensors_once, status_of
 from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
@@ -31,7 +31,6 @@ from edgeroute.system.thread_pool_and_workers import start_thread
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.http_backend import CloudBackend
-    from edgeroute.record.instrument_interface import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
