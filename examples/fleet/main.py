@@ -54,6 +54,7 @@ def main() -> None:
     """Run the fleet in a temporary folder, write its page, report and numbers to `--out`, and print what it has shown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--devices", type=int, default=200, help="40 or more, so that a ring has some")
+    parser.add_argument("--rings", default=RINGS, help="shares of the devices; a ring of fewer than eight decides nothing")
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "build" / "fleet", help="folder of the page")
     given = parser.parse_args()
     begun = time.monotonic()
@@ -61,7 +62,7 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(mkdtemp(prefix="fleet-"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
-        result = Fleet(home, given.devices, stack).run()
+        result = Fleet(home, given.devices, given.rings, stack).run()
         result["took_s"] = time.monotonic() - begun
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / "fleet.json").write_text(json.dumps(result, indent=1))
@@ -73,8 +74,8 @@ def main() -> None:
 class Fleet:
     """The owner's side, and the processes with the devices."""
 
-    def __init__(self, home: Path, count: int, stack: ExitStack) -> None:
-        self.home, self.count = home, count
+    def __init__(self, home: Path, count: int, rings: str, stack: ExitStack) -> None:
+        self.home, self.count, self.rings = home, count, rings
         self.begin = (time.time() // DAY_S - DAYS) * DAY_S
         """Beginning of the first virtual day; the last one ends as today begins."""
         self.bucket = places.bucket(stack, home)
@@ -177,7 +178,7 @@ class Fleet:
         step = json.loads(self.edgeroute("fleet", "promote", "store", "--name", "shop", "--json")[1])
         self.changed = day + 1 in {GOOD, BAD} or step["did"] != "wait"
         if day + 1 in {GOOD, BAD}:
-            self.publish("better.toml" if day + 1 == GOOD else "worse.toml", RINGS, HALT)
+            self.publish("better.toml" if day + 1 == GOOD else "worse.toml", self.rings, HALT)
         return {"day": day, "added": added, "alarm": alarm, "step": step, **self.sums(day)}
 
     def arrived(self, day: int) -> int:
