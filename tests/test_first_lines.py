@@ -254,6 +254,7 @@ STEPS = [
     ("m.pt", r"edgeroute convert m\.pt --trust --sample input\.npy.*torch\.onnx\.export"), ("M.PTH", "torch.onnx.export"),
     ("m.ckpt", "edgeroute convert"), ("m.bin", "edgeroute convert"), ("m.torchscript", "edgeroute convert"),
     ("m.safetensors", "torch.onnx.export"), ("m.pte", "torch.onnx.export"), ("m.nemo", "model.export"),
+    ("m.task", r"`unzip m\.task`, and give the \.tflite file"),
     ("m.keras", r"edgeroute convert m\.keras` .*tflite"), ("m.h5", r"edgeroute convert m\.h5 --trust` .*tflite"),
     ("m.joblib", "edgeroute convert m.joblib --trust.*predict_proba"), ("m.pkl", "edgeroute convert m.pkl --trust"),
     ("m.ubj", "XGBoost"), ("m.json", "XGBoost"), ("m.txt", "LightGBM"), ("m.cbm", "CatBoost"), ("m.engine", "ONNX file"),

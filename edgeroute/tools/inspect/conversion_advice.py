@@ -15,6 +15,7 @@ STEPS = {
     (".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"): "`edgeroute convert {} --trust --sample input.npy` writes an ONNX "
     f"file of a whole PyTorch model; with weights alone, build the model in Python, and {_EXPORT}",
     (".safetensors", ".pte"): f"build the PyTorch model in Python, and {_EXPORT}",
+    (".task",): "it is an archive of MediaPipe's: `unzip {}`, and give the .tflite file that classifies",
     (".keras",): "`edgeroute convert {}` writes an ONNX file; or convert it to .tflite",
     (".h5", ".hdf5", ".pb"): "`edgeroute convert {} --trust` writes an ONNX file; or convert it to .tflite",
     (".pkl", ".pickle", ".joblib"): "`edgeroute convert {} --trust` writes an ONNX file; or load it in Python, and pass the "
