@@ -4,12 +4,14 @@ import random
 import threading
 from queue import Queue
 
+import numpy as np
 import pytest
 import routes
 from both import CALLS, LONG, ask, makes
 from input_kinds import KINDS
 
 from edgeroute import Audit, Cache, Egress, NoAnswer, Options, Outbox, Trial
+from edgeroute.router import leg_inputs
 from edgeroute.system.input_copies import copy_input
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
@@ -72,6 +74,28 @@ def test_what_cannot_be_copied_is_sent_from_the_callers_thread_only(make, name, 
         router.infer(kind.make(PUBLIC), deadline=LONG)
     router.close()
     assert sent == []
+
+
+LARGE = {
+    "array": lambda n: np.zeros(n, np.float32),
+    "list": lambda n: [0.5] * n,
+    "objects": lambda n: [{"a": i} for i in range(n)],
+    "bytes": lambda n: (bytearray(4 * n),),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_a_deadline_leaves_no_time_to_copy_costs_no_answer_of_the_edge(make, name, monkeypatch):
+    """The edge reads the original, and the cloud is not asked. What is smaller is copied."""
+    monkeypatch.setattr(leg_inputs, "COPIED_BYTES_PER_S", 4e5 / LONG)  # 100 kB in a quarter of the deadline
+    read = []
+    router = make(lambda x: (read.append(x) or "edge", 0.1), lambda _: ("cloud", 0.9))
+    large, small = LARGE[name](100_000), LARGE[name](10)
+    answer = router.infer(large, deadline=LONG)
+    assert answer.value == "edge"
+    assert "cannot be copied" in routes.error(answer)
+    assert router.infer(small, deadline=LONG).value == "cloud"
+    assert [x is given for x, given in zip(read, (large, small), strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize("name", MUTABLE)

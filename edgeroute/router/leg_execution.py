@@ -520,13 +520,15 @@ class LegExecutor:
     def detach(self, start: Start) -> Exception | None:
         """Copy the inputs, before a leg begins that may outlive the call. Return the error if that fails for a cloud, else None.
 
-        Copies once; notes the leg's rows for late events. A cloud's leg may run in the caller's thread only, after an error. An
-        edge reads the original then: its answer is dropped once the call has returned, and nothing of it leaves the device.
+        Copies once; notes the leg's rows for late events. A cloud's leg may run in the caller's thread only, after an error, also
+        after one of an edge's: its copy may take a quarter of the deadline. An edge reads the original then: its answer is
+        dropped once the call has returned, and nothing of it leaves the device.
         """
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows
-        error = self.inputs.copy_inputs()
-        if error is None or self.plan.legs[start.leg].permit is None:
+        is_edge = self.plan.legs[start.leg].permit is None
+        error = self.inputs.copy_inputs(0.25 if is_edge else 1.0)
+        if error is None or is_edge:
             return None
         held = Held(f"{self.backend(start).name} was not asked: the input cannot be copied ({failure_text(error)})")
         held.__cause__ = error

@@ -15,6 +15,8 @@ from edgeroute.router.request import Request
 from edgeroute.system.calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input, copy_value
 
+COPIED_BYTES_PER_S = 2e9  # how fast inputs are copied, about
+
 
 class Fitting(NamedTuple):
     """Start of a batch's leg for those rows whose view could be computed."""
@@ -56,7 +58,8 @@ class CallInputs:
     def __init__(self, requests: Sequence[Request], targets: Sequence[Target], views: TargetViews) -> None:
         single = len(requests) == 1
         self._inputs: list[Any] = [requests[0].inputs] if single else [request.inputs for request in requests]
-        self._copied = False
+        self._copied: bool | Exception = False
+        self._deadline_s = requests[0].plan.deadline_s
         self._targets, self._views = targets, views
         if views.given:
             self._ids = {request.id: row for row, request in enumerate(requests)}
@@ -112,20 +115,24 @@ class CallInputs:
         """
         return x if self._views.views[target] is None else self._view_once(target, self._ids[identity])
 
-    def copy_inputs(self) -> Exception | None:
+    def copy_inputs(self, share: float) -> Exception | None:
         """Replace the inputs, and the views computed so far, by copies, once.
 
-        Return the error if they cannot be copied, else None. Views that failed are kept.
+        Return the error if they cannot be copied, also later, else None: a leg may be reading them. Views that failed are kept.
+
+        Args:
+            share: share of the deadline that copying may take.
         """
-        if not self._copied:
+        if self._copied is False:
+            most = COPIED_BYTES_PER_S * share * self._deadline_s / len(self._inputs)
             try:
-                self._inputs = [call_contained(copy_input, x) for x in self._inputs]
+                self._inputs = [call_contained(copy_input, x, most) for x in self._inputs]
                 if self._views.given:
                     self._seen = {cell: (call_contained(copy_input, seen), error) for cell, (seen, error) in self._seen.items()}
+                self._copied = True
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                return e
-            self._copied = True
-        return None
+                self._copied = e
+        return self._copied if isinstance(self._copied, Exception) else None
 
     def _view_once(self, target: int, row: int) -> Any:
         """Return a target's view of a row, computed once under a lock, also for later legs; raise the exception of the view.

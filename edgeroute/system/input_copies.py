@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 from array import array
 from collections.abc import Callable, Mapping
+from math import inf
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
@@ -13,24 +14,30 @@ from edgeroute.system.calls_and_tasks import call_contained
 
 # Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`.
 Memo = dict[int, Any]
+_LEFT = -1  # key of a memo, no object's id: how many bytes may still be copied
 
 
-def copy_input(x: Any) -> Any:
+def copy_input(x: Any, most: float = inf) -> Any:
     """Return a deep copy of an input, of the same type and with the same attributes, which the caller cannot change later.
 
     The copy is made by the type's own `__deepcopy__`, `clone` or `__reduce_ex__`. Immutable values, classes, and what its type
     says to be its own copy are returned as the same object.
 
+    Args:
+        x: the input.
+        most: maximum size, bytes; a list's item counts as 300, an object as 5,000, as they take so long.
+
     Raises:
+        TimeoutError: it is larger; at once for an array, else once so much is copied.
         TypeError: a part has no copy: a generator, a lock, an open file, a closure, or a type that hides its state.
         Exception: as raised by the type's own method.
     """
     kind = type(x)
     if kind in _IMMUTABLE:
         return x
-    if kind.__name__ == "ndarray" and not x.dtype.hasobject:
+    if kind.__name__ == "ndarray" and not x.dtype.hasobject and x.nbytes <= most:
         return x.copy("K")
-    return _copy(x, {})
+    return _copy(x, {} if most == inf else {_LEFT: most})
 
 
 def copy_value(value: Any) -> Any:
@@ -56,6 +63,8 @@ def _copy(x: Any, memo: Memo) -> Any:
         return x
     if (known := memo.get(id(x))) is not None:
         return known
+    if _LEFT in memo:
+        _take(x, kind, memo)
     if kind is list:
         copied: Any = []
         memo[id(x)] = copied
@@ -74,6 +83,14 @@ def _copy(x: Any, memo: Memo) -> Any:
     memo[id(x)] = copied
     memo.setdefault(id(memo), []).append(x)
     return copied
+
+
+def _take(x: Any, kind: type, memo: Memo) -> None:
+    """Take the size of an object, without that of its parts, from what is left. Raise TimeoutError if that is not enough."""
+    size = 300 * len(x) if kind in {list, dict, tuple} else len(x) if kind is bytearray else getattr(x, "nbytes", 0)
+    memo[_LEFT] -= 5000 + (size if type(size) is int else 0)
+    if memo[_LEFT] < 0:
+        raise TimeoutError("that takes too long for the deadline")
 
 
 def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
