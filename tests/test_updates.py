@@ -20,10 +20,12 @@ from test_recertify import until
 pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
 
+import edgeroute
 from edgeroute import AsyncRouter, Audit, CatalogError, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
 from edgeroute.catalog.model_folder_and_downloads import Pointer
 from edgeroute.errors import CatalogAway
+from edgeroute.testing import fresh_runtimes
 from edgeroute.tools.catalog_keys_and_publishing import publish
 
 X = np.array([1, 0, 0, 0], np.float32)
@@ -34,6 +36,20 @@ def publisher(tmp_path):
     made = Publisher(tmp_path)
     made.publish("1.0")
     return made
+
+
+@pytest.fixture
+def registers(monkeypatch):
+    """Registers a class for files with a suffix, until the test ends: errors elsewhere list all suffixes."""
+
+    def register(suffix, runtime):
+        module = type(sys)("runtime_of_a_test")
+        module.Runtime = runtime
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        edgeroute.register(suffix, "runtime_of_a_test:Runtime")
+
+    with fresh_runtimes():
+        yield register
 
 
 @pytest.fixture
@@ -403,10 +419,8 @@ def test_a_swap_under_load_loses_no_request(publisher, device, kind):
     asyncio.run(main())
 
 
-def test_a_swap_while_a_native_model_runs(tmp_path, publisher):
+def test_a_swap_while_a_native_model_runs(tmp_path, publisher, registers):
     """What does not bear being closed under a run is closed after it; the new version answers others meanwhile."""
-    import edgeroute
-
     running, go, closed = threading.Event(), threading.Event(), []
 
     class Slow:
@@ -424,10 +438,7 @@ def test_a_swap_while_a_native_model_runs(tmp_path, publisher):
         def close(self):
             closed.append(self.text)
 
-    module = type(sys)("slow_for_a_test")
-    module.Slow = Slow
-    sys.modules["slow_for_a_test"] = module
-    edgeroute.register(".slow", "slow_for_a_test:Slow")
+    registers(".slow", Slow)
     device = publisher.device()
     for version, text in (("1", "old"), ("2", "new")):
         (tmp_path / "m.slow").write_text(text)
@@ -449,10 +460,8 @@ def test_a_swap_while_a_native_model_runs(tmp_path, publisher):
         assert closed == ["old"]
 
 
-def test_calls_do_not_wait_for_a_warm_up(tmp_path, publisher, device):
+def test_calls_do_not_wait_for_a_warm_up(tmp_path, publisher, device, registers):
     """A version that takes long to load is loaded beside the one in use, which answers meanwhile, thresholds and all."""
-    import edgeroute
-
     loading, go = threading.Event(), threading.Event()
 
     class Heavy:
@@ -467,10 +476,7 @@ def test_calls_do_not_wait_for_a_warm_up(tmp_path, publisher, device):
         def run(self, inputs, cancel=None):
             return [("heavy" if self.heavy else "light", 0.9) for _ in inputs]
 
-    module = type(sys)("heavy_for_a_test")
-    module.Heavy = Heavy
-    sys.modules["heavy_for_a_test"] = module
-    edgeroute.register(".heavy", "heavy_for_a_test:Heavy")
+    registers(".heavy", Heavy)
     for version in ("light", "heavy"):
         (tmp_path / "m.heavy").write_text(version)
         publish(publisher.catalog, "gates", version, [tmp_path / "m.heavy"], keys=publisher.keys)
