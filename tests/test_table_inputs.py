@@ -306,6 +306,29 @@ def test_parquet(tmp_path):
             read(tmp_path / "cut.parquet")
 
 
+@pytest.mark.slow
+def test_parquet_that_unpacks_too_far(tmp_path):
+    """A list and a text of a small file that would take gigabytes are refused before they are read; equal numbers in rows are not."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    values, size = pa.nulls(70_000_000, pa.int8()), 540_000_000
+    for name, column in (
+        ("list", pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)),
+        (
+            "text",
+            pa.BinaryArray.from_buffers(pa.binary(), 1, [None, pa.py_buffer(np.int32([0, size])), pa.py_buffer(bytes(size))]),
+        ),
+    ):
+        pq.write_table(
+            pa.table({"x": column, "label": [1]}), tmp_path / f"{name}.parquet", compression="zstd", use_dictionary=False
+        )
+        assert (tmp_path / f"{name}.parquet").stat().st_size < 1_000_000
+        with pytest.raises(BadInput, match=rf"{name}\.parquet has [\d,]+ bytes and unpacks to [\d,]{{11}}"):
+            read(tmp_path / f"{name}.parquet")
+    zeros = np.zeros(70_000_000, np.int8)
+    pq.write_table(pa.table({"x": zeros, "label": zeros}), tmp_path / "rows.parquet", row_group_size=len(zeros))
+    assert next(read_inputs(tmp_path / "rows.parquet", (), print, None)).label == 0
+
+
 def test_parquet_without_its_library(tmp_path, monkeypatch):
     """One line says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)

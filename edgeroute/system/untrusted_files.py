@@ -71,6 +71,11 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_DATA) -> bytes:
         return file.read()
 
 
+def most_unpacked(size: int) -> int:
+    """Return the maximum number of bytes to which a compressed file of this size may unpack."""
+    return max(size, min(MOST_DATA, max(MOST_UNPACKED, MOST_TIMES * size)))
+
+
 def load_arrays(file: IO[bytes]) -> Any:
     """Return the array of an open .npy file, or the archive of an .npz file, which reads an array when it is asked for it.
 
@@ -83,7 +88,7 @@ def load_arrays(file: IO[bytes]) -> Any:
     data, size = np.load(file, allow_pickle=False), file.seek(0, os.SEEK_END)
     if archive := getattr(data, "zip", None):
         unpacked = sum(member.file_size for member in archive.infolist())  # zipfile reads no more of a member than that
-        if unpacked > max(size, min(MOST_DATA, max(MOST_UNPACKED, MOST_TIMES * size))):
+        if unpacked > most_unpacked(size):
             data.close()
             raise ValueError(f"its {size:,} bytes unpack to {unpacked:,}, too many: write it by numpy.savez, not compressed")
     return data

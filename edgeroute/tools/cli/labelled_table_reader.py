@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.system.untrusted_files import open_file
+from edgeroute.system.untrusted_files import most_unpacked, open_file
 
 LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")  # names of the columns of labels and groups
 NONE = "none"  # name given in place of a column of labels, if there is none
@@ -262,18 +263,23 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
     The name of an index of pandas is "". Lists become arrays and bytes pictures; an empty cell of numbers is NaN.
 
     Raises:
-        BadInput: it cannot be read, or has no rows.
+        BadInput: it cannot be read, has no rows, or says that lists or texts of a row group unpack to far more than the file.
         RuntimeMissing: pyarrow is not installed.
     """
     parquet = import_needed("pyarrow.parquet", PARQUET)
-    with open_file(path):  # a regular file that may be read
-        pass
+    with open_file(path) as opened:  # a regular file that may be read
+        size = opened.seek(0, os.SEEK_END)
     try:
         file = parquet.ParquetFile(path)
     except Exception as e:
         raise BadInput(f"{path} cannot be read as Parquet: {' '.join(str(e).split())[:200]}") from e
     if not file.metadata.num_rows:
         raise BadInput(f"{path} has no rows")
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        columns = list(map(group.column, range(group.num_columns)))
+        listed = sum(8 * (column.num_values - group.num_rows) for column in columns)  # single numbers are read in batches
+        if (unpacked := max(listed, group.total_byte_size)) > most_unpacked(size):
+            raise BadInput(f"{path} has {size:,} bytes and unpacks to {unpacked:,}, too many: write it in smaller row groups")
 
     types, fields = import_needed("pyarrow.types", PARQUET), file.schema_arrow
     dtypes = {f.name: _dtype(f.type) for f in fields}
@@ -291,7 +297,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
         except EdgerouteError:
             raise
         except Exception as e:
-            raise BadInput(f"{path}[{number}] cannot be read: {' '.join(str(e).split())[:200]}") from e
+            raise BadInput(f"{path}[{number}] cannot be read: {' '.join(str(e).split())[:200] or type(e).__name__}") from e
 
     return ["" if name.startswith(INDEX) else name for name in fields.names], values()
 
