@@ -80,15 +80,15 @@ def figures() -> list[Figure]:
 
 
 def isolated_figures() -> list[Figure]:
-    """Return the first piece of a stream, and the processor time of a token in both processes, in turns with one in this process.
+    """Return the first piece of a stream, the time of a token, and its processor time in both processes, in turns.
 
-    The fastest first piece, of a tiny model, and processor time, as other work on the machine is in neither.
+    The fastest first piece, of a tiny model, the fastest tokens, and processor time, as other work on the machine is in none.
     """
     import tiny_gguf
 
     from edgeroute import LlamaModel
 
-    first, used = [list[float](), list[float]()], [0.0, 0.0]
+    first, later, used = [list[float](), list[float]()], [list[float](), list[float]()], [0.0, 0.0]
     with tempfile.TemporaryDirectory() as folder:
         for path, turns in (
             (tiny_gguf.write(Path(folder) / "tiny.gguf"), size(200, 2)),
@@ -102,11 +102,15 @@ def isolated_figures() -> list[Figure]:
                     if turn and path.stem == "tiny":  # the first turn loads the model
                         first[i].append(instants[0] - begun)
                     elif turn:
+                        later[i].append((instants[-1] - instants[0]) / max(len(instants) - 1, 1))
                         used[i] += (processor_s() - before) / len(instants) / turns
             for model in models:
                 model.close()
     return [
         timed("First piece of an isolated `LlamaModel`", min(first[0]), min(first[1]), 3, shown="ms"),
+        timed(
+            "Time of a token of an isolated `LlamaModel`", min(later[0]), min(later[1]), 1.03, shown="ms", digits=2, by="ratio"
+        ),
         timed("Processor time of a token of an isolated `LlamaModel`", *used, 1.03, shown="ms", digits=2, by="ratio"),
     ]
 
