@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from sentences import sentence
 
 from edgeroute import Answer, BadInput, EdgerouteError, MayNotLeave, OpenInference, Outbox, PolicyError, Router
-from edgeroute.core.policy_permits_and_targets import Mode
+from edgeroute.core.policy_egress_and_options import Mode
 from edgeroute.core.reason_text_and_trace_record import error_code
 from edgeroute.tools.state_colours_and_marks import STATES, StateName, answer_state
 

@@ -30,7 +30,7 @@ from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.system import wall_clock
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
-from edgeroute.trials.edge_audits import Sampler
+from edgeroute.trials.audits_and_drift_alarms import Sampler
 
 MOST = size(200_000, 200)
 """Requests after which a run without an alarm is cut off."""

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 from figures import SMOKE, machine, size
 
 from edgeroute import AsyncRouter, LocalServer, OpenAIChat, Restart
-from edgeroute.core.policy_permits_and_targets import PolicyMode
+from edgeroute.core.policy_egress_and_options import PolicyMode
 from edgeroute.testing import CannedServer, chat_events, http_reply
 
 TIMEOUT_S = size(2.0, 0.2)

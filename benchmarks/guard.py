@@ -7,7 +7,7 @@ from figures import Figure, medians, size, table, timed
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Breaker, RetryBudget
-from edgeroute.core.policy_permits_and_targets import Permit, Rules, Terms, permit
+from edgeroute.core.policy_egress_and_options import Permit, Rules, Terms, permit
 from edgeroute.core.spending_limits import Cost, Limits, Spending
 from edgeroute.system import wall_clock
 

@@ -29,7 +29,7 @@ from edgeroute import (
     models,
 )
 from edgeroute.confidence import calibrate, fit, msp, prompt_features
-from edgeroute.core.policy_permits_and_targets import CloudOrder
+from edgeroute.core.policy_egress_and_options import CloudOrder
 from edgeroute.edge.runtimes_variants_ensemble import suffixes
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 # Name -> module from which the name is imported at its first use. Type checkers read `__init__.pyi`; a test compares them.
 _HOMES = {
     "Router": "router.router", "AsyncRouter": "router.async_router", "Answer": "types",
-    "Options": "core.policy_permits_and_targets",
+    "Options": "core.policy_egress_and_options",
     "OnnxModel": "edge.onnx", "LiteRTModel": "edge.litert", "LlamaModel": "edge.llama", "CallableModel": "edge.callable_model",
     "OpenInference": "cloud.openinference", "OpenAIChat": "cloud.openai", "PlainJson": "cloud.json_api",
     "Function": "cloud.function_backend_and_reply_checks", "Secret": "http.messages_addresses_and_secrets",

@@ -49,7 +49,7 @@ from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as met
 from edgeroute.record.structured_logging import RequestLog as RequestLog
 from edgeroute.record.trace import Trace as Trace
 from edgeroute.router.async_router import AsyncRouter as AsyncRouter
-from edgeroute.core.policy_permits_and_targets import Options as Options
+from edgeroute.core.policy_egress_and_options import Options as Options
 from edgeroute.router.live.speech_segments import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router

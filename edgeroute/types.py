@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy_permits_and_targets import Side
+from edgeroute.core.policy_egress_and_options import Side
 from edgeroute.core.reason_text_and_trace_record import Took, reason_code, took
 from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.system.json_codec_and_short_repr import short, to_json_types

@@ -10,10 +10,10 @@ from edgeroute import Outbox
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import plan
 from edgeroute.core.endpoint_breaker_and_limits import Admission
-from edgeroute.core.policy_permits_and_targets import Rules, permit
+from edgeroute.core.policy_egress_and_options import Rules, permit
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router import audits_and_hidden_trials as audit_calls
-from edgeroute.router import engine_assembly, leg_inputs, offline_queue
+from edgeroute.router import engine_assembly, leg_inputs_views_and_copies, offline_queue
 from edgeroute.router import fallbacks_and_late_replies as fallback_answers
 from edgeroute.router.private_conversations_and_digest_store import Digests, PrivateConversations
 from edgeroute.stores import cache
@@ -32,7 +32,7 @@ def _no_gate() -> None:
 
 
 def _shared_buffers() -> None:
-    for place in (leg_inputs, offline_queue, audit_calls):
+    for place in (leg_inputs_views_and_copies, offline_queue, audit_calls):
         place.copy_input = lambda x: x
 
 

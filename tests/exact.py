@@ -12,7 +12,7 @@ from edgeroute import Limits
 from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.core.endpoint_breaker_and_limits import Admission, Rate
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox import delivery_and_callbacks as delivery
 from edgeroute.stores.outbox.sqlite_queue import spread_for

@@ -57,7 +57,7 @@ from edgeroute.http.messages_addresses_and_secrets import MAX_REPLY, Address, Ca
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
 from edgeroute.http.sans_io_tls_connection import pin_of
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import recorded_requests_and_statistics as records
 from edgeroute.tools.server import oip_requests_media_routes as protocol

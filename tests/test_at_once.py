@@ -31,7 +31,7 @@ from edgeroute.stores import sqlite_file_and_key_values as keyvalue
 from edgeroute.stores.outbox.delivery_and_callbacks import Callbacks
 from edgeroute.stores.outbox.outbox_entries import Waiting
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
-from edgeroute.system.calls_and_tasks import start_task_on
+from edgeroute.system.contained_calls_and_tasks import start_task_on
 from edgeroute.system.fork_safety import Shared, list_weakset
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.contracts.model_runs_that_may_hang import Token

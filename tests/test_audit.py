@@ -20,7 +20,7 @@ from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.system.wall_clock import now
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor, limit
-from edgeroute.trials.edge_audits import FULL
+from edgeroute.trials.audits_and_drift_alarms import FULL
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
@@ -553,7 +553,7 @@ def test_graded_labels_are_taken(certificate):
 
 def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
     """Most audited answers never get one."""
-    monkeypatch.setattr("edgeroute.trials.edge_audits.UNLABELLED_MOST", 3)
+    monkeypatch.setattr("edgeroute.trials.audits_and_drift_alarms.UNLABELLED_MOST", 3)
     with Router(edge, right, threshold=0.5, audit=Audit(share=1, labelled=True)) as router:
         ids = []
         for _ in range(5):

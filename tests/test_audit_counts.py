@@ -25,7 +25,7 @@ from edgeroute.tools.cli.status_and_trial_arms import read_state
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
-from edgeroute.trials.edge_audits import COUNTS
+from edgeroute.trials.audits_and_drift_alarms import COUNTS
 
 DAY = 86_400.0
 
@@ -131,7 +131,7 @@ ADD = """
 import sys
 from pathlib import Path
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
-from edgeroute.trials.edge_audits import COUNTS
+from edgeroute.trials.audits_and_drift_alarms import COUNTS
 Database.__init__.__kwdefaults__["busy_s"] = 120.0  # a machine may be busy
 store = KeyValueStore(Path(sys.argv[1]))
 for i in range(40):

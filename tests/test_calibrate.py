@@ -19,7 +19,7 @@ from edgeroute import PolicyError
 from edgeroute.confidence import Certificate, NotEnough, certificate
 from edgeroute.confidence.binomial_tests import critical_count, log_factorials
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
-from edgeroute.core.policy_permits_and_targets import Target
+from edgeroute.core.policy_egress_and_options import Target
 from edgeroute.tools.measure import critical_counts as exact
 from edgeroute.tools.measure import fixed_sequence
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate, crossfit

@@ -22,7 +22,7 @@ from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.http.sans_io_tls_connection import Wire, pin_of
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.testing import CannedServer, http_reply
 
 ASK = Call("POST", "/", body=b"x")

@@ -15,7 +15,7 @@ from both import LONG, flat
 from edgeroute import AsyncRouter, OpenAIChat, Options, Piece, PolicyError, Prediction, Prefix, Restart, Router
 from edgeroute.confidence import quantile
 from edgeroute.core.plan import Facts, plan
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.core.walk import Mark, Outcome
 from edgeroute.observe.stats_and_status_types import Seen
 from edgeroute.observe.target_counts import Counts

@@ -26,7 +26,7 @@ from edgeroute.http import dns_resolver as resolver
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 120.0

@@ -13,7 +13,7 @@ from edgeroute.confidence import Certificate
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.system import wall_clock
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
-from edgeroute.trials.edge_audits import Sampler
+from edgeroute.trials.audits_and_drift_alarms import Sampler
 
 pytestmark = pytest.mark.pure
 DAY = 86_400.0

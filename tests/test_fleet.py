@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgeroute import Limits
 from edgeroute.core.endpoint_breaker_and_limits import Admission
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox.delivery_and_callbacks import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for

@@ -12,7 +12,7 @@ from commands import cli
 from edgeroute import Reading, Rule
 from edgeroute.core.device_rules import in_force, step
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.tools.cli.simulate_fleets_and_overload import show
 from edgeroute.tools.replay.fleet import simulated_devices_and_cloud as devices
 from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate

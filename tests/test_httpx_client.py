@@ -17,7 +17,7 @@ from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 120.0

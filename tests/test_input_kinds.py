@@ -11,7 +11,7 @@ from both import CALLS, LONG, ask, makes
 from input_kinds import KINDS
 
 from edgeroute import Audit, Cache, Egress, NoAnswer, Options, Outbox, Trial
-from edgeroute.router import leg_inputs
+from edgeroute.router import leg_inputs_views_and_copies
 from edgeroute.system.input_copies import copy_input
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
@@ -87,7 +87,7 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 def test_what_a_deadline_leaves_no_time_to_copy_costs_no_answer_of_the_edge(make, name, monkeypatch):
     """The edge reads the original, and the cloud is not asked. What is smaller is copied."""
-    monkeypatch.setattr(leg_inputs, "COPIED_BYTES_PER_S", 4e5 / LONG)  # 100 kB in a quarter of the deadline
+    monkeypatch.setattr(leg_inputs_views_and_copies, "COPIED_BYTES_PER_S", 4e5 / LONG)  # 100 kB in a quarter of the deadline
     read = []
     router = make(lambda x: (read.append(x) or "edge", 0.1), lambda _: ("cloud", 0.9))
     large, small = LARGE[name](100_000), LARGE[name](10)

@@ -12,7 +12,7 @@ from both import LONG, flat
 
 from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Router
 from edgeroute.http import aio_connections
-from edgeroute.router.thread_calls_and_legs_in_caller_tasks import TAKES_BACK
+from edgeroute.router.pool_calls_and_task_legs import TAKES_BACK
 from edgeroute.testing import CannedServer, http_reply
 
 REPLY = http_reply(json.dumps({"value": "cloud", "confidence": 0.9}).encode(), headers=[("Content-Type", "application/json")])

@@ -23,7 +23,7 @@ from edgeroute import models as shipped
 from edgeroute.confidence import Certificate, NotEnough
 from edgeroute.confidence.certificate import checksum_of
 from edgeroute.core.plan import EARLIER, Facts, plan, without_guarantee
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 from edgeroute.tools.measure.thresholds_of_several_edges import accepting, lowest_thresholds
 

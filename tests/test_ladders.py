@@ -17,7 +17,7 @@ from commands import cli
 from edgeroute import BadInput, OnnxModel, Options, Router
 from edgeroute.confidence import calibrate
 from edgeroute.confidence.certificate import BoundCertificate, effective_target, ladder_targets
-from edgeroute.core.policy_permits_and_targets import Target
+from edgeroute.core.policy_egress_and_options import Target
 from edgeroute.tools.server.serve import app
 
 SMALL = [[2, 0.4, 0], [0, 2, 0.4], [0.4, 0, 2], [1.5, -1.5, 0.5], [0.5, 1, -1.5]]

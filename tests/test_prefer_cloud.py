@@ -7,7 +7,7 @@ from both import CALLS, LONG, Tasks, Threads, ask
 
 from edgeroute import Cache, NoAnswer, Unreachable
 from edgeroute.core.plan import ENOUGH_RUNS
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 
 MANY = 5_000
 """Requests after which a test that waits for something has failed."""

@@ -45,7 +45,7 @@ from edgeroute import (
 from edgeroute.cloud import attempt_accounting_and_turns as exchange
 from edgeroute.confidence import calibrate
 from edgeroute.core.plan import Facts, Plan, plan, without_first
-from edgeroute.core.policy_permits_and_targets import Policy, Rules, Target
+from edgeroute.core.policy_egress_and_options import Policy, Rules, Target
 from edgeroute.core.reason_text_and_trace_record import CODES, before_run, reason, reason_code
 from edgeroute.core.stream_walk import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Malformed, Mark, Outcome, walk

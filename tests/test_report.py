@@ -20,7 +20,7 @@ from pages import Closed
 
 from edgeroute import RuntimeMissing
 from edgeroute.confidence import Certificate, calibrate, msp
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.tools.measure.certification_and_verdicts import Verdict, verdicts
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.numbers_verdicts_and_table_rows import duration, level, methods, size, verdict

@@ -10,7 +10,7 @@ import pytest
 
 from edgeroute import Audit, Router
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.trials.edge_audits import CALM, FULL, UNTIL_NEXT, Sampler
+from edgeroute.trials.audits_and_drift_alarms import CALM, FULL, UNTIL_NEXT, Sampler
 
 
 def sampler(share=0.1, scene=30, waiting=lambda: 0, allowed=lambda: True, due=None):

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from edgeroute import BadInput, PolicyError
 from edgeroute.confidence import NotEnough, calibrate, quantile
+from edgeroute.tools.replay.certified_savings_of_pairs import saving
 from edgeroute.tools.replay.logs import FORMATS, Price, Read, read_pairs
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import MOST
-from edgeroute.tools.replay.savings_of_paired_answers import saving
 
 SMALL, LARGE = "small-4b", "large-70b"
 SECRET = "sk-live-51H8secret"
@@ -598,7 +598,7 @@ def test_it_needs_no_runtime(tmp_path):
     rows = [(i / 400, 1, 1) for i in range(400)]
     path = table(tmp_path / "log.csv", ["confidence", "edge_score", "cloud_score"], rows)
     code = (
-        "import sys\nsys.modules['onnxruntime'] = None\nfrom edgeroute.tools.replay.savings_of_paired_answers import saving\n"
+        "import sys\nsys.modules['onnxruntime'] = None\nfrom edgeroute.tools.replay.certified_savings_of_pairs import saving\n"
         f"print(saving({str(path)!r}, 'csv').deferral)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

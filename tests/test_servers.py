@@ -18,7 +18,7 @@ from real_servers import ENVIRONMENTS, Front, Proxy, contract, real_server
 
 from edgeroute import AsyncRouter, CallableModel, OpenInference, OpenInferenceGrpc, Router, Secret
 from edgeroute.confidence import calibrate
-from edgeroute.tools.cli.inspect_oip_model import Described
+from edgeroute.tools.cli.inspect_oip_by_sample import Described
 
 pytestmark = pytest.mark.matrix
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])

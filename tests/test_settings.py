@@ -36,7 +36,7 @@ from edgeroute import (
 )
 from edgeroute import policy as settings
 from edgeroute.confidence import Learned, calibrate, fit
-from edgeroute.core.policy_permits_and_targets import INF, Terms
+from edgeroute.core.policy_egress_and_options import INF, Terms
 from edgeroute.core.setting_unit_types import Bytes, Delay, Patience, Share
 from edgeroute.edge.runtimes_variants_ensemble import suffixes
 from edgeroute.policy import file_and_environment as sources

@@ -20,7 +20,7 @@ from edgeroute.confidence import Certificate
 from edgeroute.router.policy_reload import replace
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.testing import FakeCloud
-from edgeroute.trials.edge_audits import MOST_WAITING
+from edgeroute.trials.audits_and_drift_alarms import MOST_WAITING
 from edgeroute.trials.shadow_statistics_and_job_queue import Tally
 
 stats = Later("scipy.stats")

@@ -9,7 +9,7 @@ import pytest
 from both import CALLS, ask, makes
 
 from edgeroute import Cache, Instrument, NoAnswer
-from edgeroute.router.router_parts import Part
+from edgeroute.router.part_hooks_and_dispatch import Part
 
 
 class Told(Instrument):

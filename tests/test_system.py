@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgeroute.system import json_codec_and_short_repr
-from edgeroute.system.calls_and_tasks import await_within
+from edgeroute.system.contained_calls_and_tasks import await_within
 from edgeroute.system.files_and_lock_waits import file_stamp, replace_file
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types

@@ -14,7 +14,7 @@ from commands import cli
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyError, Router, Trace, Trial, Unreachable
 from edgeroute.core.plan import Facts, plan
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.core.sequential_tests import UnitArmTest
 from edgeroute.router.trial_arms_and_guardrail import RunningTrial
 from edgeroute.testing import FakeModel

@@ -18,7 +18,7 @@ from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
-from edgeroute.core.policy_permits_and_targets import Rules, Terms, permit
+from edgeroute.core.policy_egress_and_options import Rules, Terms, permit
 from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, FakeCloud
 

@@ -22,7 +22,7 @@ import typer
 from sheet import ROOT
 from typer.models import ArgumentInfo, OptionInfo
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.edge import model_card as card
 from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.policy import schema

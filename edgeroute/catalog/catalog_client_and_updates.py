@@ -24,7 +24,7 @@ from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress, down
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.calls_and_tasks import ClosedByWith
+from edgeroute.system.contained_calls_and_tasks import ClosedByWith
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import MOST_TEXT, read_arrays, read_bytes, read_json

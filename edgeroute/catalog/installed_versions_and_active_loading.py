@@ -14,7 +14,7 @@ from edgeroute.catalog.catalog_entry import Entry, checked_version, entries, fit
 from edgeroute.catalog.model_folder_and_downloads import Pointer, Store, pointer
 from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, load
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
-from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.contained_calls_and_tasks import set_within
 from edgeroute.system.untrusted_files import read_bytes
 from edgeroute.types import EdgeModel
 

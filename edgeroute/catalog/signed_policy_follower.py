@@ -27,7 +27,7 @@ from edgeroute.catalog.catalog_source_and_verification import download_targets, 
 from edgeroute.catalog.model_folder_and_downloads import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.contained_calls_and_tasks import set_within
 from edgeroute.system.files_and_lock_waits import file_stamp, sha256
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log

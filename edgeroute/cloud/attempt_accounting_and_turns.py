@@ -20,7 +20,7 @@ from weakref import ref
 from edgeroute.cloud.load_reports import report_in
 from edgeroute.core.endpoint_breaker_and_limits import Admission, price
 from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, Failure, HeldCode, Rejection
-from edgeroute.core.policy_permits_and_targets import INF, Permit
+from edgeroute.core.policy_egress_and_options import INF, Permit
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError, Unreachable

@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from edgeroute.core.error_codes_and_texts import class_name, failure_text
-from edgeroute.core.policy_permits_and_targets import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
+from edgeroute.core.policy_egress_and_options import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
-from edgeroute.system.calls_and_tasks import call_contained, set_within
+from edgeroute.system.contained_calls_and_tasks import call_contained, set_within
 from edgeroute.system.input_copies import copy_input, copy_value
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.read_and_check_signatures import data_classes, refuse_awaitable, runs_later

@@ -23,7 +23,7 @@ from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages_addresses_and_secrets import OURS, Address, Call, Reply
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import StopToken

@@ -13,7 +13,7 @@ from edgeroute.cloud.attempt_accounting_and_turns import Exchange, Reported, Tur
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, HeldCode, Rejection
-from edgeroute.core.policy_permits_and_targets import INF, Permit, Terms
+from edgeroute.core.policy_egress_and_options import INF, Permit, Terms
 from edgeroute.errors import Held
 from edgeroute.system.fork_safety import ForkSafe, per_process
 

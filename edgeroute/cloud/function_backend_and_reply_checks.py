@@ -26,14 +26,14 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes_and_texts import Failure
-from edgeroute.core.policy_permits_and_targets import INF, Side
+from edgeroute.core.policy_egress_and_options import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_model_members_and_fingerprints import callable_fingerprint
 from edgeroute.edge.fitted_estimator_as_function import as_estimator
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages_addresses_and_secrets import Call, checked_terms
-from edgeroute.system.calls_and_tasks import is_task_cancelled
+from edgeroute.system.contained_calls_and_tasks import is_task_cancelled
 from edgeroute.system.fork_safety import AbandonedRuns
 from edgeroute.system.read_and_check_signatures import refuse_awaitable, runs_later
 from edgeroute.types import Classifier, StopToken

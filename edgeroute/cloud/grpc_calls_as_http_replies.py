@@ -20,10 +20,10 @@ import certifi
 import grpc
 import grpc.aio
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
-from edgeroute.system.calls_and_tasks import start_task_on
+from edgeroute.system.contained_calls_and_tasks import start_task_on
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.types import StopToken
 

@@ -18,10 +18,10 @@ from edgeroute.cloud.encoding_and_edge_answers import Ladder, split_answers
 from edgeroute.cloud.function_backend_and_reply_checks import SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.performance_estimates_and_encoding_choice import pick
-from edgeroute.core.policy_permits_and_targets import INF, Side, Terms
+from edgeroute.core.policy_egress_and_options import INF, Side, Terms
 from edgeroute.core.stream_walk import Pieces, one_piece
 from edgeroute.core.walk import Prediction
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.system.fork_safety import AbandonedRuns
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import StopToken

@@ -16,7 +16,7 @@ from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.setting_unit_types import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply, chat_advice
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.types import Escalated
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.edge.input_checks_and_stacking import Array, stack
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
@@ -62,7 +62,7 @@ def stack_inputs(inputs: Sequence[Any], spec: TensorSpec) -> Array:
 
 
 def _objects(x: Any, spec: TensorSpec) -> Array:
-    """Return a text input as an array of objects, with at least the dimensions of the specification."""
+    """Return a text input as an array of objects; a single text gets the specification's dimensions but the batch axis."""
     row: Array = x.astype(object) if isinstance(x, np.ndarray) else np.asarray(x, object)
     return row if row.ndim else row.reshape((1,) * (len(spec.shape) - 1))
 

@@ -180,7 +180,7 @@ def _plain(c: str) -> str:
 
 
 def _unescaped(escape: re.Match[str]) -> str:
-    """Return what a match of `ESCAPE` stands for."""
+    r"""Return the text of an entity, percent octets or a code point; a space for \n, \r and \t, nothing for another backslash."""
     entity, octets, code = escape.groups()
     if octets:
         return bytes.fromhex(re.sub("%(?:25)*", "", octets)).decode(errors="replace")

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakSet
 
 from edgeroute.core.error_codes_and_texts import HeldCode, Rejection
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
-from edgeroute.system import calls_and_tasks, files_and_lock_waits, fork_safety, wall_clock
+from edgeroute.system import contained_calls_and_tasks, files_and_lock_waits, fork_safety, wall_clock
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import start_thread
@@ -307,7 +307,7 @@ class _Account(ForkSafe):
         with self.lock:
             self._spending.add(cost, now)
         if self.unwritten:
-            self.put() if calls_and_tasks.on_event_loop() else self.write()
+            self.put() if contained_calls_and_tasks.on_event_loop() else self.write()
 
     @property
     def unwritten(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 from edgeroute.cloud.attempt_accounting_and_turns import Exchange
 from edgeroute.cloud.endpoint import with_key
 from edgeroute.cloud.load_reports import HEADER
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import OURS, SUCCESS, Call, Reply

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
-from edgeroute.core.policy_permits_and_targets import INF, Target
+from edgeroute.core.policy_egress_and_options import INF, Target
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system.files_and_lock_waits import replace_file, sha256

@@ -10,7 +10,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import SUM_SLACK
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
 from edgeroute.errors import BadReply, PolicyError, check_number
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 
 Rule = Literal["quantile", "mean", "min", "first"]
 # Rules from log-probabilities of tokens to a confidence: exponential of their 10 % quantile, mean, least, or first.

@@ -60,7 +60,7 @@ from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array,
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 
 logger = logging.getLogger("edgeroute")

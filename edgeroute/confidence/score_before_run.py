@@ -8,7 +8,7 @@ from typing import Any
 from edgeroute.confidence.scores import Unscored
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, failure_text
 from edgeroute.errors import PolicyError
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 
 

@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol
 
 from edgeroute.core.error_codes_and_texts import Crowded, Lasting, Rejection
 from edgeroute.core.performance_estimates_and_encoding_choice import FROM, Latency, Link, Load, Numbers, least, most
-from edgeroute.core.policy_permits_and_targets import INF, Terms
+from edgeroute.core.policy_egress_and_options import INF, Terms
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 

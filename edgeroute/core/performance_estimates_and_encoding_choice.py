@@ -11,7 +11,7 @@ from math import exp, inf, isfinite, log, sqrt
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from edgeroute.core.error_codes_and_texts import DumpOf
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 
 # Latency sketch: decaying quantiles in constant memory.
 
@@ -242,7 +242,8 @@ class Ceiling:
         """Record that a call with encoding number `i` was late, or in time; lower or raise `best` by it.
 
         Late: the encoding after number `i` becomes the best one to try, and a better one is tried again after twice as many calls
-        in time as before, 128 at most. A call late with a better encoding than `best` only restarts that count.
+        in time as before, 128 at most, and after 8 in time with the best of all as at first. A call late with a better encoding
+        than `best` only restarts that count.
         """
         if late:
             if i >= self.best:
@@ -387,7 +388,7 @@ def average_load(load: Numbers, age_s: Numbers, reported: Numbers) -> Numbers:
 
 
 def share_to_keep(load: Numbers) -> Numbers:
-    """Return the share of the deferrals to keep on the edge at this load: 0 to `MOST`, and never less at a higher load."""
+    """Return the share of the deferrals to keep on the edge at this load: 0 to `MOST` in steps of `STEP`, rising with it."""
     return (most(least((load - FROM) / SPAN * MOST, MOST), 0.0) / STEP + 1e-9) // 1 * STEP
 
 

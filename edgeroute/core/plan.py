@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from edgeroute.core.device_rules import Applying, Rule, applying
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
-from edgeroute.core.policy_permits_and_targets import INF, Denied, Mode, Offline, Permit, Policy, PolicyMode, Side, Target, permit
+from edgeroute.core.policy_egress_and_options import INF, Denied, Mode, Offline, Permit, Policy, PolicyMode, Side, Target, permit
 
 # Facts: the current state that planning depends on, observed elsewhere and passed in.
 

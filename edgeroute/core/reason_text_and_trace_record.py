@@ -19,7 +19,7 @@ from edgeroute.core.error_codes_and_texts import (
     failure_text,
 )
 from edgeroute.core.plan import Leg, Plan, judged_leg, two_digits
-from edgeroute.core.policy_permits_and_targets import INF, Side
+from edgeroute.core.policy_egress_and_options import INF, Side
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new
 
 # Version of the trace's layout. Version 1 had no codes in the events of failures; 2 had a battery and a heat for rules.

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
 from edgeroute.core.error_codes_and_texts import DumpOf, HeldCode, Lasting, Rejection
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.setting_unit_types import Limit
 
 BUCKETS: Final = 60  # buckets per window. An amount counts for its whole window, and at most one bucket longer.
@@ -150,7 +150,7 @@ class Spending:
         return f"{self._lost_why}, and calls under this limit may be made again in {span(until - now)}" if now < until else ""
 
     def ahead(self) -> bool:
-        """Return True if more is booked under a limit than the record of this process has."""
+        """Return True if this process has booked more under a limit than its last record has: another is to be written first."""
         return any(
             limit < INF and window.booked.get(window.current, 0.0) > window.recorded.get(window.current, 0.0) * _ROUNDING
             for window, limit in zip(self._windows, self.limits, strict=True)

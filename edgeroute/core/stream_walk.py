@@ -61,7 +61,7 @@ from typing import Any, TypeAlias, final
 
 from edgeroute.core.error_codes_and_texts import Coded
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import (
     Cancel,
     Delta,
@@ -278,7 +278,7 @@ class StreamState:
         return not self.restart or (v.active and (v.accepted is True or not self.judged(self.shown)))
 
     def judged(self, i: int) -> bool:
-        """Return True if the leg's answer has to reach a threshold."""
+        """Return True if the leg's answer has to reach a threshold, or is a standby's; False if it began as the only leg left."""
         leg = self.legs[i]
         return not self.states[i].last and (leg.standby or not (leg.final or leg.threshold is None))
 

@@ -20,7 +20,7 @@ from edgeroute.confidence.scores import NO_LOGPROBS
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.json_codec_and_short_repr import to_json_types
@@ -166,7 +166,7 @@ def _form(request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _test(check: Any) -> Callable[[Any], float]:
-    """Return the test for a check as the application gives it: it returns a share, or raises Fault.
+    """Return the test for a check ("json", "python", a pattern, a JSON schema, a function): it returns a share, or raises Fault.
 
     A function gets a copy of the value. Raises PolicyError for anything that is no check, and RuntimeMissing without jsonschema.
     """

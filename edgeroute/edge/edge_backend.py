@@ -26,7 +26,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
 from edgeroute.confidence.output_reader import CLASSES, Reader
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
-from edgeroute.core.policy_permits_and_targets import Side
+from edgeroute.core.policy_egress_and_options import Side
 from edgeroute.core.stream_walk import Piece, Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.answer_structure_checks import AnswerCheck

@@ -25,7 +25,7 @@ from edgeroute.catalog.catalog_entry import own_version
 from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.catalog.signed_policy_follower import signed_name
 from edgeroute.cloud.attempt_accounting_and_turns import NO_DATA
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.errors import EdgerouteError, StoreError
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.fleet.digest_encoding_and_coarsening import FORMAT, UNSTATED, Digest, Group, encode, path_of

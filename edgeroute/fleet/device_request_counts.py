@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from edgeroute.catalog.signed_policy_follower import signed_name
 from edgeroute.confidence.certificate import digest
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED
-from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, Rules
+from edgeroute.core.policy_egress_and_options import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet.daily_digest_spool_and_upload import (
@@ -33,24 +33,24 @@ from edgeroute.fleet.digest_encoding_and_coarsening import CONFIDENCES, MOST_NAM
 from edgeroute.http.messages_addresses_and_secrets import Secret
 from edgeroute.record.event_tally_and_histograms import drain
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
+from edgeroute.router.part_hooks_and_dispatch import Part
 from edgeroute.router.policy_snapshot import Snapshot, calibrated_target
-from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import fingerprint
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
-from edgeroute.trials.edge_audits import UNLABELLED_MOST, Compared
+from edgeroute.trials.audits_and_drift_alarms import UNLABELLED_MOST, Compared
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
     from edgeroute.core.walk import Outcome
     from edgeroute.router.engine import Engine
-    from edgeroute.router.io_steps_and_stages import Result
     from edgeroute.router.leg_execution import Walked
     from edgeroute.router.request import Request
+    from edgeroute.router.steps_and_composed_stages import Result
 
 HOUR_S: Final = 3600
 UNJUDGED: Final = object()  # confidence of a request for which no edge was judged

@@ -11,13 +11,13 @@ from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.http.connections import STAGGER_S, Connection, Pool, Sockets, send_some, system_error
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages_addresses_and_secrets import Call, Reply
 from edgeroute.http.reply_parser import Reading
 from edgeroute.http.sans_io_tls_connection import RECORD, Line
-from edgeroute.system.calls_and_tasks import await_within
+from edgeroute.system.contained_calls_and_tasks import await_within
 from edgeroute.system.fork_safety import initially, per_process
 from edgeroute.types import StopToken
 

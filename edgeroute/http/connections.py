@@ -16,14 +16,14 @@ from collections.abc import AsyncIterator, Mapping
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, TimedOut, Unreachable
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages_addresses_and_secrets import Address, Call, Reply
 from edgeroute.http.reply_parser import Malformed, Reading
 from edgeroute.http.sans_io_tls_connection import KEEP_S, RECORD, Line, Steps, Wire
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.system.fork_safety import ForkSafe, per_process, per_process_of
 from edgeroute.types import StopToken
 

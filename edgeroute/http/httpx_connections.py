@@ -16,11 +16,11 @@ from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.http.sans_io_tls_connection import context_for, is_tls
-from edgeroute.system.calls_and_tasks import await_within, settle, start_task_on
+from edgeroute.system.contained_calls_and_tasks import await_within, settle, start_task_on
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.late_imports_and_plugins import import_httpx
 from edgeroute.types import StopToken

@@ -17,7 +17,7 @@ from edgeroute.http.connections import BlockingSockets, Response, ThreadConnecti
 from edgeroute.http.dns_resolver import SocketAddress
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
 from edgeroute.http.sans_io_tls_connection import Wire
-from edgeroute.system.calls_and_tasks import settle
+from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.types import StopToken
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes_and_texts import clean
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.core.setting_unit_types import Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import PolicyError, check_number

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.core.device_rules import SHARES, Reading, State, amount, in_force, step, value_of
 from edgeroute.core.performance_estimates_and_encoding_choice import FROM, PowerFit, break_even, rounded_share_to_keep
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
 from edgeroute.observe.device_sensors_and_sampler import LINUX, Sensors, period_s, read
 from edgeroute.observe.target_counts import Counts
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.wall_clock import now

@@ -189,7 +189,7 @@ class Stats(NamedTuple):
         joules: target -> energy of a call, joules, as far as known: an edge's fitted from the device's power, a cloud's by its
             prices.
         spared: answers of the edge below its own threshold that were accepted because the cloud was loaded.
-        parts: part -> its figures, of the parts that have some (`edgeroute.router.router_parts`).
+        parts: part -> its figures, of the parts that have some (`edgeroute.router.part_hooks_and_dispatch`).
         break_even: share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known.
     """
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgeroute.core.error_codes_and_texts import UNFIT, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, judged
 from edgeroute.system.fork_safety import ForkSafe, per_process
 

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 import edgeroute.policy.value_types as values
 from edgeroute.confidence.output_reader import Kind
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.http.messages_addresses_and_secrets import Address
 from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, expected_error, to_text

@@ -16,11 +16,11 @@ from pydantic_core import PydanticCustomError
 from edgeroute.confidence.output_forms_labels_and_comparison import SLACK
 from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.policy_permits_and_targets import NEEDS
+from edgeroute.core.policy_egress_and_options import NEEDS
 from edgeroute.errors import nearest
 from edgeroute.http.messages_addresses_and_secrets import chat_advice
 from edgeroute.policy.units_as_text import duration
-from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.contained_calls_and_tasks import set_within
 
 Key = tuple[str | int, ...]
 SHOWN = 60  # maximum number of characters of a value quoted in a message

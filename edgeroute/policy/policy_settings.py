@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edgeroute.catalog.installed_versions_and_active_loading import version_of
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, Offline, Options, PolicyMode
+from edgeroute.core.policy_egress_and_options import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model, stamps
 from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest

@@ -29,7 +29,7 @@ from edgeroute.policy.value_types import (
 )
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
-from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.contained_calls_and_tasks import set_within
 from edgeroute.trials import audit_setting_and_drift_monitor as drift
 
 if TYPE_CHECKING:

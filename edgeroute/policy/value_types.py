@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from edgeroute.cloud.encoding_and_edge_answers import payload_of
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.device_rules import NO_ONLY_CLOUD
-from edgeroute.core.policy_permits_and_targets import HEDGE
+from edgeroute.core.policy_egress_and_options import HEDGE
 from edgeroute.edge import onnx_provider_options as providers
 from edgeroute.edge.answer_structure_checks import AnswerCheck
 from edgeroute.edge.runtimes_variants_ensemble import step_of, suffixes

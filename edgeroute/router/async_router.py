@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.policy_egress_and_options import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, Unreachable
 from edgeroute.router.base_router import BaseRouter
@@ -22,20 +22,20 @@ from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, batch_steps
 from edgeroute.router.engine_assembly import Spawn
-from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
-from edgeroute.router.request import Request, Shows, checked_batch
-from edgeroute.router.router import Router
-from edgeroute.router.streams_sessions_chats import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
-from edgeroute.router.thread_calls_and_legs_in_caller_tasks import (
+from edgeroute.router.pool_calls_and_task_legs import (
     TAKES_BACK,
     InsideLegs,
     in_cloud_thread,
     in_edge_thread,
     submit_call,
 )
+from edgeroute.router.request import Request, Shows, checked_batch
+from edgeroute.router.router import Router
+from edgeroute.router.steps_and_composed_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.streams_sessions_chats import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, models_to_warm, warm_up, warm_up_async
-from edgeroute.system.calls_and_tasks import ClosedByAsyncWith
+from edgeroute.system.contained_calls_and_tasks import ClosedByAsyncWith
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.types import Answer, Batch, V
 

@@ -8,16 +8,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeroute.core.plan import Leg, by_itself, shadow_leg
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable
 from edgeroute.errors import Held
 from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import LegExecutor, Walked
+from edgeroute.router.part_hooks_and_dispatch import Part
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
-from edgeroute.router.router_parts import Part
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input
-from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Ask, Auditor, Compared
+from edgeroute.trials.audits_and_drift_alarms import FULL, FULL_OF_RUNS, Ask, Auditor, Compared
 from edgeroute.trials.shadow_statistics_and_job_queue import ShadowRun
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy_permits_and_targets import Offline, Options, PolicyMode
+from edgeroute.core.policy_egress_and_options import Offline, Options, PolicyMode
 from edgeroute.core.spending_limits import Limits
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, PolicyError

@@ -11,14 +11,14 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.edge_backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.router.cache_key_prefixes import is_accepted
-from edgeroute.router.io_steps_and_stages import Block, Join, Proceed, Result, Steps, answer_of
+from edgeroute.router.part_hooks_and_dispatch import Part
 from edgeroute.router.request import Request
-from edgeroute.router.router_parts import Part
+from edgeroute.router.steps_and_composed_stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, private_copy
 from edgeroute.system import wall_clock

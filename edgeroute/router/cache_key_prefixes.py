@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.core.policy_permits_and_targets import Mode, Target
+from edgeroute.core.policy_egress_and_options import Mode, Target
 from edgeroute.core.walk import Prediction, acceptable, new
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.device_rules import Rule
-from edgeroute.core.policy_permits_and_targets import Options
+from edgeroute.core.policy_egress_and_options import Options
 from edgeroute.edge.edge_model_members_and_fingerprints import is_model
 from edgeroute.edge.runtimes_variants_ensemble import Variants, each
 from edgeroute.errors import PolicyError
@@ -229,7 +229,7 @@ def checked_cloud(cloud: Any) -> Any:
     Opens no connection.
 
     Raises:
-        PolicyError: it is no URL of a model, endpoint or callable; the message names what to write.
+        PolicyError: it is neither the URL of a model, nor an endpoint, nor a callable; the message names what to write.
     """
     if isinstance(cloud, str):
         from edgeroute.cloud.openinference import OpenInference

@@ -20,7 +20,7 @@ import numpy as np
 from edgeroute.cloud.egress_consent_and_redaction import WITHIN, Egress
 from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.plan import Plan, by_itself, stays_on_device
-from edgeroute.core.policy_permits_and_targets import INF, Mode, Permit, Rules, permit
+from edgeroute.core.policy_egress_and_options import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Done, Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held
@@ -31,8 +31,8 @@ from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_key_prefixes import LONGEST
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallbacks_and_late_replies import Fallback, LateReplies
-from edgeroute.router.io_steps_and_stages import Block, Result, Steps, compose, walk_stage
 from edgeroute.router.leg_execution import LegExecutor, Walked
+from edgeroute.router.part_hooks_and_dispatch import Followed, Part, Parts
 from edgeroute.router.policy_snapshot import (
     PolicyArguments,
     Snapshot,
@@ -44,7 +44,7 @@ from edgeroute.router.policy_snapshot import (
 from edgeroute.router.private_conversations_and_digest_store import MUTE, SHARE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
-from edgeroute.router.router_parts import Followed, Part, Parts
+from edgeroute.router.steps_and_composed_stages import Block, Result, Steps, compose, walk_stage
 from edgeroute.system.files_and_lock_waits import limited_waits
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.late_imports_and_plugins import import_tool
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.router.trial_arms_and_guardrail import Trials
     from edgeroute.stores.json_lines_and_process_locks import Journal
-    from edgeroute.trials.edge_audits import Auditor
+    from edgeroute.trials.audits_and_drift_alarms import Auditor
 
 
 # Readings of the device's sensors for a router; a rule may have edge models freed, and loaded again later.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.plan import withdrawn
-from edgeroute.core.policy_permits_and_targets import INF, Offline
+from edgeroute.core.policy_egress_and_options import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors_and_sampler import SAMPLER
@@ -22,9 +22,9 @@ from edgeroute.record.instrument_interface import Instrument, Instruments
 from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, read_sensors_once, status_of
 from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
-from edgeroute.router.io_steps_and_stages import Steps
+from edgeroute.router.part_hooks_and_dispatch import Instrumented, InstrumentedFromStart, Part, State
 from edgeroute.router.policy_snapshot import PolicyArguments, build
-from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
+from edgeroute.router.steps_and_composed_stages import Steps
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import start_thread
 

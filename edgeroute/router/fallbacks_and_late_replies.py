@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Protocol, cast
 from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy_permits_and_targets import Offline
+from edgeroute.core.policy_egress_and_options import Offline
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
-from edgeroute.router.io_steps_and_stages import Block, Result, Steps
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
+from edgeroute.router.steps_and_composed_stages import Block, Result, Steps
 from edgeroute.system import wall_clock
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.read_and_check_signatures import check_has_run, runs_later
 from edgeroute.system.sanitised_logs_and_contained_errors import log

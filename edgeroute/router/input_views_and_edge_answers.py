@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.core.error_codes_and_texts import class_name, clean, failure_text
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.router.cache_key_prefixes import fingerprint
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.read_and_check_signatures import runs_later
 from edgeroute.types import Backend, Escalated

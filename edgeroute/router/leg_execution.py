@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes_and_texts import INPUTS_OWN, failure_text
-from edgeroute.core.policy_permits_and_targets import INF, Permit
+from edgeroute.core.policy_egress_and_options import INF, Permit
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
 from edgeroute.errors import BadInput, Busy, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.input_views_and_edge_answers import EdgeAnswers
-from edgeroute.router.leg_inputs import CallInputs
+from edgeroute.router.leg_inputs_views_and_copies import CallInputs
 from edgeroute.router.request import Request
 from edgeroute.system import wall_clock
-from edgeroute.system.calls_and_tasks import is_task_cancelled
+from edgeroute.system.contained_calls_and_tasks import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
@@ -296,8 +296,9 @@ class LegExecutor:
         """Run a leg (one run of a model, or one call of an endpoint) to its event in this thread; blocks.
 
         With `send`, the pieces of its answer are sent as they come. Consent, redaction, the guard's admission, the booking of
-        costs and the call happen here. Its exceptions become an event, but those in `PASSING` are raised. Notes the edge's answer
-        for clouds that take it along.
+        costs and the call happen here; masked data are put back into the answer. Rows without a view do not run, and have the
+        exception in their place. Exceptions become an event, but those in `PASSING` are raised. Notes the edge's answer for
+        clouds that take it along.
 
         Args:
             start: the leg, and its rows.

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy_permits_and_targets import INF, UNCLASSIFIED, Denied, permit
+from edgeroute.core.policy_egress_and_options import INF, UNCLASSIFIED, Denied, permit
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.messages_addresses_and_secrets import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import wall_clock
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
-import edgeroute.core.policy_permits_and_targets as routing
+import edgeroute.core.policy_egress_and_options as routing
 from edgeroute.cloud.egress_consent_and_redaction import Egress
 from edgeroute.confidence.output_forms_labels_and_comparison import SLACK
 from edgeroute.confidence.output_reader import bounded

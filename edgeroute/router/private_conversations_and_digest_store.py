@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from edgeroute.core.policy_permits_and_targets import INF, Denied, Mode, Rules, permit
+from edgeroute.core.policy_egress_and_options import INF, Denied, Mode, Rules, permit
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import MayNotLeave, StoreError
-from edgeroute.router.io_steps_and_stages import Block
+from edgeroute.router.part_hooks_and_dispatch import Part
 from edgeroute.router.request import SCALARS, Request
-from edgeroute.router.router_parts import Part
+from edgeroute.router.steps_and_composed_stages import Block
 from edgeroute.system import files_and_lock_waits
-from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.contained_calls_and_tasks import set_within
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.mailbox import Mailbox

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeroute.core.plan import Facts, Plan, Refusal, plan, without_first
-from edgeroute.core.policy_permits_and_targets import MODES, POLICY_MODES, Mode
+from edgeroute.core.policy_egress_and_options import MODES, POLICY_MODES, Mode
 from edgeroute.core.reason_text_and_trace_record import before_run
 from edgeroute.core.walk import Prediction, acceptable, judged
 from edgeroute.edge.edge_backend import InputScoredBackend

@@ -12,16 +12,16 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.policy_egress_and_options import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base_router import BaseRouter
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, batch_steps, decide_alone
 from edgeroute.router.engine_assembly import Spawn
-from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.request import Request, Shows, checked_batch
-from edgeroute.system.calls_and_tasks import ClosedByWith
+from edgeroute.router.steps_and_composed_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.system.contained_calls_and_tasks import ClosedByWith
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.types import Answer, Batch, V

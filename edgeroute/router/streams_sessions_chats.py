@@ -11,11 +11,11 @@ from contextlib import aclosing, closing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy_permits_and_targets import Denied, Mode, permit
+from edgeroute.core.policy_egress_and_options import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave, NoAnswer
-from edgeroute.router.io_steps_and_stages import Result, Shown
-from edgeroute.system.calls_and_tasks import ClosedByWith, set_within
+from edgeroute.router.steps_and_composed_stages import Result, Shown
+from edgeroute.system.contained_calls_and_tasks import ClosedByWith, set_within
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.types import Answer, Batch
 

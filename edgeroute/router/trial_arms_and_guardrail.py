@@ -16,19 +16,19 @@ from edgeroute.confidence.binomial_tests import RISK, share_and_interval
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes_and_texts import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
-from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, INF
+from edgeroute.core.policy_egress_and_options import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.observe.stats_and_status_types import ArmStats, Interval
-from edgeroute.router import router_parts as parts
+from edgeroute.router import part_hooks_and_dispatch as parts
 from edgeroute.router.cache_key_prefixes import fingerprint
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.input_copies import copy_value
 from edgeroute.system.sanitised_logs_and_contained_errors import log
-from edgeroute.trials.edge_audits import BackgroundCalls, Compared
+from edgeroute.trials.audits_and_drift_alarms import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import StoreError
-from edgeroute.system.calls_and_tasks import set_within
+from edgeroute.system.contained_calls_and_tasks import set_within
 from edgeroute.system.untrusted_files import open_file
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.errors import EdgerouteError
-from edgeroute.system.calls_and_tasks import pooled
+from edgeroute.system.contained_calls_and_tasks import pooled
 from edgeroute.system.fork_safety import ForkSafe, SafeCondition, initially, list_weakset, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import call_logged, log
 

@@ -25,7 +25,7 @@ import numpy as np
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.confidence.score_before_run import text_of
-from edgeroute.core.policy_permits_and_targets import Permit, Rules, permit
+from edgeroute.core.policy_egress_and_options import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.router import Router

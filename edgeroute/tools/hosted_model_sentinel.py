@@ -19,19 +19,19 @@ from typing import Any, Final, Literal
 from edgeroute.confidence.binomial_tests import upper_bound
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.plan import by_itself
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.sequential_tests import Drift
 from edgeroute.core.walk import Done, Start
 from edgeroute.errors import MayNotLeave, PolicyError, check_number
 from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.router.engine import Engine, class_of
 from edgeroute.router.leg_execution import LegExecutor
+from edgeroute.router.part_hooks_and_dispatch import Part, name_of
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
-from edgeroute.router.router_parts import Part, name_of
 from edgeroute.system import wall_clock
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
@@ -284,7 +284,7 @@ class Sentinel(Part):
         self._suspend(engine)
 
     def _suspend(self, engine: Engine) -> None:
-        """Suspend the engine's certificates, or put them in force again if there is no alarm."""
+        """Label the engine's answers uncalibrated during an alarm, and with on_alarm="defer" defer all; else undo both."""
         stands = {"label": f"uncalibrated: {self._what}"} if self._what else {}
         engine.doubt = {**stands, **({"threshold": INF, "thresholds": {}} if stands and self._on_alarm == "defer" else {})}
         engine.refresh_thresholds()

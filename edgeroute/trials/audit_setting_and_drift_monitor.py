@@ -11,7 +11,7 @@ from time import gmtime, strftime
 from typing import Any, NamedTuple
 
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
-from edgeroute.core.policy_permits_and_targets import INF, OnAlarm, Target
+from edgeroute.core.policy_egress_and_options import INF, OnAlarm, Target
 from edgeroute.core.sequential_tests import ALARM, Drift, ShareTest
 from edgeroute.core.setting_unit_types import Count, Share
 from edgeroute.errors import PolicyError

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
 from edgeroute.core.endpoint_breaker_and_limits import ALLOWED_S, FAULTS, FIRST_S, LEAST, Admission, behind, price
 from edgeroute.core.error_codes_and_texts import HELD, INPUTS_OWN, Coded, Crowded, Failure, may_succeed_again
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.core.spending_limits import Spending, Tokens
 
 INF = float("inf")

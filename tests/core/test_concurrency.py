@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edgeroute import Limits
 from edgeroute.core.endpoint_breaker_and_limits import FAULT, LEAST, MOST, ROUND, SLOWER, Admission, Concurrency
 from edgeroute.core.error_codes_and_texts import Crowded, Rejection
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.core.spending_limits import Spending
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from edgeroute import Prediction
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.core.walk import Done, Elapsed, Failed, Start, Wait, walk
 from edgeroute.router.drivers import Deferrable, blocking
 from edgeroute.router.drivers import asyncio_task as tasks

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeroute import Rule
 from edgeroute.core.plan import Facts, Plan, Refusal, by_itself, plan, withdrawn
-from edgeroute.core.policy_permits_and_targets import MODES, Denied, Permit, Policy, Rules, Target, permit
+from edgeroute.core.policy_egress_and_options import MODES, Denied, Permit, Policy, Rules, Target, permit
 
 TARGETS = (Target("small", "edge", 0.7), Target("edge", "edge", 0.85), Target("eu", "cloud"), Target("us", "cloud"))
 RULES = Rules(never_leave=frozenset({"medical"}), may_leave=frozenset({"public"}))

@@ -10,7 +10,7 @@ import pytest
 
 from edgeroute import Prediction
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target
 from edgeroute.core.reason_text_and_trace_record import reason, reason_code, trace
 from edgeroute.core.walk import (
     STARTS,

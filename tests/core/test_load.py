@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from edgeroute.core import performance_estimates_and_encoding_choice as estimates
 from edgeroute.core.performance_estimates_and_encoding_choice import Load, Report, rounded_share_to_keep, slack
 from edgeroute.core.plan import Facts, plan
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 loads = st.floats(0, 10)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeroute import Rule
 from edgeroute.core.plan import ENOUGH_RUNS, Facts, Plan, plan
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target
 from edgeroute.observe.plan_facts_energy_rules import AGAIN_S, Paces
 
 FP32, INT8, TINY = (

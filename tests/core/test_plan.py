@@ -11,7 +11,7 @@ import pytest
 from edgeroute import Prediction, Rule
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import EARLIER, PARTIAL, Facts, Plan, judged_leg, plan, stays_on_device
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, outcome_when_left, walk
 from edgeroute.router.drivers import asyncio_task as tasks

@@ -12,7 +12,7 @@ from edgeroute import Prediction, Reading, Rule
 from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.device_rules import OF, Standing, in_force, problem, step
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Failed, walk
 from edgeroute.tools import walk_driver_in_virtual_time as virtual

@@ -9,7 +9,7 @@ import pytest
 from edgeroute import Prediction
 from edgeroute.core.performance_estimates_and_encoding_choice import ERROR, HALF_LIFE, Latency
 from edgeroute.core.plan import ENOUGH_RUNS, LEAST_S, MANY, RECENT, Facts, Plan, plan, reserve_s
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target
 from edgeroute.core.walk import Done, for_rows, walk
 from edgeroute.tools import walk_driver_in_virtual_time as virtual
 

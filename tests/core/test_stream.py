@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgeroute import Piece, Prediction, Restart
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target
 from edgeroute.core.reason_text_and_trace_record import broken, reason, reason_code
 from edgeroute.core.stream_walk import FirstTokenLate, StreamWalk, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Malformed, Start, Wait

@@ -38,7 +38,7 @@ LOCKS = {
     "edge/litert.py": "of an interpreter, which a child sets aside",
     "edge/llama_in_process_engines.py": "of an engine, which a child sets aside",
     "edge/llama_isolated_engine.py": "of an engine, which a child sets aside, and of a process that never forks",
-    "router/leg_inputs.py": "of one call",
+    "router/leg_inputs_views_and_copies.py": "of one call",
     "router/leg_execution.py": "of one call",
     "router/live/source_reader_mailbox_and_calls.py": "of one iterator",
     "router/offline_queue.py": "of one call",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeroute import Prediction
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy_permits_and_targets import INF, MODES, Policy, Target
+from edgeroute.core.policy_egress_and_options import INF, MODES, Policy, Target
 from edgeroute.core.walk import Done, Failed, Malformed, acceptable, first_leg_outcome, for_rows, walk, walk_many
 from edgeroute.router.drivers import blocking
 from edgeroute.tools import walk_driver_in_virtual_time as virtual

@@ -6,7 +6,7 @@ import pytest
 
 from edgeroute import BadInput, DeadlineExceeded, Held, NoAnswer, Prediction, Refused, Unreachable
 from edgeroute.core.plan import Facts, Plan, Unsure, plan
-from edgeroute.core.policy_permits_and_targets import Policy, Rules, Target
+from edgeroute.core.policy_egress_and_options import Policy, Rules, Target
 from edgeroute.core.reason_text_and_trace_record import CODES, CUT, Took, error_code, reason_code, took, truncated
 from edgeroute.core.walk import Mark, Outcome
 from edgeroute.errors import Unfit

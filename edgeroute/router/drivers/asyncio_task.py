@@ -8,7 +8,7 @@ from threading import get_ident
 from time import monotonic
 from typing import TypeVar
 
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Effect, Emit, Event
 from edgeroute.router.drivers import BeginOrDefer, Deferrable
 from edgeroute.router.drivers.blocking import stream

@@ -14,13 +14,13 @@ from contextlib import aclosing
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.policy_egress_and_options import INF, Mode
 from edgeroute.errors import Closed
 from edgeroute.router.live.blocking_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator
 from edgeroute.router.live.frames import FrameUpdate
 from edgeroute.router.live.source_reader_mailbox_and_calls import Call, Kind, Mailbox
 from edgeroute.router.live.speech_segments import BargeIn, Utterance
-from edgeroute.system.calls_and_tasks import ClosedByAsyncWith, await_within
+from edgeroute.system.contained_calls_and_tasks import ClosedByAsyncWith, await_within
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
-from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.policy_egress_and_options import INF, Mode
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live import speech_segments as speech
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.source_reader_mailbox_and_calls import Call, Kind, Mailbox, PolledCall, fill, items, kind_of, once
-from edgeroute.system.calls_and_tasks import ClosedByWith
+from edgeroute.system.contained_calls_and_tasks import ClosedByWith
 from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly
 
 if TYPE_CHECKING:

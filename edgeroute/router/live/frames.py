@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.core.live_frames_speech_and_display import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
-from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.policy_egress_and_options import INF, Mode
 from edgeroute.core.setting_unit_types import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.fallbacks_and_late_replies import AGREES, CORRECTS
 from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, Mailbox, is_last
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.read_and_check_signatures import check_units
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.types import Answer

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from edgeroute.confidence import output_forms_labels_and_comparison as output_forms
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Wait
 from edgeroute.errors import BadInput
 from edgeroute.types import Answer

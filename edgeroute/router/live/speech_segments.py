@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.core.live_frames_speech_and_display import Began, Ended, Loudness, Speech
-from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.policy_egress_and_options import INF, Mode
 from edgeroute.core.setting_unit_types import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
 from edgeroute.router.live.source_reader_mailbox_and_calls import Begin, Call, Kind, Mailbox, equal, is_last, items
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.read_and_check_signatures import check_units
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.types import Answer
@@ -275,7 +275,7 @@ def _as_mono(chunk: Any) -> NDArray[Any]:
 
 
 def _level_db(window: NDArray[Any]) -> float:
-    """Return the level of a window in dB of full scale. -inf for silence."""
+    """Return the level of a window of floats, less its mean, in dB of full scale. -inf for silence."""
     power = float(np.square(window - window.mean()).mean())
     return 10 * math.log10(power) if power > 0 else -INF
 

@@ -12,7 +12,7 @@ from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.wall_clock import now

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeroute import __version__
-from edgeroute.tools.cli import fleet_signed_policy_commands as _  # noqa: F401 - adds commands to the group
+from edgeroute.tools.cli import fleet_publish_and_promote as _  # noqa: F401 - adds commands to the group
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import calibrate
 from edgeroute.tools.cli.check_decide_sensors_commands import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.command_runner import CODES, command
@@ -23,8 +23,8 @@ from edgeroute.tools.cli.infer import infer
 from edgeroute.tools.cli.inspect_and_write_card import inspect
 from edgeroute.tools.cli.models_and_publishing import models
 from edgeroute.tools.cli.outbox_egress_and_state_folder import egress, outbox
+from edgeroute.tools.cli.promote_or_roll_back_trial import recertify
 from edgeroute.tools.cli.quantize_and_prune import prune, quantize
-from edgeroute.tools.cli.recertify_switch_or_roll_back import recertify
 from edgeroute.tools.cli.replay_traces_and_log_savings import replay
 from edgeroute.tools.cli.servers_and_dashboards import dashboard, gateway, serve, top
 from edgeroute.tools.cli.simulate_fleets_and_overload import load, simulate

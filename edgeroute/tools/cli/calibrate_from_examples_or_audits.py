@@ -345,7 +345,7 @@ def audited_counts(
     from edgeroute.confidence.certificate import digest
     from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
     from edgeroute.tools.measure.certification_and_verdicts import audited_examples, counts_of
-    from edgeroute.trials.edge_audits import COUNTS
+    from edgeroute.trials.audits_and_drift_alarms import COUNTS
 
     alarms = 0
     with suppress(BadInput, KeyError, ValueError):

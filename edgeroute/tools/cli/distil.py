@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edgeroute.core.policy_permits_and_targets import Rules
+from edgeroute.core.policy_egress_and_options import Rules
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import path_in_policy
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.core.error_codes_and_texts import printable
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.errors import BadInput
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import certify_audits, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK

@@ -50,7 +50,7 @@ def inspect(
     if model.lower().startswith(("http://", "https://")):
         if write:
             raise typer.BadParameter("a card is beside a model file; an endpoint has [cloud] in the policy", param_hint="--write")
-        from edgeroute.tools.cli.inspect_oip_model import inspect_url
+        from edgeroute.tools.cli.inspect_oip_by_sample import inspect_url
 
         report = inspect_url(model, sample, index, timeout, key_env)
     else:

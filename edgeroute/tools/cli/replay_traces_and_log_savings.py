@@ -188,8 +188,8 @@ def replay(
     if certificate is not None:
         ui.check_output(certificate, ui.CERTIFICATE, "--certificate")
     if log is not None:
+        from edgeroute.tools.replay.certified_savings_of_pairs import saving
         from edgeroute.tools.replay.logs import Read
-        from edgeroute.tools.replay.savings_of_paired_answers import saving
 
         how = Read(edge_model, cloud_model, edge_price, cloud_price, id_at, score_at, match)
         if edge:

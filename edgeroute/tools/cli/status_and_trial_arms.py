@@ -18,7 +18,7 @@ import typer
 
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, Link, break_even
-from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, INF, Target
+from edgeroute.core.policy_egress_and_options import EDGE_TRIAL, INF, Target
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import BadInput, ModelMissing, StoreError
 from edgeroute.system import wall_clock

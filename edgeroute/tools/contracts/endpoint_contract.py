@@ -251,7 +251,7 @@ class _Checks:
                 yield f"it sent {short(x)}, which it cannot know how to write: raise BadInput"
 
     def unwritten(self) -> Iterator[str]:
-        """Check that a talk does not write to its inputs; yields each sample that changed."""
+        """Talk with the server about each sample; yields each sample that the talk has changed."""
         for i, x in enumerate(self.samples):
             self._answers([x])
             if not equal(x, self._samples[i], 0.0):

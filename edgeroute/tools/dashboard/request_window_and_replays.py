@@ -14,7 +14,7 @@ from edgeroute.core.device_rules import Rule
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, USUAL
 from edgeroute.core.error_codes_and_texts import HELD, UNFIT, clean
 from edgeroute.core.plan import Facts, Leg, Plan
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Rules, Target, Terms
+from edgeroute.core.policy_egress_and_options import INF, Policy, Rules, Target, Terms
 from edgeroute.core.reason_text_and_trace_record import CODES, Took, answer_part, finite
 from edgeroute.core.walk import Malformed
 from edgeroute.errors import BadInput

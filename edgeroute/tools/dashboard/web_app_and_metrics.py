@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Any
 
 from edgeroute.core.device_rules import Reading
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status_types import AuditStats, LegStats, Stats, Status
@@ -300,7 +300,7 @@ def _audit(edge: Mapping[str, Any]) -> AuditStats:
 
 
 def _reading(traced: Mapping[str, Any]) -> Reading:
-    """Convert the traced sensor readings; anything that is no number of a plausible size is left out."""
+    """Convert the traced sensor readings; values but true, false and numbers of a plausible size are left out."""
     numbers: dict[str, Any] = {
         name: value for name, value in traced.items() if isinstance(value, int | float) and -MOST < value < MOST
     }

@@ -13,7 +13,7 @@ from edgeroute.confidence.certificate import UNVERSIONED
 from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, error_text, failure_text
 from edgeroute.core.plan import Plan, judged_leg
-from edgeroute.core.policy_permits_and_targets import Rules
+from edgeroute.core.policy_egress_and_options import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.router.constructor_checks import check_seconds

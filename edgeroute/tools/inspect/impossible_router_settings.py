@@ -14,7 +14,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import LONG, SLACK,
 from edgeroute.confidence.output_reader import CLASSES, MANY, bounded
 from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes_and_texts import clean
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.spending_limits import Cost, Limits, up_against
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
 from edgeroute.edge.edge_model_members_and_fingerprints import member

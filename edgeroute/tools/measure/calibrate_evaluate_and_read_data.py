@@ -22,12 +22,12 @@ import numpy as np
 from edgeroute.confidence.certificate import UNVERSIONED, BoundCertificate, Certificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, class_name
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
-from edgeroute.router.io_steps_and_stages import Block, Steps
 from edgeroute.router.request import is_read_once, read_once_error, rows_of_pandas
+from edgeroute.router.steps_and_composed_stages import Block, Steps
 from edgeroute.system import wall_clock
 from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification_and_verdicts import Fit, certify

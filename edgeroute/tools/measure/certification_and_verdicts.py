@@ -19,7 +19,7 @@ import numpy as np
 from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate, Kind, NotEnough, digest
 from edgeroute.confidence.learned_scores_and_blends import Learned
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.json_lines_and_process_locks import read

@@ -20,18 +20,18 @@ from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.core.plan import Plan, by_itself
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.router.engine import class_of, settle
 from edgeroute.router.fallbacks_and_late_replies import no_answer
-from edgeroute.router.io_steps_and_stages import Block, Pause, Steps, walk_stage
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
+from edgeroute.router.steps_and_composed_stages import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.score_fitting import probabilities_by_class
 from edgeroute.tools.measure.threshold_evaluation import Examples, answer_names, label_matcher
 from edgeroute.types import Spent

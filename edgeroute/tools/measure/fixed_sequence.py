@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgeroute.confidence.binomial_tests import Floats, Ints, critical_count
 from edgeroute.confidence.certificate import Kind
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.errors import PolicyError
 from edgeroute.tools.measure.critical_counts import d_limits, least_n, lr_limits, most_of_each
 

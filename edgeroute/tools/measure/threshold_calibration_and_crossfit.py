@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeroute.confidence.binomial_tests import Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough
 from edgeroute.core.error_codes_and_texts import clean
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.errors import PolicyError
 from edgeroute.system.wall_clock import now
 from edgeroute.tools.measure.critical_counts import least_n

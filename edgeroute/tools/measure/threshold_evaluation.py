@@ -17,7 +17,7 @@ from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.output_forms_labels_and_comparison import label_form, labels_by_form
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
 from edgeroute.tools.measure.independence_and_overlap import overlap_beyond_chance
 

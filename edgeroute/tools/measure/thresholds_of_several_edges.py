@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.confidence.learned_scores_and_blends import expit, with_constant
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.tools.measure.fixed_sequence import accept_losses, between
 from edgeroute.tools.measure.score_fitting import FREE, irls
 

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.error_codes_and_texts import Failure
-from edgeroute.core.policy_permits_and_targets import INF, MODES, Mode
+from edgeroute.core.policy_egress_and_options import INF, MODES, Mode
 from edgeroute.core.reason_text_and_trace_record import VERSION
 from edgeroute.core.walk import Kind, Malformed, new
 from edgeroute.errors import BadInput

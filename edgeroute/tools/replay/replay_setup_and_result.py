@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from edgeroute.core.policy_permits_and_targets import INF, Policy, Target, Terms
+from edgeroute.core.policy_egress_and_options import INF, Policy, Target, Terms
 from edgeroute.core.spending_limits import Limits
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.errors import ModelMissing

@@ -21,19 +21,20 @@ from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_forms_labels_and_comparison import number_of, plain
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, clean
-from edgeroute.core.policy_permits_and_targets import Terms
+from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallbacks_and_late_replies import no_answer
-from edgeroute.router.io_steps_and_stages import Steps
 from edgeroute.router.router import Router, pump
+from edgeroute.router.steps_and_composed_stages import Steps
 from edgeroute.stores.cache import fingerprint
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import environment
 from edgeroute.tools.cli.example_options_and_routers import plain_router
 from edgeroute.tools.import_by_module_and_name import is_python_name, python_object
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
+from edgeroute.tools.replay.certified_savings_of_pairs import Saving, between, certified_saving, percent, saving_lines
 from edgeroute.tools.replay.logs import answer_pairs_and_samples as logs
 from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import (
     Options,
@@ -44,7 +45,6 @@ from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import (
     text_form,
 )
 from edgeroute.tools.replay.resumable_edge_results import Result, Results
-from edgeroute.tools.replay.savings_of_paired_answers import Saving, between, certified_saving, percent, saving_lines
 from edgeroute.types import Prediction
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 from edgeroute.core.endpoint_breaker_and_limits import Admission
 from edgeroute.core.error_codes_and_texts import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, first_leg_outcome, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy_permits_and_targets import INF, Terms
+from edgeroute.core.policy_egress_and_options import INF, Terms
 from edgeroute.core.spending_limits import Limits
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.fleet.digest_parquet_store import connect

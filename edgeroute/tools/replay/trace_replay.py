@@ -13,7 +13,7 @@ from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.device_rules import Reading, State, in_force, step
 from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
-from edgeroute.core.policy_permits_and_targets import INF, Mode
+from edgeroute.core.policy_egress_and_options import INF, Mode
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest

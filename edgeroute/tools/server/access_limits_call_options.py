@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.cloud.attempt_accounting_and_turns import LEAST_LATE_S
 from edgeroute.core.error_codes_and_texts import clean
-from edgeroute.core.policy_permits_and_targets import MODES, Mode, Rules
+from edgeroute.core.policy_egress_and_options import MODES, Mode, Rules
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
 from edgeroute.router.private_conversations_and_digest_store import bind_within
 from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, is_too_long, retry_after_s

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from starlette.exceptions import HTTPException
 
 from edgeroute.core.error_codes_and_texts import clean, error_text
-from edgeroute.core.policy_permits_and_targets import Rules
+from edgeroute.core.policy_egress_and_options import Rules
 from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams_sessions_chats import AsyncStream

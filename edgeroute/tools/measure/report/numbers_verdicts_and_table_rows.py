@@ -7,7 +7,7 @@ from math import inf, isnan
 from typing import Any
 
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.tools.measure.certification_and_verdicts import Verdict
 from edgeroute.tools.measure.deferral_curve import Area
 from edgeroute.tools.measure.threshold_evaluation import QUANTILES, Evaluation, Share

@@ -15,7 +15,7 @@ from uuid import uuid4
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_scores_and_blends import Learned
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy_permits_and_targets import INF
+from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import RuntimeMissing
 from edgeroute.system.files_and_lock_waits import replace_file

@@ -16,7 +16,7 @@ from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
 from edgeroute.core.endpoint_breaker_and_limits import Concurrency
 from edgeroute.core.performance_estimates_and_encoding_choice import CAP, QUEUE_S
 from edgeroute.core.plan import Facts, Refusal, plan, stays_on_device
-from edgeroute.core.policy_permits_and_targets import Policy, Target
+from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.observe.plan_facts_energy_rules import READS_S
 from edgeroute.tools.replay.replay_setup_and_result import Setup
 from edgeroute.tools.server.batching_and_tensor_models import Meter

@@ -17,14 +17,14 @@ from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.error_codes_and_texts import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
-from edgeroute.core.policy_permits_and_targets import INF, Target
+from edgeroute.core.policy_egress_and_options import INF, Target
 from edgeroute.core.sequential_tests import GRID, grid_index
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status_types import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
 from edgeroute.system import wall_clock
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.input_copies import copy_answer
 from edgeroute.system.sanitised_logs_and_contained_errors import log
@@ -509,8 +509,8 @@ class Auditor(ForkSafe):
     ) -> None:
         """Compare each edge's answer with the cloud's at once, if the cloud answered; queue a job for what is still to run.
 
-        Starts jobs that wait. The job calls the cloud if that has not answered, and in any case runs hidden edges, unless
-        `MOST_WAITING` jobs wait; it has copies of all values.
+        Starts jobs that wait. The job calls the cloud if that has not answered, or is among `unlike`, the legs that were called
+        otherwise than certificates assume; in any case it runs hidden edges, unless `MOST_WAITING` jobs wait. It has copies.
         Nothing is done without a cloud, under another policy than now, or where calling the cloud has failed or would fail.
         """
         bound, legs, unheard = self._bound, request.plan.legs, request.plan.shadow_legs

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from edgeroute.core.walk import new
 from edgeroute.errors import PolicyError
 from edgeroute.record.instrument_interface import Instruments, RequestBegan, RequestEnded
-from edgeroute.router.io_steps_and_stages import Proceed, Result, Steps
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
+from edgeroute.router.steps_and_composed_stages import Proceed, Result, Steps
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.types import Answer
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.stores.json_lines_and_process_locks import Journal
-    from edgeroute.trials.edge_audits import Compared
+    from edgeroute.trials.audits_and_drift_alarms import Compared
 
 
 class Part:
@@ -135,7 +135,9 @@ class Parts:
         for part in self.all:
             if not isinstance(part, Part):
                 kind = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
-                raise PolicyError(f"parts= takes objects of subclasses of edgeroute.router.router_parts.Part, not {kind}")
+                raise PolicyError(
+                    f"parts= takes objects of subclasses of edgeroute.router.part_hooks_and_dispatch.Part, not {kind}"
+                )
         names = [name_of(part) for part in self.all]
         if twice := next((name for name in names if names.count(name) > 1), ""):
             raise PolicyError(f"parts: two have the name {twice!r}: give one another `name`")

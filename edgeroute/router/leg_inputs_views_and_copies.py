@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.core.policy_permits_and_targets import Side, Target
+from edgeroute.core.policy_egress_and_options import Side, Target
 from edgeroute.core.walk import Done, Event, Failed, Start
 from edgeroute.errors import BadInput
 from edgeroute.router.input_views_and_edge_answers import TargetViews
 from edgeroute.router.request import Request
-from edgeroute.system.calls_and_tasks import call_contained
+from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input, copy_value
 
 COPIED_BYTES_PER_S = 2e9  # how fast inputs are copied, about

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from edgeroute.core.error_codes_and_texts import printable
-from edgeroute.core.policy_permits_and_targets import EDGE_TRIAL, INF
+from edgeroute.core.policy_egress_and_options import EDGE_TRIAL, INF
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.untrusted_files import read_text

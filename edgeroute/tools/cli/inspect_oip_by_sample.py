@@ -11,7 +11,7 @@ from edgeroute.cloud.oip_tensors import DTYPES
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes_and_texts import error_text
-from edgeroute.core.policy_permits_and_targets import Options
+from edgeroute.core.policy_egress_and_options import Options
 from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card
 from edgeroute.errors import CloudError, EdgerouteError
