@@ -96,6 +96,8 @@ class Screen:
     """The page of the app, by what it tells to a screen reader: Flutter draws it on a canvas."""
 
     def __init__(self, browser, url, scheme="light"):
+        for earlier in browser.contexts:  # whose app has ended: it would draw its sign of waiting without end
+            earlier.close()
         self.page = browser.new_page(viewport={"width": 412, "height": 915}, color_scheme=scheme)
         self.page.set_default_timeout(1000 * LONG_S)
         self.page.goto(url)
@@ -103,7 +105,7 @@ class Screen:
 
     def shows(self, name, text):
         """Waits until what has that name has that text in it."""
-        self.page.wait_for_function(SHOWS, arg=[name, text])
+        self.page.wait_for_function(SHOWS, arg=[name, text], polling=50)  # not at each frame: none may come for long
 
     def type(self, change):
         """Replaces the text of the only field."""
