@@ -66,23 +66,6 @@ class Slots:
         self.role, self.content = role, content
 
 
-class Turn(NamedTuple):
-    """Message whose names are no API's."""
-
-    number: int
-    speaker: str
-    utterance: object
-
-
-def odd(rng, role, content):
-    """Returns a message of an application whose names are no API's."""
-    return rng.choice([
-        {"speaker": role, "utterance": content}, {"who": role, "at": 1.5, "said": content}, {role: content}, (role, content), [1, role, content],
-        SimpleNamespace(speaker=role, said=content), Turn(1, role, content), {"from": role, "body": content}, {"author": {"kind": role}, "body": [content]},
-        np.array([role, content, None], object), {"question": content}, content,
-    ])  # fmt: skip
-
-
 def changed(rng, text):
     """Returns the text in another form of the same content."""
     forms = [
@@ -141,7 +124,6 @@ def call(rng, arguments):
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
         {"role": "assistant", "content": "", "function_call": function},
         {"role": "assistant", "content": [{"type": "tool_use", "id": "2", "name": "save", "input": dict(items)}]},
-        {"speaker": "assistant", "does": {"name": "save", "parameters": dict(items)}}, {"tool": "save", "args": rng.choice([text, dict(items)])},
     ])  # fmt: skip
 
 
@@ -151,7 +133,7 @@ def message(rng, role, content):
         {"role": role, "content": content}, {"role": role, "content": content, "name": "x"}, Said(role, content),
         SimpleNamespace(role=role, content=content), Named(role, content), Slots(role, content), {"content": content},
         {"role": role, "parts": content if isinstance(content, list) else [{"text": content}]},
-        SimpleNamespace(type="human", content=content), odd(rng, role, content), odd(rng, role, content), odd(rng, role, content),
+        SimpleNamespace(type="human", content=content),
     ])  # fmt: skip
 
 
@@ -165,7 +147,6 @@ def contained(rng, messages):
         {"model": "m", "input": messages}, {"body": {"messages": messages}}, {"chat": messages}, ("m", messages), {"contents": messages}, dict(enumerate(messages)).values(), [messages], objects,
         collections.OrderedDict(messages=messages), collections.ChainMap({"messages": messages}),
         {"messages": [{"role": "user", "content": "fix this"}], "prediction": {"type": "content", "content": messages}},
-        {"turns": messages}, SimpleNamespace(_turns=tuple(messages)), {"data": {"log": [*enumerate(messages)]}, "session": 7}, {"text": "next", "context": messages},
     ])  # fmt: skip
 
 
@@ -252,9 +233,6 @@ def run(seed, numbers):
                     egress=Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat")) as router:  # fmt: skip
             before = [{"role": "system", "content": SYSTEM}, *filler(rng, number)] if rng.random() < 0.5 else []
             first = [*before, {"role": "user", "content": INSTRUCTION}, *secret.first()]
-            if secret.kind in {"text", "answer", "turn", "picture", "address"} and rng.random() < 0.4:
-                first = [odd(rng, m["role"], m["content"]) for m in secret.first()]
-                first = rng.choice([first, {"turns": first}, SimpleNamespace(_turns=first), {"data": [*enumerate(first)]}])
             router.infer(first, **rng.choice([{"data_class": "medical"}, {"mode": "only_edge"}]))
             later = [*filler(rng, -number), *secret.resent(rng), *filler(rng, -number)]
             router.infer(contained(rng, later))
@@ -263,8 +241,6 @@ def run(seed, numbers):
             sent.clear()
             other = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": INSTRUCTION}, *filler(rng, -number)]
             other += [{"role": "user", "content": f"What is the matter with subject {number}?"}]
-            if rng.random() < 0.4:
-                other = [odd(rng, m["role"], m["content"]) for m in other]
             router.infer(contained(rng, other))
             if not sent:
                 stayed.append(number)

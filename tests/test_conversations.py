@@ -234,9 +234,9 @@ def test_a_short_beginning_is_known_too(call, system):
 
 
 def test_rows_of_a_table_are_no_conversations(made):
-    """A short list of texts may be one as well, and what has short texts, such as categories, beside numbers."""
+    """A short list of texts may be one as well, and a list with numbers always is."""
     router = made()
-    for row in (["cat", "red"], ["a short text", 0.5], {"country": "Germany", "diagnosis": "hypertension", "age": 51}):
+    for row in (["cat", "red"], ["a longer text than eight", 0.5]):
         assert router.infer(row, mode="only_edge").source == "edge"
         assert router.infer(row).source == "cloud"
     said = ["What should I eat with diabetes?", "Vegetables."]
@@ -928,74 +928,6 @@ def test_objects_and_arrays_that_hold_a_conversation(made, form):
         assert router.infer(form([user("What is the capital of France?")])).source == "cloud"
 
 
-def cycle(said):
-    """An object that its own parts refer to."""
-    parts = []
-    root = SimpleNamespace(label=said, _parts=parts)
-    parts += [SimpleNamespace(label="part", parent=root) for _ in range(9)]
-    return root
-
-
-UNKNOWN_FORMS = {
-    "speakers": lambda said: [{"speaker": "user", "utterance": said}],
-    "turns": lambda said: {"turns": [{"speaker": "user", "utterance": said}, {"speaker": "bot", "utterance": "so"}]},
-    "question": lambda said: {"question": said},
-    "pairs": lambda said: [("user", said), ("assistant", "so")],
-    "triples": lambda said: [(1, "user", said)],
-    "by role": lambda said: {"user": said, "assistant": "so"},
-    "private attributes": lambda said: SimpleNamespace(_turns=[SimpleNamespace(_said=said)]),
-    "cycle": cycle,
-    "arguments": lambda said: {"call": {"args": {"what": said}}},
-    "detail": lambda said: {"who": "me", "detail": said},
-    "bytes": lambda said: [said.encode()],
-    "array of bytes": lambda said: {"said": np.array([said.encode()])},
-    "array in a message": lambda said: [user(np.array([said], object))],
-    "beside a message": lambda said: [{"role": "system", "content": "Be brief."}, {"speaker": "user", "utterance": said}],
-    "beside a prompt": lambda said: {"prompt": "Well?", "history": [{"speaker": "user", "utterance": said}]},
-    "beside numbers": lambda said: {"ids": [*range(MOST_LEAVES + 1)], "said": said},
-    "last of many": lambda said: {
-        "turns": [{"speaker": "user", "utterance": f"an earlier sentence {n}"} for n in range(99)] + [said]
-    },
-}
-
-
-@pytest.mark.parametrize("form", UNKNOWN_FORMS.values(), ids=UNKNOWN_FORMS)
-def test_texts_under_unknown_names_are_compared(made, form):
-    """What has to stay in a known form is found in an unknown one, and the other way round; other texts leave."""
-    other = "What is the capital of France, by the way?"
-    for private, later, public in (
-        ([user(SECRET)], form(SECRET), form(other)),
-        (form(SECRET), [user(SECRET), assistant("so"), user("next")], [user(other)]),
-        (form(SECRET), UNKNOWN_FORMS["speakers"](SECRET), UNKNOWN_FORMS["speakers"](other)),
-    ):
-        router = made()
-        router.infer(private, data_class="medical")
-        assert stays(router.infer(later))
-        assert router.infer(public).source == "cloud"
-
-
-def test_what_is_nested_too_deeply_stays(made):
-    """In an unknown form, too, while something has to."""
-    router, deep = made(), SECRET
-    for _ in range(20):
-        deep = {"x": deep}
-    assert router.infer(deep).source == "cloud"
-    router.infer([user(SECRET)], data_class="medical")
-    assert router.infer(deep).trace["stays"] == UNKNOWN
-
-
-def test_an_unknown_form_binds_neither_masks_nor_what_has_left(made):
-    """Its pictures and answer it binds."""
-    router, picture, mask = made(), np.arange(200, dtype=np.uint8), np.ones((1, 200))
-    ask(router, "infer", {"instruction": "Answer in at most three sentences.", "question": "What is a mole?"})
-    router.infer({"instruction": "Answer in at most three sentences.", "question": "Mine?", "image": picture, "mask": mask},
-                 data_class="medical")  # fmt: skip
-    assert router.infer({"instruction": "Answer in at most three sentences.", "question": "What is rain?"}).source == "cloud"
-    assert router.infer({"question": "And this?", "mask": mask, "size": np.uint8(200)}).source == "cloud"
-    assert stays(router.infer({"question": "And this?", "image": picture}))
-    assert stays(router.infer({"turns": [{"speaker": "bot", "utterance": "The edge's answer, which is long enough, to: ?"}]}))
-
-
 def test_parts_that_occur_often_are_read_once(made):
     """They would be ten thousand million, and more objects than are searched count as unknown."""
     router, part = made(), [[1.0]]
@@ -1064,7 +996,7 @@ def test_no_more_is_read_than_is_compared(made):
     array = SimpleNamespace(dtype=np.dtype("U9"), size=MOST_LEAVES + 1, tolist=lambda: read.append(1) or ["text"])
     assert router.infer({"texts": array}).trace["stays"] == UNKNOWN
     assert read == []
-    assert router.infer({"texts": np.array([""] * (MOST_LEAVES - 9))}).source == "cloud", "each text counts once"
+    assert router.infer({"texts": np.array(["text"] * (MOST_LEAVES - 9))}).source == "cloud", "each text counts once"
     for texts in (["one text"] * (MOST_LEAVES - 1), [[["one text"]] for _ in range(MOST_LEAVES // 3)]):
         conversation = read_conversation(texts)
         assert conversation.unknown
@@ -1113,7 +1045,7 @@ def test_a_conversation_in_itself_ends():
         content = content[0]
     assert read_conversation(loop) is None, "there is nothing in it"
     loop.append(user(SECRET))
-    assert not read_conversation(loop).unknown, "a list is read once where only texts are looked for"
+    assert read_conversation(loop).unknown
     assert read_conversation([{"role": "user", "content": deep}]).unknown
 
 

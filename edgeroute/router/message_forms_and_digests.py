@@ -76,15 +76,8 @@ class Message(NamedTuple):
 
     @property
     def content(self) -> bytes:
-        """Content of the texts together; else of what is beside them. Empty for a row of short texts, such as categories."""
-        if not self.role and len(self.texts) > 1 and not self.long:
-            return b""
+        """Content of the texts together; else of what is beside them."""
         return b"".join(map(b"".join, self.texts)) or b"".join(map(b"".join, self.beside))
-
-    @property
-    def long(self) -> list[bytes]:
-        """Contents of the texts that may identify a conversation by themselves."""
-        return [content for text in self.texts if len(content := b"".join(text)) >= SHORTEST]
 
 
 class Conversation(NamedTuple):
@@ -121,7 +114,6 @@ class _Search:
     def __init__(self) -> None:
         self._found: dict[tuple[int, bool], tuple[Any, bool]] = {}  # with the part, so that no other gets its id
         self.left = MOST_LEAVES  # values that may still be searched
-        self.numbers: set[int] = set()  # ids of parts that have nothing but numbers
 
     def is_conversation(self, x: Any, depth: int = 0, *, texts: bool = True) -> bool:
         """Return True if a part is a message, a list of messages or of texts, or holds one of these, or a prompt, at any depth.
@@ -158,7 +150,6 @@ class _Search:
         values = x if type(x) in (list, tuple) else [*x]  # a table of Pandas has rows, and yields columns
         kinds = {*map(type, values)}
         if kinds <= SCALARS or not self.counts(values, len(values)):
-            self.numbers |= {id(x)} if kinds.isdisjoint({bytes, bytearray, memoryview}) else set()
             return False
         if self.left >= 0 and all(issubclass(kind, str) for kind in kinds):
             return texts
@@ -194,35 +185,26 @@ def _is_numbers(x: Any, most: int | None = MANY) -> bool:
         within: list[Any] = []
         for part in {id(part): part for part in level if type(part) in kinds}.values():
             if type(part) in (dict, list) or (isinstance(part, tuple) and not type(part).__dictoffset__):
-                within += islice(part.values() if isinstance(part, dict) else part, most)
+                within += part.values() if isinstance(part, dict) else part
             elif (kind := getattr(getattr(part, "dtype", ""), "kind", "V")) not in "biufcmM":
                 within.append(part.tolist() if kind == "O" else "")
         level = within[:most]
     return False
 
 
-def read_conversation(x: Any, *, whole: bool = False, with_media: bool = True) -> Conversation | None:
-    """Return the messages of an input; None if it has none, and no texts or bytes. Never raises: what cannot be read is unknown.
+def read_conversation(x: Any, *, whole: bool = False) -> Conversation | None:
+    """Return the messages of an input; None if it is no conversation. Never raises: what cannot be read is unknown.
 
-    Of one without a known form, all texts and bytes are one message. Of one too large to be compared no more is read, unless
-    `whole`: then as much as can be. Not `with_media`: arrays have no digests, and a large input of an unknown form is not read.
+    Of one too large to be compared no more is read, unless `whole`: then as much as can be.
     """
-    reader = _Reader(whole, with_media)
+    reader = _Reader(whole)
     try:
         found = isinstance(x, str) or reader.search.is_conversation(x)
-        size = MOST_LEAVES - reader.search.left
-        if (size > MOST_LEAVES or not found) and (id(x) in reader.search.numbers or _is_numbers(x)):
+        if _is_numbers(x) if reader.search.left < 0 else not found:
             return None
-        if not found and size > MANY and not with_media:
-            return None
-        messages = [] if reader.is_full else reader.messages(x, 0) if found else [reader.message("", x)]
+        messages = [] if reader.is_full else reader.messages(x, 0)
     except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
         return Conversation([], True)
-    if not found and messages:
-        if not reader.has_text:  # pictures alone are no conversation
-            messages[0].media.clear()
-        if not any(messages[0][1:]):
-            return None
     return Conversation(messages, reader.unknown or reader.search.left < 0)
 
 
@@ -246,14 +228,11 @@ class _Reader:
 
     Attributes:
         unknown: True if a value has an unknown form, or there are too many.
-        has_text: True if a value was a text.
     """
 
-    def __init__(self, whole: bool, with_media: bool) -> None:
-        self.search, self.unknown, self._whole, self._with_media = _Search(), False, whole, with_media
+    def __init__(self, whole: bool) -> None:
+        self.search, self.unknown, self._whole = _Search(), False, whole
         self._left, self._letters, self._segments_left = MOST_LEAVES, MOST_LETTERS, MOST_COMPARED
-        self.has_text = False
-        self._seen: dict[int, Any] = {}  # parts that were read, so that no other gets their ids
 
     @property
     def is_full(self) -> bool:
@@ -266,7 +245,7 @@ class _Reader:
         A text is one message without a role. In a request, all beside its messages is the content of a message of the system.
         """
         if isinstance(x, str):
-            return [self.message("", x)]
+            return [self._message("", x)]
         if _is_message(x):
             return [self._read_message(x)]
         if hasattr(x, "dtype"):
@@ -280,15 +259,13 @@ class _Reader:
                 if depth < DEEPEST and not isinstance(value, str) and self.search.is_conversation(value):
                     found += self.messages(value, depth + 1)
                 else:
-                    found.append(self.message("", value))
+                    found.append(self._message("", value))
             return found
         fields = _fields(x) or {}
-        odd = {key: value for key, value in fields.items() if key in REQUEST_KEYS and key not in asked}
-        beside = {key: value for key, value in fields.items() if key not in asked and key not in odd}
-        found = [self.message("system", beside), self.message("", odd)]
+        found = [self._message("system", {key: value for key, value in fields.items() if key not in asked})]
         for value in asked.values():
             if isinstance(value, str):
-                found.append(self.message("user", value))
+                found.append(self._message("user", value))
             elif depth < DEEPEST:
                 found += self.messages(value, depth + 1)
         self.unknown = self.unknown or depth >= DEEPEST
@@ -299,10 +276,10 @@ class _Reader:
         fields = _fields(value) or {}
         names = (fields.get(key) for key in ("role", "from", "type"))
         role = next((str(name.value if isinstance(name, Enum) else name).lower() for name in names if name), "user")
-        return self.message(role, {key: part for key, part in fields.items() if key not in {"role", "from"}})
+        return self._message(role, {key: part for key, part in fields.items() if key not in {"role", "from"}})
 
-    def message(self, role: str, value: Any) -> Message:
-        """Return a message with the content of a value; without a role, all texts in it count, under any key."""
+    def _message(self, role: str, value: Any) -> Message:
+        """Return a message with the content of a value."""
         message = Message(role, [], [], [], [])
         self._read(value, message, "", 0)
         return message
@@ -311,21 +288,18 @@ class _Reader:
         """Add the content of a value under a key, and of all in it, to a message, in place.
 
         That is, texts, digests of bytes, and arguments of calls. Skips None and form keys; sets `unknown` for what is too deep,
-        too much or of an unknown form. Of a message without a role, any key may have a text, and numbers are skipped.
+        too much or of an unknown form.
         """
         self._left -= 1
         if depth > DEEPEST or self._left < 0:
             self.unknown = True
-            message.texts.append([])  # there may be one
-        elif value is None or (key in _FORM_KEYS if message.role else self._is_needless(value)):
+        elif value is None or key in _FORM_KEYS:
             pass
         elif isinstance(value, Enum):
             self._read(value.value, message, key, depth + 1)
         elif key in _ARGUMENT_KEYS and isinstance(value, str | Mapping):
             message.beside.append(self._segments(_flattened(value) if self._letters >= 0 else ""))
             message.calls.append(b"".join(message.beside[-1]))
-            if not message.role and isinstance(value, Mapping):
-                self._read([*value.values()], message, "", depth + 1)
         elif isinstance(value, str):
             self._read_text(str.__str__(value), message, key)
         elif isinstance(value, bytes | bytearray | memoryview):
@@ -335,35 +309,21 @@ class _Reader:
         elif isinstance(value, _PLAIN):
             message.beside.append(self._segments(f"{key} {value}"))
         elif callable(getattr(value, "tobytes", None)) or callable(getattr(value, "numpy", None)):
-            if getattr(getattr(value, "dtype", None), "kind", "") in {*"OSUTV"}:
-                self._left -= 0 if value.size <= self._left else value.size
-                self._read(value.tolist() if self._left >= 0 else None, message, key, depth + 1)
-            elif self._with_media and (message.role or _is_picture(value)):
-                array = value if hasattr(value, "tobytes") else value.numpy()
-                message.media.append(_digest(b"media", array.tobytes()))
-        elif (fields := _fields(value, all_names=not message.role)) is not None or isinstance(value, Collection):
-            self._seen[id(value)] = value
+            array = value if hasattr(value, "tobytes") else value.numpy()
+            message.media.append(_digest(b"media", array.tobytes()))
+        elif (fields := _fields(value)) is not None or isinstance(value, Collection):
             for name, part in ((key, part) for part in value) if fields is None else fields.items():
                 if self.is_full:
                     break
-                if not message.role and isinstance(name, str) and len(name) >= SHORTEST and name != key:
-                    message.beside.append(self._segments(name))
                 self._read(part, message, name if isinstance(name, str) else "", depth + 1)
         else:
             self.unknown = True
-
-    def _is_needless(self, value: Any) -> bool:
-        """Return True for a part of an unknown form that has only numbers, or was read before, as within itself."""
-        return (
-            id(value) in self._seen or id(value) in self.search.numbers or (not hasattr(value, "tobytes") and _is_numbers(value))
-        )
 
     def _read_text(self, text: str, message: Message, key: str) -> None:
         """Add a text under a key to a message: data URLs and Base64 as bytes, addresses of pictures as such.
 
         Of too many data URLs it sets `unknown`, and adds no text.
         """
-        self.has_text = True
         for url in islice(_DATA_URL.finditer(text), self._left):
             data = _decoded(url[2]) if "base64" in url[1].lower() else unquote_to_bytes(url[2])
             message.media.append(_digest(b"media", data))
@@ -379,7 +339,7 @@ class _Reader:
         elif text.lower().startswith(("http://", "https://", "file:")):
             message.media.append(_digest(b"media", text.encode("utf-8", "surrogatepass")))
         else:
-            (message.beside if message.role or key == "type" else message.texts).append(self._segments(text))
+            message.beside.append(self._segments(text))
 
     def _segments(self, text: str) -> list[bytes]:
         """Return the contents of a text's sentences and lines; [] beyond `MOST_LETTERS` characters. Too many set `unknown`."""
@@ -390,22 +350,17 @@ class _Reader:
         return found
 
 
-def _is_picture(value: Any) -> bool:
-    """Return True for an array of bytes, or an object with bytes that is no array: not for a model's masks and features."""
-    return getattr(value, "ndim", 1) > 0 and str(getattr(value, "dtype", "uint8")).endswith("uint8")
+def _fields(value: Any) -> Mapping[Any, Any] | None:
+    """Return the items of a mapping, or the public attributes of an object; None if it has none.
 
-
-def _fields(value: Any, *, all_names: bool = False) -> Mapping[Any, Any] | None:
-    """Return the items of a mapping, or the attributes of an object; None if it has none.
-
-    Callables are left out, and private names, unless `all_names`; a collection without `content` has none.
+    Private names and callables are left out; a collection without `content` has none.
     """
     if isinstance(value, Mapping):
         return value
     if isinstance(value, Collection) and not hasattr(value, "content"):
         return None
     names = {name: getattr(value, name) for name in _MESSAGE_NAMES if hasattr(value, name)} | _attributes(value)
-    return {name: part for name, part in names.items() if (all_names or name[0] != "_") and not callable(part)} or None
+    return {name: part for name, part in names.items() if not name.startswith("_") and not callable(part)} or None
 
 
 def _attributes(x: Any) -> dict[str, Any]:
@@ -523,7 +478,7 @@ def _identifying(messages: list[Message], is_shared: Any = lambda _: False) -> I
     """
     last = True
     for m in reversed(messages):
-        contents = dict.fromkeys([m.content, *(map(b"".join, reversed(m.texts)) if len(m.texts) > 1 else ())])
+        contents = dict.fromkeys([m.content, *(map(b"".join, m.texts) if len(m.texts) > 1 else ())])
         telling = [content for content in contents if len(content) >= SHORTEST and not is_shared(text_digest(content))]
         is_result = m.role in {"tool", "function"}
         if m.role in ANSWER_ROLES:
@@ -539,7 +494,8 @@ def shared_digests(conversation: Conversation) -> list[bytes]:
 
     At most `MOST_BOUND`; short texts are left out.
     """
-    return [*map(text_digest, islice((content for m in conversation.messages for content in m.long), MOST_BOUND))]
+    contents = (content for m in conversation.messages for text in m.texts if len(content := b"".join(text)) >= SHORTEST)
+    return [*map(text_digest, islice(contents, MOST_BOUND))]
 
 
 def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:

@@ -494,7 +494,7 @@ class PrivateConversations(Part):
         elif type(request.inputs) not in MUTE and any(
             mark.kind == "start" and request.plan.legs[mark.leg].permit is not None for mark in outcome.log
         ):
-            conversation = _content().read_conversation(request.inputs, with_media=False)
+            conversation = _content().read_conversation(request.inputs)
             # What a private call has in common with these texts binds nothing. No lock is held.
             for digest in () if conversation is None else _content().shared_digests(conversation):
                 self._shared[digest] = None
