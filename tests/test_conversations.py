@@ -26,7 +26,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router, StoreError
-from edgeroute.router import engine
 from edgeroute.router import message_forms_and_digests as conversation_digests
 from edgeroute.router import private_conversations_and_digest_store as private_conversations
 from edgeroute.router.message_forms_and_digests import (
@@ -766,43 +765,6 @@ def test_a_disk_that_does_not_answer_keeps_conversations(tmp_path, monkeypatch):
                 slow.setattr(private_conversations, "PATIENCE_S", 3 * LONG)
             released.set()
             wait_for(lambda: router.infer([user("What is the capital of France?")]).source == "cloud")
-
-
-def test_a_disk_is_waited_for_within_the_deadline(tmp_path, monkeypatch):
-    """The edge's answer is there in time, as the wait takes a share of the deadline at most."""
-    options = {"threshold": 0.5, "deadline": LONG, "state": tmp_path, "egress": Egress(**EGRESS)}
-    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
-        router.infer([user(SECRET)], data_class="medical")
-        released = threading.Event()
-        with monkeypatch.context() as slow:
-            slow.setattr(private_conversations, "PATIENCE_S", 3 * LONG)
-            slow.setattr(engine, "SHARE", 1e-4)
-            read = Database.read
-            slow.setattr(Database, "read", lambda self, *given: (released.wait(3 * LONG), read(self, *given))[1])
-            answer = router.infer([user("What is the capital of France?")])
-            assert (answer.value, answer.reason_code) == ("edge", "stays")
-            many = router.infer_many([[user("What is the capital of France?")], [user("And of Spain?")]])
-            assert [answer.reason_code for answer in many] == ["stays", "stays"]
-            released.set()
-
-
-@pytest.mark.parametrize("many", [False, True])
-def test_an_event_loop_does_not_stand_still_for_a_disk(tmp_path, monkeypatch, many):
-    """Its other work goes on, here what the disk waits for."""
-    released, read = threading.Event(), Database.read
-
-    async def main():
-        options = {"threshold": 0.5, "state": tmp_path, "egress": Egress(**EGRESS)}
-        async with AsyncRouter(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
-            await router.infer([user(SECRET)], data_class="medical")
-            monkeypatch.setattr(Database, "read", lambda self, *given: (released.wait(3 * LONG), read(self, *given))[1])
-            x = [user("What is the capital of France?")]
-            asked = asyncio.ensure_future(router.infer_many([x, x]) if many else router.infer(x))
-            asyncio.get_running_loop().call_soon(released.set)  # once the call has begun
-            answers = await asked
-            assert {answer.source for answer in (answers if many else [answers])} == {"cloud"}
-
-    asyncio.run(main())
 
 
 def test_only_what_is_new_in_the_file_is_read(tmp_path, monkeypatch):

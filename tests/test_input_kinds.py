@@ -2,6 +2,8 @@
 
 import random
 import threading
+from array import array
+from collections import deque
 from queue import Queue
 
 import numpy as np
@@ -81,6 +83,8 @@ LARGE = {
     "list": lambda n: [0.5] * n,
     "objects": lambda n: [{"a": i} for i in range(n)],
     "bytes": lambda n: (bytearray(4 * n),),
+    "deque": lambda n: deque([0.5] * n),
+    "numbers": lambda n: array("f", [0.5]) * n,
 }
 
 

@@ -85,10 +85,10 @@ class Loop:
     async def request(self, *arguments: Any, **more: Any) -> Request:
         """Make a request, with the errors of `Engine.request`.
 
-        It is made in a thread if that may block: the application's function gives its data class, or a file has to be read.
+        It is made in a thread if the application's function gives its data class, which may block.
         """
         make = partial(self.engine.request, *arguments, **more)
-        if self.engine.snapshot.egress.data_class is None and not self.engine.private.is_due(arguments[0]):
+        if self.engine.snapshot.egress.data_class is None:
             return make()
         return await self.in_thread(partial(copy_context().run, make))
 

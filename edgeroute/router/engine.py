@@ -41,7 +41,7 @@ from edgeroute.router.policy_snapshot import (
     clear_plans,
     served_identities,
 )
-from edgeroute.router.private_conversations_and_digest_store import MUTE, SHARE, PrivateConversations
+from edgeroute.router.private_conversations_and_digest_store import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.steps_and_composed_stages import Block, Result, Steps, compose, walk_stage
@@ -280,11 +280,7 @@ class Engine(ForkSafe):
         if WITHIN.get() is snapshot.egress:
             home = "it was called within a function of the egress rules"
         else:
-            home = ""
-            if talks:
-                limit_s = snapshot.policy.deadline_s if deadline is None else deadline if isinstance(deadline, float) else INF
-                until = begun + SHARE * limit_s
-                home = self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class, until)
+            home = self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class) if talks else ""
         if home:
             plan = checked_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
@@ -309,8 +305,7 @@ class Engine(ForkSafe):
         rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
         rules, facts = first.snapshot.policy.rules, self.observer.facts
         self.private.awaited.pop(first.id, None)
-        until = first.begun + SHARE * first.plan.deadline_s
-        why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class, until) for row in rows}
+        why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class) for row in rows}
         if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
             plan = checked_plan(first.snapshot, facts, mode, deadline, data_class, home)
             rows = [row._replace(plan=plan) for row in rows]
@@ -535,23 +530,19 @@ def batch_steps(
     """Walk several inputs, and return their results in order; raises BadInput for an input that can be read only once.
 
     If a function gives their data classes, it is called in a thread, and the inputs of each class go together, first those that
-    stay. In a thread, too, the file of private conversations is read.
+    stay.
     """
     for x in batch:
         if is_read_once(x):
             raise read_once_error(x)
-    egress, names, places = engine.snapshot.egress, [data_class], [[*range(len(batch))]]
-    if egress.data_class is not None and isinstance(data_class, str | None):
-        classify = partial(copy_context().run, lambda: [class_of(engine, egress, x, data_class) for x in batch])
-        classes: list[str] = yield Block(classify, INF)
-        names = sorted(set(classes), key=lambda name: (isinstance(permit(egress.rules, name), Permit), name))
-        places = [[i for i, name in enumerate(classes) if name == wanted] for wanted in names]
-
-    def make() -> list[list[Request]]:
-        return [engine.rows([batch[i] for i in rows], mode, deadline, name) for rows, name in zip(places, names, strict=True)]
-
-    blocks = engine.private.is_due(*batch)
-    groups: list[list[Request]] = (yield Block(partial(copy_context().run, make), INF)) if blocks else make()
+    egress = engine.snapshot.egress
+    if egress.data_class is None or not isinstance(data_class, str | None):
+        return (yield from engine.steps(engine.rows(batch, mode, deadline, data_class)))
+    classify = partial(copy_context().run, lambda: [cast("str", class_of(engine, egress, x, data_class)) for x in batch])
+    classes: list[str] = yield Block(classify, INF)
+    order = sorted(set(classes), key=lambda name: (isinstance(permit(egress.rules, name), Permit), name))
+    places = [[i for i, name in enumerate(classes) if name == wanted] for wanted in order]
+    groups = [engine.rows([batch[i] for i in rows], mode, deadline, name) for rows, name in zip(places, order, strict=True)]
     results = dict[int, Result]()
     for rows, requests in zip(places, groups, strict=True):
         results |= zip(rows, (yield from engine.steps(requests)), strict=True)

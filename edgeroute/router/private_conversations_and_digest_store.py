@@ -123,15 +123,16 @@ class Digests(ForkSafe):
         """True if digests are in memory alone, and the file could be written last time."""
         return self._database is not None and bool(self._unwritten) and not self.is_failing
 
-    def refreshed(self, until: float = INF) -> bool:
-        """Have a thread read what was added to the file, waiting `PATIENCE_S` at most, and not beyond a monotonic instant.
+    def refreshed(self) -> bool:
+        """Have a thread read what was added to the file, waiting `PATIENCE_S` at most.
 
         Return True if any digest is stored, or may be. Has a thread write what could not be written before, once a second.
         """
-        if self.is_failing and monotonic() >= self._again_at:
-            self._again_at = monotonic() + BUSY_S
-            self._submit(self.save)
-        self._refresh(until)
+        if self.path is not None:
+            if self.is_failing and monotonic() >= self._again_at:
+                self._again_at = monotonic() + BUSY_S
+                self._submit(self.save)
+            self._refresh(self.path)
         return bool(self._unwritten or self._known or self.blind)
 
     def __contains__(self, digest: bytes) -> bool:
@@ -234,20 +235,16 @@ class Digests(ForkSafe):
             self.blind, self._is_late = blind, False
             self._stamp, self._read_at = stamp, began
 
-    def is_due(self) -> bool:
-        """Return True if a look-up waits for a thread that reads the file: it may have changed, or could not be read."""
-        if self.path is None or self._is_late:
-            return False
-        stamp = _stamp(self.path)
-        changed_at = max((cast("float", part) for part in stamp[1::3]), default=-INF)
-        return bool(self.blind) or stamp != self._stamp or changed_at >= self._read_at - UNTOUCHED_S
-
-    def _refresh(self, until: float) -> None:
-        """Have a thread read the file if that is due, and wait as `refreshed`; after that `blind` is set.
+    def _refresh(self, path: Path) -> None:
+        """Have a thread read the file if it may have changed, and wait for `PATIENCE_S` at most; after that `blind` is set.
 
         Without a free thread it is read here. Nothing is done while an earlier thread still waits for the disk.
         """
-        if not self.is_due():
+        if self._is_late:
+            return  # a thread still waits for the disk
+        stamp = _stamp(path)
+        changed_at = max((cast("float", part) for part in stamp[1::3]), default=-INF)
+        if not self.blind and stamp == self._stamp and changed_at < self._read_at - UNTOUCHED_S:
             return
         done = Mailbox[None]()  # an interrupt within an Event's wait may become a RuntimeError
 
@@ -261,7 +258,7 @@ class Digests(ForkSafe):
             self.read()
             return
         try:
-            done.get(timeout=min(PATIENCE_S, until - monotonic()))
+            done.get(timeout=PATIENCE_S)
         except Empty:
             self._is_late, self.blind = True, "the disk does not answer"
             self._is_late = done.empty()  # it may have ended just now
@@ -420,22 +417,16 @@ class PrivateConversations(Part):
         # Ids of calls that stay, and that have not ended -> beginning of the answer; None: the answer binds nothing.
         self.awaited: dict[str, bytes | None] = {}
 
-    def is_due(self, *inputs: Any) -> bool:
-        """Return True if a plan for these inputs may wait for the disk, which an event loop must not do."""
-        return any(type(x) not in MUTE for x in inputs) and self._digests.is_due()
-
-    def why(
-        self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None, until: float = INF
-    ) -> str:  # fmt: skip
+    def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
         """Return the reason why a call stays although its own data class may leave; empty: it may leave, or stays by itself.
 
         Stores the digests of a call that has to stay, also by its data class or mode, and notes it in `awaited`, where the oldest
         beyond `MOST_AWAITED` is dropped. A single text counts only if it has to stay by itself. A file that cannot be read, or an
-        input of an unknown form, makes a conversation stay. Reads the file for a limited time, and not beyond `until`.
+        input of an unknown form, makes a conversation stay. Reads the file for a limited time.
         """
         valid = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
         private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
-        if not private and (issubclass(type(x), str) or not (self._digests.refreshed(until) or self._is_lost)):
+        if not private and (issubclass(type(x), str) or not (self._digests.refreshed() or self._is_lost)):
             return ""
         try:
             content = _content()

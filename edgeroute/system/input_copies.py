@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copyreg
 from array import array
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import inf
 from types import FunctionType
 from typing import Any
@@ -15,6 +17,7 @@ from edgeroute.system.contained_calls_and_tasks import call_contained
 # Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`.
 Memo = dict[int, Any]
 _LEFT = -1  # key of a memo, no object's id: how many bytes may still be copied
+_LISTS, _BYTES = (list, dict, tuple, set, frozenset, deque), (bytearray, array)  # also their subclasses
 
 
 def copy_input(x: Any, most: float = inf) -> Any:
@@ -64,7 +67,7 @@ def _copy(x: Any, memo: Memo) -> Any:
     if (known := memo.get(id(x))) is not None:
         return known
     if _LEFT in memo:
-        _take(x, kind, memo)
+        _take(x, memo)
     if kind is list:
         copied: Any = []
         memo[id(x)] = copied
@@ -85,9 +88,13 @@ def _copy(x: Any, memo: Memo) -> Any:
     return copied
 
 
-def _take(x: Any, kind: type, memo: Memo) -> None:
+def _take(x: Any, memo: Memo) -> None:
     """Take the size of an object, without that of its parts, from what is left. Raise TimeoutError if that is not enough."""
-    size = 300 * len(x) if kind in {list, dict, tuple} else len(x) if kind is bytearray else getattr(x, "nbytes", 0)
+    size = 0
+    with suppress(Exception):  # of the application's types
+        size = (
+            300 * len(x) if isinstance(x, _LISTS) else len(x) * getattr(x, "itemsize", 1) if isinstance(x, _BYTES) else x.nbytes
+        )
     memo[_LEFT] -= 5000 + (size if type(size) is int else 0)
     if memo[_LEFT] < 0:
         raise TimeoutError("that takes too long for the deadline")
