@@ -258,6 +258,8 @@ def test_a_policy_without_its_option(command):
         ("calibrate model.onnx rows.csv", ('path = "model.onnx"', "edgeroute calibrate --policy policy.toml --max-error 5% --data rows.csv")),
         ("evaluate rows.csv", ('path = "model.onnx"', "edgeroute evaluate --policy policy.toml --data rows.csv")),
         ("infer my.tflite rows.csv", ('path = "my.tflite"', "edgeroute infer --policy policy.toml rows.csv")),
+        ("calibrate --max-error=0.05 --data=my.csv", ('path = "model.onnx"', "--max-error 5% --data my.csv")),
+        ("gateway --port 8000 --host 127.0.0.1", ("edgeroute gateway --policy policy.toml",)),
         ("gateway my.gguf", ('path = "my.gguf"', "edgeroute gateway --policy policy.toml")),
     ],
 )  # fmt: skip

@@ -182,7 +182,6 @@ BOXES = {"boxes": np.ones((2, 4)), "scores": np.array([0.9, 0.1]), "classes": np
         ([spec("t", "int64"), spec("p")], {"t": np.array([5, 7]), "p": np.array([-1.0, -2.0])}, "logprobs", "likely"),
         ([spec("l", "int64", (-1,)), spec("s")], {"l": np.array(3), "s": np.array([1.0, -2, 3])}, "?", "open"),
         ([spec("y", "int64")], {"y": np.array([1, 2, 3, 4])}, "?", "open"),
-        ([spec("v"), spec("i", "int64")], {"v": np.array([0.5, 0.3]), "i": np.array([4, 2])}, "label+probabilities", "likely"),
         ([spec("l", "int64"), spec("a"), spec("b")], {"l": np.array(1), "a": np.float32(0.3), "b": np.float32(0.7)},
          "label+probabilities", "likely"),
         ([spec("y")], {"y": {"a": 0.25, "b": 0.75}}, "probabilities", "likely"),
@@ -203,14 +202,9 @@ def test_labels_need_no_kind():
         assert (one.about, one.says, one.sure) == ("output", "a label", "certain")
 
 
-def test_the_best_scores_alone(tmp_path):
-    """Have no probability, and no kind that a card could give them; the file tells by its operator that a single one has none."""
-    scores, best = {"v": np.array([5.5, 0.3]), "i": np.array([4, 2])}, [spec("v"), spec("i", "int64")]
-    assert [(f.about, f.says, f.sure) for f in guess_outputs(best, [scores])] == [
-        ("output", "a label", "certain"),
-        ("labels", "?", "open"),
-    ]
-    (one,) = guess_outputs(best[:1], [{"v": scores["v"]}], "value", "since TopK makes them")
+def test_the_best_scores_alone():
+    """The file tells by its operator that they are no embedding."""
+    (one,) = guess_outputs([spec("v")], [{"v": np.array([5.5, 0.3])}], "value", "since TopK makes them")
     assert "embedding" not in one.grounds
 
 

@@ -313,36 +313,19 @@ def top_3(path, *operators):
     return tiny.save(path, nodes, [value("x", TensorProto.FLOAT, ["n", 8])], outputs, [("k", np.array([3]))])
 
 
-@pytest.mark.parametrize("score", ["msp", "margin"])
-def test_the_best_classes_and_their_probabilities(make, tmp_path, score):
-    """The answer is the class with the first number, not the first place; the rest of the sum of 1 belongs to others."""
-    path = top_3(tmp_path / "top.onnx", "Softmax")
-    rows = np.random.default_rng(1).normal(size=(9, 8)).astype(np.float32)
-    p = softmax(rows)
-    ordered = np.sort(p)[:, ::-1]
-    expected = ordered[:, 0] - (ordered[:, 1] if score == "margin" else 0)
-    for labels in (None, [*"abcdefgh"]):
-        with make(OnnxModel(path, labels=labels), threshold=0, score=score) as router:
-            answers = router.infer_many(list(rows))
-        assert [answer.value for answer in answers] == [(labels or range(8))[i] for i in p.argmax(1)]
-        assert [answer.confidence for answer in answers] == pytest.approx(expected.tolist(), abs=1e-3)
-    assert checked(OnnxModel(path))
-    for certain in (np.eye(3, dtype=np.float32)[0], np.array([1.0, 1e-30, 1e-31], np.float32)):
-        with make(lambda _, v=certain: {"v": v, "i": np.array([4, 2, 1])}, threshold=0) as router:
-            answer = router.infer(0)
-        assert (answer.value, answer.confidence) == (4, pytest.approx(1))
-
-
-def test_the_best_classes_and_scores_that_are_no_probabilities(make, tmp_path):
-    """Those of the others are not known, so that there is no confidence; scores alone tell no class at all."""
+def test_the_best_scores_alone(make, tmp_path):
+    """Tell no class: they are a value, without a confidence."""
     for path in (top_3(tmp_path / "top.onnx"), top_3(tmp_path / "sigmoid.onnx", "Sigmoid")):
-        x = np.arange(2, 10).astype(np.float32)
-        with make(OnnxModel(path), threshold=0, no_confidence="accept") as router:
-            answer = router.infer(x)
-        assert (answer.value, answer.confidence) == (7, None)
         with make(OnnxModel(path, output="scores"), threshold=0, no_confidence="accept") as router:
-            answer = router.infer(x)
+            answer = router.infer(np.arange(2, 10).astype(np.float32))
         assert (answer.value.shape, answer.confidence) == ((3,), None)
+
+
+@pytest.mark.parametrize("scores", [[3.0, -1.0], [-1.0, 3.0], [0.8, 0.1], [0.1, 0.8]])
+def test_whole_numbers_beside_scores_are_no_classes(make, scores):
+    """Those of a function may be anything, whatever the order of the scores."""
+    with make(lambda _: {"logits": np.array(scores, np.float32), "ids": np.array([10, 20])}, threshold=0) as router:
+        assert router.infer(0).value == int(np.argmax(scores))
 
 
 def test_an_output_for_each_class(make, tmp_path):

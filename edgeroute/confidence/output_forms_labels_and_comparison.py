@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, KeysView, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from math import ceil, exp, isfinite, log
+from math import exp, isfinite, log
 from re import compile as pattern
 from typing import Any, Final
 
@@ -192,28 +192,15 @@ def binary(x: float, kind: str | None) -> list[float]:
 def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
     """Return the first output that is one label, and the first with a number for each class; None if either is missing.
 
-    Each class may have an output of its own, and the best classes alone may be given, as `best_first` finds them: what is left
-    of the sum of 1 is then that of other classes, none of which is likelier.
+    Each class may have an output of its own, an array of one number, as scikit-learn's `zipmap="columns"` gives them.
     """
     parts = [(value, as_array(value)) for value in map(_without_batch, row.values())]
     label = next((value for value, a in parts if a.size == 1 and a.dtype.kind in "biuUS"), None)
     p = next((value for value, a in parts if is_by_class(value) or (a.ndim == 1 and a.size > 0 and a.dtype.kind == "f")), None)
-    if p is None and sum_to_one(columns := [a.item() for _, a in parts if a.size == 1 and a.dtype.kind == "f"]):
-        p = np.array(columns) if len(columns) == len(parts) - 1 else None
-    elif (best := best_first(row)) is not None:
-        label, rest, least = best[0][0], 1 - best[1].sum(), best[1][-1]
-        others = ceil(rest / least - SUM_SLACK) if 0 < least * 1e6 > rest > SUM_SLACK else 0
-        p = np.concatenate([best[1], np.full(others, rest / max(others, 1))])
+    if p is None and len(parts) > 2 and all(hasattr(value, "dtype") for value in row.values()):  # noqa: PLR2004 - two classes
+        columns = [a.item() for _, a in parts if a.size == 1 and a.dtype.kind == "f"]
+        p = np.array(columns) if len(columns) == len(parts) - 1 and sum_to_one(columns) else None
     return None if label is None or p is None else (label, p)
-
-
-def best_first(row: Mapping[Any, Any]) -> tuple[Array, Array] | None:
-    """Return numbers and scores of the best classes, the best first, as the operator TopK gives them; None for other outputs."""
-    if len(row) != 2:  # noqa: PLR2004 - scores and numbers
-        return None
-    z, best = sorted(map(as_array, row.values()), key=lambda a: a.dtype.kind)
-    alike = z.dtype.kind == "f" and best.dtype.kind in "iu" and z.size > 1 and z.shape == best.shape == (len({*best.flat}),)
-    return (best, z) if alike and best.min() >= 0 and (z[1:] <= z[:-1]).all() else None
 
 
 def tokens_and_logprobs(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:

@@ -37,7 +37,6 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     Labels,
     along_one_axis,
     as_array,
-    best_first,
     binary,
     confidence,
     form_of,
@@ -229,7 +228,7 @@ class Reader:
         Numbers that cannot be of the kind, or NaN, give an `Unscored`; the first outputs are checked.
         """
         if not self._seen:
-            self._check_first(z, first)
+            self._check_first(z, first, row)
         kind = self.kind
         if len(z) == 1 and kind not in {*CLASSES, "multilabel"}:
             return self._regression(row, z[0])
@@ -245,13 +244,13 @@ class Reader:
         value = self._names.at(z.index(top), len(z))
         return Prediction(value, sure, row) if sure == sure else _unscored_prediction(value, sure, row, first)  # noqa: PLR0124 - NaN
 
-    def _check_first(self, z: list[float], first: Any) -> None:
+    def _check_first(self, z: list[float], first: Any, row: Any) -> None:
         """Check the first outputs: probabilities become the kind, or log one warning if they are taken for logits.
 
         Marks the outputs as seen, and takes the fast path for arrays of one axis. Raises `wrong` for an embedding.
         """
         if len(z) > 1:
-            self.check_embedding(z)
+            self.check_embedding(z, isinstance(row, Mapping) and not self.output_name())
         likely = looks_like_probabilities(z)
         if self.kind is None and not likely and sum_to_one(z):  # perhaps after a softmax: the next row tells
             return
@@ -265,10 +264,10 @@ class Reader:
         if likely:
             logger.warning("%s", probabilities_warning(self.name))
 
-    def check_embedding(self, z: list[float] | None = None) -> None:
+    def check_embedding(self, z: list[float] | None = None, is_named: bool = False) -> None:
         """Raise `wrong` if the output is an embedding by its name or numbers, without a kind, labels or a custom score.
 
-        Log a warning if it may be one, by how many numbers it has.
+        Log a warning if it may be one, by how many numbers it has, unless a function has named it in a mapping (`is_named`).
         """
         if self.kind is not None or self.labels is not None or self._custom is not None:
             return
@@ -279,7 +278,13 @@ class Reader:
                 f'{self.name} gives {by} an embedding and not a number for each class: write kind = "value" in '
                 'the policy or the output of its card; or "logits", if it is one'
             )
-        if z is not None and len(z) >= LONG and not self.doubted and "logit" not in name.lower() and not sum_to_one(z):
+        if (
+            z is not None
+            and len(z) >= LONG
+            and not (self.doubted or is_named)
+            and "logit" not in name.lower()
+            and not sum_to_one(z)
+        ):
             self.doubted = len(z)
             logger.warning("%s gives %d numbers, which are %s", self.name, len(z), MANY)
 
@@ -308,7 +313,7 @@ class Reader:
         if len(array) <= SMALL:
             return self._classes(row, [float(v) for v in array.tolist()], first)
         if not self._seen:
-            self._check_first([float(v) for v in array.tolist()], first)
+            self._check_first([float(v) for v in array.tolist()], first, row)
         if self._custom is not None and not self._logits:
             sure = self._custom_score(row)
         elif self._custom is None and (wrong := out_of_range(self.kind, array.min(), array.max(), array)) is not None:
@@ -386,10 +391,8 @@ class Reader:
             sure = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(logprobs)
             return Prediction(plain(value), sure if self._custom is None else self._custom_score(row), row)
         parts = label_and_probabilities(row) if self.kind is None and len(row) > 1 else None
-        if parts is not None and (isinstance(parts[1], Mapping) or sum_to_one(as_array(parts[1]).tolist())):
-            return self._labelled_prediction(row)
-        best = None if self.kind is not None else best_first(row)  # of the best scores alone no probability is known
-        return None if best is None else Prediction(self._names.named(best[0][0].item()), self._custom_score(row), row)
+        known = parts is not None and (isinstance(parts[1], Mapping) or sum_to_one(as_array(parts[1]).tolist()))
+        return self._labelled_prediction(row) if known else None
 
     def _labelled_prediction(self, row: Any) -> Prediction:
         """Return the prediction for a label and the probabilities of all classes; the label is the value.

@@ -17,7 +17,8 @@ from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, neare
 from edgeroute.system.late_imports_and_plugins import attribute, import_needed
 
 # Packages whose classifiers predict the most likely class, but for those with a threshold, and SVC.
-ARGMAX = {"sklearn", "xgboost", "lightgbm", "imblearn", "skorch", "tabpfn"}
+ARGMAX = {"sklearn", "xgboost", "lightgbm", "imblearn", "tabpfn", "edgeroute"}
+ASKING = {"FrozenEstimator", "OneVsRestClassifier", "RFE", "RFECV"}  # whose predict asks that of their `estimator`
 
 
 def as_estimator(function: Any) -> Estimator | None:
@@ -30,7 +31,7 @@ def as_estimator(function: Any) -> Estimator | None:
 class Estimator:
     """Function of one row that returns class -> probability by `predict_proba`, or (class, probability) of a single class.
 
-    A `Prediction` with both if its `predict` may choose another class, as that of `FixedThresholdClassifier` or one's own.
+    A `Prediction` with both where its `predict` chooses another class, as that of `FixedThresholdClassifier` or one's own.
     Raises PolicyError for an estimator that is not fitted, RuntimeMissing without pyarrow, if XGBoost has categories.
     """
 
@@ -84,7 +85,9 @@ class Estimator:
             return [(classes[0], float(row[0])) for row in table]
         rows: list[Any] = [ByClass(zip(classes, map(float, row), strict=True)) for row in table]
         if self._decides:
-            rows = [Prediction(x, row[x], row) for x, row in zip(self._estimator.predict(given).tolist(), rows, strict=True)]
+            with suppress(NotImplementedError):
+                if (chosen := np.asarray(self._estimator.predict(given))).shape == (len(rows),):
+                    return [_chosen(x, row) for x, row in zip(chosen.tolist(), rows, strict=True)]
         return rows
 
     def _with_categories(self, table: Any) -> Any:
@@ -189,6 +192,12 @@ def row_by_name(x: Any) -> Any:
     return dict(x._asdict()) if hasattr(x, "_asdict") else x
 
 
+def _chosen(x: Any, row: ByClass) -> Any:
+    """Return the class of `predict` with its probability if another class is likelier, else the row of probabilities."""
+    is_other = isinstance(x, str | int | float) and x in row and row[x] < max(row.values())
+    return Prediction(x, row[x], row) if is_other else row
+
+
 def _decides(estimator: Any) -> bool:
     """Return True if `predict` may choose another class than the most likely one: of the estimator, or of one inside it."""
     for _ in range(8):  # which are nested
@@ -197,7 +206,8 @@ def _decides(estimator: Any) -> bool:
         if own or not kinds.isdisjoint({"BaseThresholdClassifier", "BaseSVC"}):
             return True
         steps = [step for _, step in getattr(estimator, "steps", ())[-1:]]
-        inner = [*steps, *(getattr(estimator, name, None) for name in ("best_estimator_", "estimator", "final_estimator_"))]
+        names = ["best_estimator_", "final_estimator_", *([] if kinds.isdisjoint(ASKING) else ["estimator"])]
+        inner = [*steps, *(getattr(estimator, name, None) for name in names)]
         estimator = next((found for found in inner if hasattr(found, "predict")), None)
     return False
 

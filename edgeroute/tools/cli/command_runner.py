@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -205,11 +206,12 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
 
 def _without_policy(words: list[str]) -> str:
     """Return what to write for a command line without its policy, with the command and files that it names."""
-    command, files = [*takewhile(str.isalpha, words)], [word for word in words if Path(word).suffix]
+    values = [word.partition("=")[2] if word.startswith("-") else word for word in words]
+    command, files = [*takewhile(str.isalpha, words)], [value for value in values if Path(value).suffix[1:2].isalpha()]
     model = next((word for word in files if Path(word).suffix.lower() in MODELS), "model.onnx")
     inputs = next((word for word in files if word != model), "examples.csv")
-    more = {"calibrate": f" --max-error 5% --data {inputs}", "evaluate": f" --data {inputs}"}.get(
-        command[0], f" {inputs}" if inputs in files else ""
+    more = {"calibrate": f" --max-error 5% --data {shlex.quote(inputs)}", "evaluate": f" --data {shlex.quote(inputs)}"}.get(
+        command[0], f" {shlex.quote(inputs)}" if inputs in files else ""
     )
     return (
         "It names the model, and the cloud if there is one. Write a file policy.toml of two lines, [edge] and "

@@ -275,11 +275,13 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
         raise BadInput(f"{path} cannot be read as Parquet: {' '.join(str(e).split())[:200]}") from e
     if not file.metadata.num_rows:
         raise BadInput(f"{path} has no rows")
+    cell = 1  # bytes of the largest cell, at most: a text that is stored once may be that of each row
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         columns = list(map(group.column, range(group.num_columns)))
-        listed = sum(8 * (column.num_values - group.num_rows) for column in columns)  # single numbers are read in batches
-        if (unpacked := max(listed, group.total_byte_size)) > most_unpacked(size):
+        listed = sum(8 * (column.num_values - group.num_rows) for column in columns) * min(1, HEAD / max(group.num_rows, 1))
+        if (unpacked := max(int(listed), group.total_byte_size)) > most_unpacked(size):
             raise BadInput(f"{path} has {size:,} bytes and unpacks to {unpacked:,}, too many: write it in smaller row groups")
+        cell = max(cell, *(column.total_uncompressed_size for column in columns if column.physical_type == "BYTE_ARRAY"), 1)
 
     types, fields = import_needed("pyarrow.types", PARQUET), file.schema_arrow
     dtypes = {f.name: _dtype(f.type) for f in fields}
@@ -289,7 +291,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
         """Yield each row's values by column."""
         number = 0
         try:
-            for batch in file.iter_batches(batch_size=HEAD):
+            for batch in file.iter_batches(batch_size=max(1, min(HEAD, most_unpacked(size) // cell))):
                 for row in batch.to_pylist():
                     values = {name: empty.get(name) if cell is None else _value(cell, dtypes[name]) for name, cell in row.items()}
                     yield f"[{number}]", values

@@ -60,7 +60,7 @@ def guess_outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | 
     if not seen:
         return _by_names(specs)
     if len(specs) > 1:
-        for together in (_boxes, _label_and_probabilities, _tokens, _best_first):
+        for together in (_boxes, _label_and_probabilities, _tokens):
             if (findings := together(seen)) is not None:
                 return findings
         if wrong := before_anchors(seen[0]):
@@ -122,11 +122,6 @@ def _label_and_probabilities(rows: Sequence[Row]) -> list[Finding] | None:
     if not all(parts):
         return None
     listed = ", ".join(map(quoted, rows[0]))
-    if all(map(forms.best_first, rows)):
-        if not all(_are_probabilities(part[1]) for part in parts if part):
-            return None
-        why = f"{listed} are the best classes and their probabilities, the best first, {_row_count(rows)}"
-        return [_kind_finding("label+probabilities", "likely", why), _class_names_finding(None)]
     names = [_name_of(rows[0], part) for part in parts[0] or ()]
     if parts[0] and all(value is not parts[0][1] for value in rows[0].values()):
         why = f"of {listed}, {names[0]} is one label, and the others are numbers from 0 that sum to 1, {_row_count(rows)}"
@@ -160,17 +155,6 @@ def _tokens(rows: Sequence[Row]) -> list[Finding] | None:
         return None
     why = f"tokens beside as many numbers that are 0 or less, {_row_count(rows)}: their log-probabilities"
     return [_kind_finding("logprobs", "likely", why)]
-
-
-def _best_first(rows: Sequence[Row]) -> list[Finding] | None:
-    """Return the finding if the outputs are the best classes and their scores, which are no probabilities; else None."""
-    if not all(map(forms.best_first, rows)):
-        return None
-    why = (
-        f"{', '.join(map(quoted, rows[0]))} are the best classes and their scores, the best first. The best class is read, and "
-        "there is no confidence: scores of all classes have one, from the model before its TopK"
-    )
-    return [Finding("output", "a label", "certain", why), _class_names_finding(None)]
 
 
 def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
