@@ -85,7 +85,7 @@ class Estimator:
             return [(classes[0], float(row[0])) for row in table]
         rows: list[Any] = [ByClass(zip(classes, map(float, row), strict=True)) for row in table]
         if self._decides:
-            with suppress(NotImplementedError):
+            with suppress(NotImplementedError):  # of a class of one's own that has probabilities alone
                 if (chosen := np.asarray(self._estimator.predict(given))).shape == (len(rows),):
                     return [_chosen(x, row) for x, row in zip(chosen.tolist(), rows, strict=True)]
         return rows

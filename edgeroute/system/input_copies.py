@@ -92,9 +92,10 @@ def _take(x: Any, memo: Memo) -> None:
     """Take the size of an object, without that of its parts, from what is left. Raise TimeoutError if that is not enough."""
     size = 0
     with suppress(Exception):  # of the application's types
-        size = (
-            300 * len(x) if isinstance(x, _LISTS) else len(x) * getattr(x, "itemsize", 1) if isinstance(x, _BYTES) else x.nbytes
-        )
+        if isinstance(x, _LISTS):
+            size = 300 * len(x)
+        else:
+            size = len(x) * getattr(x, "itemsize", 1) if isinstance(x, _BYTES) else x.nbytes
     memo[_LEFT] -= 5000 + (size if type(size) is int else 0)
     if memo[_LEFT] < 0:
         raise TimeoutError("that takes too long for the deadline")
