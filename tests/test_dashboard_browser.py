@@ -87,6 +87,11 @@ def opened(browser, address, *, width=1280, scheme="light", **more):
         context.close()
 
 
+def texts(page, selector):
+    """Return the texts of all that match, read at once: a look of the page may replace elements between finding and reading them."""
+    return page.evaluate("selector => [...document.querySelectorAll(selector)].map(one => one.innerText)", selector)
+
+
 def tile(page, name):
     """What the tile of that name shows."""
     return page.locator("#tiles div", has_text=name).locator("dd").first.inner_text()
@@ -108,7 +113,7 @@ def test_it_lives(browser, served):
         told = page.locator("#routes li").first.inner_text()
         assert "0.12 < " in told
         assert told.endswith("data class 'b' never leaves")
-        assert "edge" not in page.locator("#routes li.edge > span").all_inner_texts()  # the mark's word tells it
+        assert "edge" not in texts(page, "#routes li.edge > span")  # the mark's word tells it
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the figures"
         page.keyboard.press("Tab")
@@ -150,10 +155,9 @@ def test_an_outage_is_the_loudest(browser, tmp_path, offline):
             sizes = page.evaluate("""() => [...document.querySelectorAll("body *")].filter(one => one.getClientRects().length && one.tagName !== "svg" && !one.closest("svg"))
               .map(one => [parseFloat(getComputedStyle(one).fontSize), one.closest("#status") !== null])""")
             assert max(size for size, said in sizes if said) > max(size for size, said in sizes if not said)
-            loud = page.locator("#tiles .loud").all_inner_texts()
-            assert [text.split("\n")[:2] for text in loud] == ([["✕ degraded", "5"]] if offline == "edge" else []), (
-                "none is red for nothing"
-            )
+            assert [text.split("\n")[:2] for text in texts(page, "#tiles .loud")] == (
+                [["✕ degraded", "5"]] if offline == "edge" else []
+            ), "none is red for nothing"
             assert (page.locator("#tiles .later").count() == 1) == (offline == "queue")
             assert page.locator(f"#bars rect[fill='url(#hatch-{state})']").count() >= 1
             assert page.evaluate(f"document.querySelector('#hatch-{state} path').getTotalLength()") > 0
@@ -265,10 +269,8 @@ def test_a_first_visit(browser):
             page.get_by_role("button", name="Copy").click()
             playwright.expect(page.get_by_role("button", name="Copied")).to_be_visible()
             assert page.evaluate("navigator.clipboard.readText()") == page.locator("#steps pre").inner_text() == "router.infer(x)"
-            folded = page.locator("section > details:not([open])")
-            assert {"Reasons", "Latency and breakers", "Egress ledger"} <= {
-                text.split("\n")[0].strip() for text in folded.locator("h2").all_inner_texts()
-            }
+            folded = texts(page, "section > details:not([open]) h2")
+            assert {"Reasons", "Latency and breakers", "Egress ledger"} <= {text.split("\n")[0].strip() for text in folded}
             page.locator("#f-egress > summary").click()
             router.infer(0.9)
             playwright.expect(page.locator("#first")).to_be_hidden()
