@@ -17,6 +17,7 @@ from both import LONG
 
 from edgeroute import (
     AsyncRouter,
+    BadInput,
     OpenAIChat,
     Router,
     Secret,
@@ -423,6 +424,15 @@ def test_tool_calls_and_images(ask):
         assert sent["messages"][0]["content"] == image
         assert sent["tools"] == tools
         assert sent["model"] == "m"
+
+
+@pytest.mark.parametrize("part", [{"text": "x"}, {"type": 5, "text": "x"}, {"type": "text"}])
+def test_a_part_without_a_type_or_text(ask, part):
+    """The caller's mistake, and not said to be a model's; nothing is sent."""
+    with CannedServer(sse_reply(PARIS)) as server:
+        with pytest.raises(BadInput, match="part of message 0"):
+            ask.infer(endpoint(server.url), [{"role": "user", "content": [part]}], edge=None)
+        assert server.requests == []
 
 
 # --- faults

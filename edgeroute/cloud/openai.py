@@ -231,7 +231,7 @@ class OpenAIChat(OneByOne):
         return f"version:{','.join(sorted([*self._seen])) or '?'} described:openai"
 
     def identity(self, of: Callable[[Any], str]) -> list[Any]:  # noqa: ARG002 - the protocol's
-        """Return the settings on which an answer depends, besides the address."""
+        """Return the settings on which an answer depends, besides the address; `of` is not used."""
         return [self.model, self.version, self._base, self._logprobs, json.dumps(self._chat.settings, sort_keys=True)]
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the protocol's

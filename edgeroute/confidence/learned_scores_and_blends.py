@@ -235,7 +235,7 @@ class Learned:
         return self._weigh(*of_row(row, self._foreign)) if self._fitted else ROWS["msp"](row, max(row))
 
     def _weigh(self, vector: list[float], predicted: int) -> float:
-        """Return the score by P(win) - P(harm), as the regressions predict both from the features and the predicted class."""
+        """Return the score by the regressions' P(win) - P(harm); a blend counts the base score, `vector[0]`, too."""
         harm = self._harm_of[predicted] + sum(map(mul, self._harm, vector))
         win = self._win_of[predicted] + sum(map(mul, self._win, vector))
         return self._score_of(vector[0], sigmoid(win) - sigmoid(harm))

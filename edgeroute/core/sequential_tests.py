@@ -109,7 +109,7 @@ class Drift:
         self.ones += total
 
     def look(self) -> None:
-        """Set the alarm if the evidence suffices."""
+        """Set `alarmed`, for good, if the evidence has reached the limit `alarm`."""
         self.alarmed = self.alarmed or self.evidence >= self.alarm
 
     def dump(self) -> dict[str, object]:

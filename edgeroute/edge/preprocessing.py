@@ -441,7 +441,7 @@ def _same_order(source: Sequence[int], target: Sequence[int]) -> tuple[int | Non
 
 
 def _channels(gives: TensorSpec, layout: str | None, batch: int | None) -> int | None:
-    """Return the tensor's axis of channels: by its layout, else the first that does not count the inputs; None: there is none."""
+    """Return the whole tensor's axis of channels: by one input's layout, else the first that does not count inputs; or None."""
     axis = layout.find("C") if layout is not None else 0
     axis += batch is not None and axis >= batch
     return axis if 0 <= axis < len(gives.shape) and layout != "HW" else None

@@ -36,7 +36,7 @@ class AuditCalls:
         return self._engine.snapshot.policy.mode == "shadow" or self._may_call()
 
     def room(self, request: Any, leg: int) -> bool:
-        """Return True if a low-priority call may be made now, and that leg's endpoint has capacity for it."""
+        """Return True if a low-priority call may be made now, and half of the places of that leg's endpoint are free."""
         backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
         return self._may_call() and backend.guard.has_headroom()
 

@@ -80,7 +80,7 @@ class TargetViews:
         return "" if view is None else f"key {view!r}" if isinstance(view, str) else f"view {fingerprint(view)}"
 
     def of(self, target: Target, number: int, x: Any) -> Any:
-        """Return the target's view of an input; calls the application's function, if the view is one.
+        """Return the target's view of an input; calls the application's function each time, if the view is one.
 
         A view that can be read only once counts as failed; a coroutine is closed.
 

@@ -34,7 +34,7 @@ def limited_waits(most_s: float) -> contextlib.AbstractContextManager[None]:
 
 
 def wait_s(most_s: float) -> float:
-    """Return how long this thread may wait for a file that others have locked: `most_s` seconds, or less in `limited_waits`."""
+    """Return how long to wait for a locked file, in seconds: `most_s`, or in `limited_waits` less, but at least `LEAST_S`."""
     return min(most_s, max(LEAST_S, _WAIT_UNTIL.get() - time.monotonic()))
 
 

@@ -168,8 +168,8 @@ def _messages(chat: Any, texts_only: bool) -> list[dict[str, Any]]:
 def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None:
     """Raise BadInput unless a message's content is a text or a list of typed parts.
 
-    Raise Unfit for a part that is no text, if `texts_only`. A message with tool calls may lack a content. `i` is its index, for
-    the error's text.
+    Raise Unfit, if `texts_only`, for a part of another type than text, or of none. A message with tool calls may lack a
+    content. `i` is its index, for the error's text.
     """
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and isinstance(calls, list | tuple) and calls:
@@ -179,11 +179,11 @@ def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None
         raise BadInput(f"the content of message {i} is {_kind(content)}: expected text, or a list of parts with a type")
     for part in parts:
         kind = part.get("type")
-        if not texts_only and isinstance(kind, str) and kind != "text":
-            continue
-        if kind != "text":
+        if kind != "text" and texts_only:
             raise Unfit(f"message {i} has a part of another type than text, and a text model on the device takes text alone")
-        if not isinstance(part.get("text"), str):
+        if not isinstance(kind, str):
+            raise BadInput(f"a part of message {i} has no type: expected text, or a list of parts with a type")
+        if kind == "text" and not isinstance(part.get("text"), str):
             raise BadInput(f"a part of message {i} is of the type text, and has none")
 
 

@@ -171,7 +171,7 @@ class BackgroundCalls(Protocol):
         """Return True if a request may be drawn: a low-priority call may be made now, or none is needed."""
 
     def room(self, request: Audited, leg: int) -> bool:
-        """Return True if a low-priority call may be made now, and that leg's endpoint has capacity for it."""
+        """Return True if a low-priority call may be made now, and half of the places of that leg's endpoint are free."""
 
     def prepare(self, request: Audited, leg: int, edge: Prediction | None) -> Ask:
         """Copy the input, and return functions that call the cloud, blocking, and tell the costs. edge: its answer, if known."""

@@ -90,7 +90,8 @@ class Throttling:
     def _by_firmware(self, now: float) -> Measurement | None:
         """Return the state by the bits of the Raspberry Pi's firmware, from a file or else the last output of `vcgencmd`.
 
-        True as a value for any of the present bits, under-voltage too. None: neither has them.
+        `vcgencmd` is run again in the background if its output is old. True for any of the present bits, under-voltage too. None:
+        neither has them.
         """
         source, text = f"/{self._firmware}", self._files.word(self._firmware) if self._firmware else ""
         if not text and self._pi:

@@ -105,7 +105,7 @@ def write(path: Path, text: str) -> None:
 
 
 def filled(template: str, raw: Mapping[str, str] | None = None, **values: object) -> str:
-    """Return a template with these values in place of its names, as JSON, which is YAML too; those of `raw` as they are."""
+    """Read a template's file; return its text with these values as JSON, which is YAML too, and those of `raw` as they are."""
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(texts, **raw or {})
 

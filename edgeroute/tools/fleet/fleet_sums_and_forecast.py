@@ -250,9 +250,10 @@ def _incomplete(devices: Mapping[date, int]) -> list[str]:
 def _outliers(store: Any, since: date, total: Sums) -> tuple[list[Outlier], dict[str, int], int]:
     """Return the worst devices of each measure with a higher share than is usual, how many there are, and how many were compared.
 
-    At most `WORST` a measure, of the `CANDIDATES` with the highest lower ends. A device is listed if the lower end of its
-    interval is above `Outlier.usual`. The interval is computed by requests, and by the device's days, since requests of a day
-    resemble each other; the wider one counts. Makes a temporary table.
+    At most `WORST` a measure, of the `CANDIDATES` with the highest lower ends. A device with `LEAST_COUNT` requests and
+    `LEAST_DAYS` days is listed if the lower end of its interval is above `Outlier.usual`. The interval is computed by
+    requests, and by the device's days, since requests of a day resemble each other; the wider one counts. Makes a temporary
+    table.
     """
     worst: list[Outlier] = []
     worse = {}

@@ -237,7 +237,12 @@ def accept_losses(losses: Floats, eps: float, delta: float, *, sized: bool, wins
 
     Random orders and roundings are the same at each call.
 
-    losses: [steps, units], -1..1.
+    Args:
+        losses: [steps, units], -1..1.
+        eps: largest loss.
+        delta: largest chance of an error.
+        sized: True: losses may be fractions, which betting tests with enough units; with fewer, they are rounded at random.
+        wins: True: losses below 0, the cloud's own errors, are observed.
     """
     n = losses.shape[1]
     if sized and n * eps >= BETTING * log(1 / delta):
