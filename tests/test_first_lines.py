@@ -598,6 +598,39 @@ def test_names_of_catboost(kind):
             router.infer({"age": 0.5})
 
 
+@pytest.mark.parametrize("classes", [[0, 1], ["no", "yes"], [False, True]], ids=["numbers", "texts", "bools"])
+def test_a_threshold_of_catboost(kind, classes):
+    """Which may be set after the fit: the answer is what it predicts."""
+    clf = pytest.importorskip("catboost").CatBoostClassifier(iterations=5, verbose=0, allow_writing_files=False)
+    clf.fit(X, np.array(classes)[(X[:, 0] > 0.5).astype(int)])
+    with kind(clf, threshold=0.0) as router:
+        for threshold in (0.5, 0.9):
+            clf.set_probability_threshold(threshold)
+            p, predicted = clf.predict_proba(X), clf.predict(X).tolist()
+            assert (clf.classes_[p.argmax(1)] != clf.predict(X)).any() == (threshold > 0.5)
+            answers = router.infer_many(list(X))
+            assert [answer.value for answer in answers] == predicted
+            at = [clf.classes_.tolist().index(value) for value in predicted]
+            assert [answer.confidence for answer in answers] == pytest.approx(p[np.arange(len(X)), at].tolist())
+
+
+def test_a_threshold_of_skorch(kind):
+    """The answer is what it predicts."""
+    skorch, torch = pytest.importorskip("skorch"), pytest.importorskip("torch")
+    clf = skorch.NeuralNetBinaryClassifier(
+        torch.nn.Sequential(torch.nn.Linear(X.shape[1], 1), torch.nn.Flatten(0)), max_epochs=1, verbose=0, threshold=0.9
+    )
+    rows = X.astype(np.float32)
+    clf.fit(rows, (X[:, 0] > 0.5).astype(np.float32))
+    predicted, p = clf.predict(rows).tolist(), clf.predict_proba(rows)[:, 1].tolist()
+    with kind(clf, threshold=0.0) as router:
+        answers = router.infer_many(list(rows))
+    assert [answer.value for answer in answers] == predicted
+    assert [answer.confidence for answer in answers] == pytest.approx(
+        [b if a else 1 - b for a, b in zip(predicted, p, strict=True)]
+    )
+
+
 def estimator(classes, *p):
     """A classifier that always gives these probabilities of its classes."""
     return SimpleNamespace(classes_=np.array(classes), predict_proba=lambda rows: np.array([p] * len(rows)))

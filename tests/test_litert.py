@@ -24,6 +24,7 @@ from edgeroute import (
     ModelMissing,
     OnnxModel,
     OpenInference,
+    Options,
     PolicyError,
     Router,
     RuntimeMissing,
@@ -166,6 +167,34 @@ def test_weights_in_int8_and_activations_in_float(make, runtime):
                 ModelError, match=r"FULLY_CONNECTED.* tflite-runtime computes wrong: quantise it statically, or use LiteRT"
             ):
                 model.load()
+
+
+def test_a_recurrent_operator_with_weights_in_int8(tmp_path):
+    """Is one of those that tflite-runtime computes wrong, by its own name."""
+    for code in ("RNN", "UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_LSTM"):
+        g = models.Graph()
+        x, y = g.tensor("x", [1, 4]), g.tensor("y", [1, 3])
+        g.operator(code, [x, g.constant("w", np.eye(3, 4) * 127, "int8", scale=1 / 127)], [y])
+        g.at.inputs, g.at.outputs = [x], [y]
+        assert read_contents(g.save(tmp_path / "m.tflite").read_bytes()).dynamic_range == (code,)
+
+
+@pytest.mark.parametrize("before", [None, "SOFTMAX"])
+def test_the_best_classes(tmp_path, runtime, before):
+    """Of TOPK_V2, as of ONNX's TopK: the class, and its probability behind a softmax."""
+    g = models.Graph()
+    x, p, k = g.tensor("x", [-1, 4]), g.tensor("p", [-1, 4]), g.constant("k", 2, "int32")
+    scores, best = g.tensor("scores", [-1, 2]), g.tensor("best", [-1, 2], "int32")
+    if before:
+        g.operator(before, [x], [p], options="SoftmaxOptions", beta=1.0)
+    g.operator("TOPK_V2", [p if before else x, k], [scores, best], options="TopKV2Options")
+    g.at.inputs, g.at.outputs = [x], [scores, best]
+    model = LiteRTModel(g.save(tmp_path / "m.tflite"), runtime=runtime, labels=["a", "b", "c", "d"])
+    with Router(model, threshold=0.0, options=Options(no_confidence="accept")) as router:
+        answers = router.infer_many([X, X[::-1].copy()])
+    sure = np.exp(X).max() / np.exp(X).sum()
+    assert [answer.value for answer in answers] == ["c", "b"]
+    assert [answer.confidence for answer in answers] == ([pytest.approx(sure, abs=1e-5)] * 2 if before else [None] * 2)
 
 
 def test_several_inputs_and_outputs_by_name(make):

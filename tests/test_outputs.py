@@ -273,6 +273,61 @@ def test_a_label_and_probabilities():
             Reader(kind="label+probabilities", labels=labels).read_answer({"label": 7, "p": p})
 
 
+@pytest.mark.parametrize("form", [lambda a: a, lambda a: a[None], lambda a: a[:, None, None], lambda a: a.tolist()])
+def test_the_best_classes(form):
+    """By name or as a pair, as torch.topk gives it: the class number, or its label, even if that is a number itself."""
+    p, best = np.array([0.6, 0.3, 0.05]), np.array([4, 2, 0])
+    for row in ({"best": form(best), "p": form(p)}, (form(p), form(best)), {"p": form(np.log(p)), "best": form(best)}):
+        for score, sure in (("msp", 0.6), ("margin", 0.3)):
+            assert Reader(score, kind="top+probabilities").read_answer(row)[:2] == (4, pytest.approx(sure))
+        assert Reader(kind="top").read_answer(row)[:2] == (4, None)
+        for kind in ("top", "top+probabilities"):
+            assert Reader(kind=kind, labels=["4", "3", "2", "1", "0"]).read_answer(row).value == "0"
+            with pytest.raises(BadReply, match="5 outputs, but 3 labels"):
+                Reader(kind=kind, labels=["a", "b", "c"]).read_answer(row)
+
+
+@pytest.mark.parametrize(
+    ("p", "sure"), [([1.0], 1.0), ([0.4], 0.4), ([0.0], 1.0), ([1.0, 0.0], 1.0), ([0.5, 1e-12], 0.5), ([1e-5, 1e-5], 0.001)]
+)
+def test_how_sure_the_best_class_is(p, sure):
+    """Its own probability, whatever is left for others; a logarithm of 0 is that of 1."""
+    read = Reader(kind="top+probabilities").read_answer({"p": np.array(p), "best": np.arange(len(p))})
+    assert (read.value, read.confidence) == (0, pytest.approx(sure, abs=2e-3))
+
+
+@pytest.mark.parametrize("p", [[3.0, -1e9], [np.inf, 0.0], [np.nan, 0.5], [1.0, -np.inf], [70.0, 20.0]])
+def test_scores_that_are_no_probabilities_of_the_best_classes(make, p):
+    """Give no confidence, whatever they are."""
+    with make(
+        CallableModel(lambda _: {"p": np.array(p), "best": np.array([4, 2])}, kind="top+probabilities"),
+        lambda _: "cloud",
+        threshold=0.1,
+    ) as router:
+        assert router.infer(1).source == "cloud"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"p": np.array([0.6, 0.4]), "best": np.array([4])}, {"p": np.array([0.6, 0.4])}, np.array([0.6, 0.4]), 0.6, None, "cat",
+        {"p": np.ones((4, 2)), "best": np.ones((4, 2), int)}, {"p": np.array([0.6, 0.4]), "best": np.array([4.0, 2.0])},
+        {"p": np.array([]), "best": np.array([], int)}, {"p": np.array([0.6, 0.4]), "best": np.array(["a", "b"])},
+    ],
+)  # fmt: skip
+def test_other_outputs_than_the_best_classes(row):
+    """Are a value, without a confidence."""
+    for kind in ("top", "top+probabilities"):
+        assert Reader(kind=kind).read_answer(row)[:2] == (row, None)
+        assert Reader(lambda _: 0.5, kind=kind).read_answer(row).confidence == 0.5
+
+
+def test_a_number_of_a_class_that_no_label_has():
+    """From a server, say: no label is taken from the end."""
+    with pytest.raises(BadReply):
+        ReplyReader(kind="top", labels=["a", "b"]).read_answer({"p": np.array([0.6]), "best": np.array([-1])})
+
+
 def test_values():
     """Of `kind="value"`: one number as a float, else the array; a score of one's own applies."""
     assert Reader(kind="value").read_answer(np.array([1.5]))[:2] == (1.5, None)

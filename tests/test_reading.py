@@ -304,18 +304,93 @@ def test_a_graph_that_ends_in_an_if(tmp_path):
             assert router.check().ok, path
 
 
-def top_3(path, *operators):
-    """x [n, 8] -> the three best of the classes, by their scores and numbers."""
+def top(path, *operators, k=3, size=8, squeezed=False, **attributes):
+    """x [n, size] -> the k best of the classes, by their scores, in float32, and their numbers, in int32."""
     names = ["x", *(f"t{i}" for i in range(len(operators)))]
     nodes = [helper.make_node(op, [names[i]], [names[i + 1]]) for i, op in enumerate(operators)]
-    value, nodes = helper.make_tensor_value_info, [*nodes, helper.make_node("TopK", [names[-1], "k"], ["scores", "best"])]
-    outputs = [value("scores", TensorProto.FLOAT, ["n", 3]), value("best", TensorProto.INT64, ["n", 3])]
-    return tiny.save(path, nodes, [value("x", TensorProto.FLOAT, ["n", 8])], outputs, [("k", np.array([3]))])
+    nodes += [helper.make_node("TopK", [names[-1], "k"], ["v", "i"], **attributes), helper.make_node("Identity", ["v"], ["w"])]
+    last, shape = (["Squeeze", "one"], ["n"]) if squeezed else (["Identity"], ["n", k])
+    nodes += [
+        helper.make_node(last[0], ["w", *last[1:]], ["scores"]),
+        helper.make_node(last[0], ["i", *last[1:]], ["j"]), helper.make_node("Cast", ["j"], ["best"], to=TensorProto.INT32),
+    ]  # fmt: skip
+    value = helper.make_tensor_value_info
+    outputs = [value("scores", TensorProto.FLOAT, shape), value("best", TensorProto.INT32, shape)]
+    constants = [("k", np.array([k])), *([("one", np.array([1]))] if squeezed else [])]
+    return tiny.save(path, nodes, [value("x", TensorProto.FLOAT, ["n", size])], outputs, constants)
+
+
+EIGHT = np.random.default_rng(1).normal(size=(9, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("before", ["Softmax", "LogSoftmax"])
+def test_the_best_classes_and_their_probabilities(make, tmp_path, before, k):
+    """The answer is the class, not the place among the best; the rest of the sum of 1 belongs to others. So over a server."""
+    path = top(tmp_path / "m.onnx", before, k=k, squeezed=k == 1)
+    p = np.sort(softmax(EIGHT))[:, ::-1]
+    assert says(path) == "top+probabilities"
+    assert "its outputs are read as top+probabilities, since TopK makes them" in checked(path)
+    for labels, score in ((None, "msp"), ([*"abcdefgh"], "margin")):
+        model, right = OnnxModel(path, labels=labels), [(labels or range(8))[i] for i in EIGHT.argmax(1)]
+        expected = (p[:, 0] - (p[:, 1] if score == "margin" else 0)).tolist()
+        with running(app([OnnxModel(path, labels=labels)])) as client:
+            served = OpenInference(f"{client.base_url}/v2/models/m")
+            for sides in ((model,), (None, served)):
+                with make(*sides, threshold=0, score=score, mode="only_edge" if model in sides else "only_cloud") as router:
+                    answers = [router.infer(EIGHT[0]), *router.infer_many(list(EIGHT))]
+                assert [answer.value for answer in answers] == [right[0], *right]
+                if score == "msp" or k > 1:  # of one alone the second is not known
+                    assert [a.confidence for a in answers] == pytest.approx([expected[0], *expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("before", [[], ["Sigmoid"], ["Softmax", "Neg"]])
+def test_the_best_classes_and_scores_that_are_no_probabilities(make, tmp_path, before):
+    """The class is known, and how likely it is is not: `check` says so, and a score of one's own gets both outputs."""
+    path, best = top(tmp_path / "m.onnx", *before), (-EIGHT if "Neg" in before else EIGHT).argmax(1).tolist()
+    assert says(path) == "top"
+    with Router(path, lambda _: "cloud", threshold=0.5) as router:
+        check = router.check()
+    assert not check.ok
+    assert "gives no confidence, so each input goes on: write score=, a function of its outputs" in str(check)
+    for labels in (None, [*"abcdefgh"]):
+        with make(OnnxModel(path, labels=labels), threshold=0, no_confidence="accept") as router:
+            answers = router.infer_many(list(EIGHT))
+        assert [(a.value, a.confidence) for a in answers] == [((labels or range(8))[i], None) for i in best]
+    with make(OnnxModel(path, score=lambda row: float(row["scores"][0] > row["scores"][1])), threshold=0.5) as router:
+        answer = router.infer(EIGHT[0])
+    assert (answer.value, answer.confidence) == (best[0], pytest.approx(1))
+
+
+def test_two_outputs_that_are_not_of_one_topk(tmp_path):
+    """Of two nodes, of the least scores, or beside a third: nothing tells that they are the best classes."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [
+        node("Softmax", ["x"], ["p"]), node("Neg", ["x"], ["m"]), node("Softmax", ["m"], ["q"]),
+        node("TopK", ["p", "k"], ["scores", "i"]), node("TopK", ["q", "k"], ["v", "best"]),
+    ]  # fmt: skip
+    scores, best = value("scores", TensorProto.FLOAT, ["n", 3]), value("best", TensorProto.INT64, ["n", 3])
+    given, k = [value("x", TensorProto.FLOAT, ["n", 8])], [("k", np.array([3]))]
+    crossed = tiny.save(tmp_path / "crossed.onnx", nodes, given, [scores, best], k)
+    more = [scores, value("i", TensorProto.INT64, ["n", 3]), value("p", TensorProto.FLOAT, ["n", 8])]
+    for path in (
+        crossed,
+        tiny.save(tmp_path / "more.onnx", nodes, given, more, k),
+        top(tmp_path / "least.onnx", "Softmax", largest=0),
+    ):
+        assert OnnxModel(path).kind is None, path
+
+
+@pytest.mark.parametrize("attributes", [{"sorted": 0}, {"largest": 1, "sorted": 1}])
+def test_the_best_classes_in_any_order(tmp_path, attributes):
+    """The best one is that of the best score."""
+    with Router(top(tmp_path / "m.onnx", "Softmax", k=5, **attributes), threshold=0) as router:
+        assert [answer.value for answer in router.infer_many(list(EIGHT))] == EIGHT.argmax(1).tolist()
 
 
 def test_the_best_scores_alone(make, tmp_path):
     """Tell no class: they are a value, without a confidence."""
-    for path in (top_3(tmp_path / "top.onnx"), top_3(tmp_path / "sigmoid.onnx", "Sigmoid")):
+    for path in (top(tmp_path / "top.onnx"), top(tmp_path / "sigmoid.onnx", "Sigmoid")):
         with make(OnnxModel(path, output="scores"), threshold=0, no_confidence="accept") as router:
             answer = router.infer(np.arange(2, 10).astype(np.float32))
         assert (answer.value.shape, answer.confidence) == ((3,), None)
@@ -369,12 +444,13 @@ def test_a_state_is_no_answer(tmp_path):
 
 
 def test_a_calibration_reads_as_the_router_does(tmp_path):
-    """Logits, their softmax in a file and that of a function have one threshold, and it counts."""
+    """Logits, their softmax in a file, the best of it and that of a function have one threshold, and it counts."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 4)).astype(np.float32) * 3
     right = (x + rng.normal(size=x.shape)).argmax(1).tolist()
     edges = [
         ending(tmp_path / "logits.onnx", "Identity"), ending(tmp_path / "softmax.onnx", "Softmax"),
+        top(tmp_path / "best.onnx", "Softmax", size=4, k=2),
         CallableModel(softmax, name="softmax", version="1"),
     ]  # fmt: skip
     thresholds = []
@@ -384,7 +460,7 @@ def test_a_calibration_reads_as_the_router_does(tmp_path):
         thresholds.append(result.certificate.threshold)
         with Router(edge, lambda _: 0, threshold=result) as router:
             assert "certified" in str(router.check())
-    assert thresholds == pytest.approx([thresholds[0]] * 3, rel=1e-4)
+    assert thresholds == pytest.approx([thresholds[0]] * 4, rel=1e-4)
     assert thresholds[0] > 0.25
 
 

@@ -23,7 +23,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     is_by_class,
     label_names,
 )
-from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
+from edgeroute.confidence.output_reader import CLASSES, SEVERAL, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.policy_egress_and_options import INF, Side
@@ -87,7 +87,7 @@ class ReplyReader(Reader):
             return listed
         if type(row) is Prediction:
             self._check_pair(row.value, row.confidence)
-        elif type(row) is tuple and self.kind != "label+probabilities":
+        elif type(row) is tuple and self.kind not in SEVERAL:
             if len(row) == 2:  # noqa: PLR2004 - a pair
                 self._check_pair(*row)
         elif self.kind == "boxes" or (self.kind == "answers" and self.labels is None and type(row) is list and not row):
@@ -96,7 +96,7 @@ class ReplyReader(Reader):
             self._check_row(row)
         elif not boxes_without_batch(self.kind, row):
             first = row if self.kind == "probabilities" and is_by_class(row) else _first(row)
-            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [first]:
+            for part in row.values() if isinstance(row, Mapping) and self.kind in SEVERAL else [first]:
                 self._check_row(part)
         return super().read_answer(row)
 
@@ -162,7 +162,7 @@ class ReplyReader(Reader):
         if not array.size:
             raise BadReply('the reply has no outputs, which kinds "boxes" and "answers" alone take for nothing found')
         array = along_one_axis(array)
-        numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+        numbers = (array.ndim == 1 or (self.kind in SEVERAL and not array.ndim)) and array.dtype.kind in "fiub"
         labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
         if self.labels is not None and self._custom is None and not numbers and not labelled and self._needs_numbers(array):
             raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")

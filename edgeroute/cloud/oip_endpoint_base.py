@@ -18,7 +18,7 @@ from edgeroute.cloud.function_backend_and_reply_checks import checked_send_edge
 from edgeroute.cloud.input_codecs import Codec
 from edgeroute.confidence.detector_boxes import named_boxes
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
-from edgeroute.confidence.output_reader import KINDS, checked_kind
+from edgeroute.confidence.output_reader import KINDS, SEVERAL, checked_kind
 from edgeroute.core.walk import new
 from edgeroute.edge.input_checks_and_stacking import Plain
 from edgeroute.edge.inputs_constants_and_states import constant
@@ -68,7 +68,6 @@ def _parameter(document: Any, name: str) -> Any:
     return value.get("string_value") if isinstance(value, dict) else value
 
 
-SEVERAL = ("label+probabilities", "boxes")  # kinds with several outputs
 MOST_ROWS = 16  # maximum inputs of one call for which the limit of the reply is multiplied
 NUMBER = 32  # maximum bytes of a number as JSON
 HEAD = 1 << 16  # maximum bytes of a reply beside its numbers
@@ -153,7 +152,7 @@ class ServedModel(ABC):
     @property
     def _all(self) -> bool:
         """True if all outputs are read."""
-        return self.output is None and (self.kind or self.served_kind) in SEVERAL
+        return self.output is None and (self.kind or self.served_kind) in {*SEVERAL, "boxes"}
 
     def _check(self, headers: Iterable[str]) -> None:  # noqa: B027 - HTTP takes all of them
         """Raise PolicyError for arguments, or names of headers, that the protocol cannot have."""

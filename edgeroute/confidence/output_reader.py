@@ -6,6 +6,8 @@ The kind of the outputs says what they are:
     probabilities         a number for each class, after the softmax or sigmoid; or a mapping from class to probability
     logprobs              natural logarithms of the probabilities; or, beside an output of tokens, one for each token of a text
     label+probabilities   the class and the probabilities of all classes, as scikit-learn's models give them
+    top                   numbers of the best classes beside scores, as TopK gives them: no confidence, except by a custom score
+    top+probabilities     the same, with scores that are probabilities, or their natural logarithms
     multilabel            a probability for each of several labels that may all apply, after a sigmoid each
     value                 a number or an array, as a regression gives them: no confidence, except by a custom score
     boxes                 a detector's boxes, scores and classes (`edgeroute.confidence.detector_boxes`)
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from math import inf, log
+from math import ceil, inf, log
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -64,10 +66,12 @@ from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 
 logger = logging.getLogger("edgeroute")
 # Kinds of model outputs.
-Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers"]
+Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "top", "top+probabilities", "multilabel", "value",
+               "boxes", "ctc", "answers"]  # fmt: skip
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
 MANY: Final = 'read as a logit for each class, by their form alone: give labels, or kind="logits", or "value" for an embedding'
+SEVERAL: Final = ("label+probabilities", "top", "top+probabilities")  # kinds of several outputs that are numbers
 LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
 
 
@@ -151,15 +155,15 @@ class Reader:
         Raises:
             PolicyError: the score cannot be computed from that kind.
         """
-        if self.score == "energy" and kind in {"probabilities", "logprobs", "label+probabilities", "multilabel"}:
+        if self.score == "energy" and kind in {*SEVERAL, *LIMITED}:
             raise PolicyError("the energy score needs logits, and this model gives probabilities")
         self.kind = kind
         # True if the score takes logits; where the model gives probabilities, their logarithms serve as logits.
         self._of_logits = getattr(self.score, "of_logits", False)
         self._logits = kind in {"probabilities", "label+probabilities"} and self._of_logits
         self._special = {
-            "label+probabilities": self._labelled_prediction, "value": self._value,
-            "boxes": self._decoded, "ctc": self._decoded, "multilabel": self._decoded,
+            "label+probabilities": self._labelled_prediction, "value": self._value, "top": self._top,
+            "top+probabilities": self._top, "boxes": self._decoded, "ctc": self._decoded, "multilabel": self._decoded,
         }.get(kind or "")  # fmt: skip
         # True once outputs have been checked for probabilities that are taken for logits.
         self._seen = kind not in {None, "logits"}
@@ -408,6 +412,26 @@ class Reader:
             self._names.at(0, len(p))
         read = self._by_class(p, row) if isinstance(p, Mapping) else self._from_probabilities(as_array(p), row)
         return Prediction(self._names.named(plain(label)), read.confidence, row)
+
+    def _top(self, row: Any) -> Prediction:
+        """Return the prediction for numbers of the best classes and their scores: the class of the best score.
+
+        If the scores are probabilities, what they lack of the sum of 1 belongs to other classes, none of which is likelier.
+        Outputs of another form are a value. Raises BadReply if there are labels, and none for that class.
+        """
+        named = row if isinstance(row, Mapping) else dict(enumerate(row if several(row) else ()))
+        parts = tokens_and_logprobs({key: np.atleast_1d(along_one_axis(as_array(v), self.kind)) for key, v in named.items()})
+        if parts is None or parts[0].dtype.kind not in "iu" or not parts[0].size:
+            return Prediction(row, self._custom_score(row), row)
+        (best, z), count = parts, len(self.labels or ())
+        place = int(best[z.argmax()])
+        value = self._names.at(place, count if 0 <= place < count else place + 1)
+        if self.kind == "top":
+            return Prediction(value, self._custom_score(row), row)
+        p = np.exp(z) if z.max() <= 0 else z
+        rest, least = 1 - float(p.sum()), max(float(np.sort(p)[-2:][0]), SUM_SLACK)
+        others = ceil(min(rest, 1) / least) if rest > SUM_SLACK else 0
+        return self._from_probabilities(np.append(p, np.full(others, rest) / others), row)._replace(value=value)
 
     def _from_probabilities(self, p: Array, row: Any) -> Prediction:
         """Return the prediction for probabilities [classes], with the class number as value.

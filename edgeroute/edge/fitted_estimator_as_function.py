@@ -203,7 +203,7 @@ def _decides(estimator: Any) -> bool:
     for _ in range(8):  # which are nested
         kinds = {kind.__name__ for kind in type(estimator).__mro__}
         own = "ClassifierMixin" in kinds and type(estimator).__module__.partition(".")[0] not in ARGMAX
-        if own or not kinds.isdisjoint({"BaseThresholdClassifier", "BaseSVC"}):
+        if own or not kinds.isdisjoint({"BaseThresholdClassifier", "BaseSVC", "CatBoostClassifier"}):
             return True
         steps = [step for _, step in getattr(estimator, "steps", ())[-1:]]
         names = ["best_estimator_", "final_estimator_", *([] if kinds.isdisjoint(ASKING) else ["estimator"])]

@@ -133,8 +133,8 @@ class ModelFile(LoadsLate):
             unchecked if the card has none.
         card: path of the card, if it is not beside the model; False: no card is read.
         output: name of the output to read; None: the card's, else all of them.
-        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else by the file's last
-            operator where that is a softmax or sigmoid, else recognised by their form.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else by the file's last operators,
+            else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
         check: check of its answers' structure (docs/llama.md#structure).
@@ -174,11 +174,15 @@ class ModelFile(LoadsLate):
         (None, "") if the file does not tell. states: names of the outputs that are fed back.
         """
         operators = {name: operator for name, operator in self._operators().items() if name not in states}
-        name = self.output or (next(iter(operators)) if len(operators) == 1 else "")
-        kind = None if is_embedding(name) else KIND_BY_OPERATOR.get(operators.get(name, ""))
+        read = {self.output: operators.get(self.output, "")} if self.output else operators
+        name, made = next(iter(read.items()), ("", ""))
+        operator, before, *_ = (*made.split(" of "), "")
+        kind = None if len(read) > 1 or is_embedding(name) else KIND_BY_OPERATOR.get(operator)
+        if operator == "TopK" and [*read.values()] == [made] * 2:  # its scores, and the numbers of their classes
+            kind = "top+probabilities" if KIND_BY_OPERATOR.get(before) in {"probabilities", "logprobs"} else "top"
         if kind == "value" and self.labels is not None:  # which tell that there are classes
             kind = None
-        return kind, "" if kind is None else f"its outputs are read as {kind}, since {operators[name]} makes them"
+        return kind, "" if kind is None else f"its outputs are read as {kind}, since {operator} makes them"
 
     def _operators(self) -> dict[str, str]:
         """Return name of an output -> ONNX's name of the operator that makes it, from the file; {} if unknown."""
@@ -326,15 +330,23 @@ class ModelFile(LoadsLate):
 def last_operator(output: Any, nodes: Mapping[Any, tuple[str, Sequence[Any]]]) -> str:
     """Return the operator that makes an output, but for those in `PASSING`; empty: unknown.
 
-    "LpNormalization" too for a division of a tensor by its own Euclidean norm. nodes: each tensor that an operator makes ->
-    (operator, its inputs).
+    "LpNormalization" too for a division of a tensor by its own Euclidean norm; "TopK of OPERATOR of TENSOR" with the operator
+    before it and its input. nodes: each tensor that an operator makes -> (operator, its inputs).
     """
+    operator, sources = _maker(output, nodes)
+    if operator == "TopK":
+        return f"TopK of {_maker(sources[0], nodes)[0]} of {sources[0]!r}" if sources else ""
+    return "LpNormalization" if operator in {"Div", "Mul"} and _is_by_own_norm(sources, nodes) else operator
+
+
+def _maker(output: Any, nodes: Mapping[Any, tuple[str, Sequence[Any]]]) -> tuple[str, Sequence[Any]]:
+    """Return the operator that makes a tensor, but for those in `PASSING`, and its inputs; an empty name: unknown."""
     operator, sources = nodes.get(output, ("", ()))
     for _ in range(MOST_PASSED):
         if operator not in PASSING:
             break
         operator, sources = nodes.get(next(iter(sources), None), ("", ()))
-    return "LpNormalization" if operator in {"Div", "Mul"} and _is_by_own_norm(sources, nodes) else operator
+    return operator, sources
 
 
 def _is_by_own_norm(sources: Sequence[Any], nodes: Mapping[Any, tuple[str, Sequence[Any]]]) -> bool:

@@ -19,9 +19,9 @@ _FLOAT32, _INT8, _INT4 = 0, 9, 17
 _BYTES = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 8: 8, 10: 8, 11: 16, 12: 8, 15: 4, 16: 2}
 # Operators that take weights of 8 bits beside activations in float, by their codes.
 _HYBRID = {
-    3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 7: "EMBEDDING_LOOKUP", 9: "FULLY_CONNECTED", 16: "LSTM", 27: "SVDF", 35: "RNN",
-    44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 46: "UNIDIRECTIONAL_SEQUENCE_RNN", 48: "BIDIRECTIONAL_SEQUENCE_LSTM",
-    52: "BIDIRECTIONAL_SEQUENCE_RNN", 67: "TRANSPOSE_CONV", 126: "BATCH_MATMUL", 132: "CONV_3D",
+    3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 7: "EMBEDDING_LOOKUP", 9: "FULLY_CONNECTED", 16: "LSTM", 24: "RNN", 27: "SVDF",
+    35: "UNIDIRECTIONAL_SEQUENCE_RNN", 44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 46: "BIDIRECTIONAL_SEQUENCE_RNN",
+    52: "BIDIRECTIONAL_SEQUENCE_LSTM", 67: "TRANSPOSE_CONV", 126: "BATCH_MATMUL", 132: "CONV_3D",
 }  # fmt: skip
 _CUSTOM, _VAR_HANDLE = 32, 142
 # The operator that decodes a detector's boxes, and names for its outputs, by which they are read.
@@ -111,8 +111,8 @@ def _contents(model: _Table) -> Contents:
 
 # Codes of operators that tell the kind of an output -> ONNX's names.
 _OPERATORS = {
-    6: "DequantizeLinear", 11: "LpNormalization", 14: "Sigmoid", 22: "Reshape", 25: "Softmax", 43: "Squeeze", 50: "LogSoftmax",
-    53: "Cast", 114: "QuantizeLinear",
+    6: "DequantizeLinear", 11: "LpNormalization", 14: "Sigmoid", 22: "Reshape", 25: "Softmax", 43: "Squeeze", 48: "TopK",
+    50: "LogSoftmax", 53: "Cast", 114: "QuantizeLinear",
 }  # fmt: skip
 
 

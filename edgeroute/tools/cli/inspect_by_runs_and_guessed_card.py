@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import are_boxes
-from edgeroute.confidence.output_reader import Reader
+from edgeroute.confidence.output_reader import SEVERAL, Reader
 from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.edge_backend import in_new_session
@@ -341,7 +341,7 @@ class _Inspection:
         """
         question = next((finding for finding in findings if finding.about == LABELS), None)
         sizes = {np.shape(row[spec.name]) for spec in self.read for row in self.rows if spec.name in row}
-        count = sizes.pop()[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else None
+        count = sizes.pop()[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 and self.kind not in SEVERAL else None
         named = named_classes(self.model.metadata[1], count) if question is not None else None
         if named is None:
             return findings, []

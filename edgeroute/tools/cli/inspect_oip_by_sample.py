@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeroute.cloud.oip_tensors import DTYPES
 from edgeroute.cloud.openinference import OpenInference
-from edgeroute.confidence.output_reader import Reader
+from edgeroute.confidence.output_reader import SEVERAL, Reader
 from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.core.policy_egress_and_options import Options
 from edgeroute.edge.inputs_constants_and_states import Inputs
@@ -157,9 +157,7 @@ def _finding_of(findings: Sequence[Finding], about: str) -> str | None:
 def _read(row: Mapping[str, Any], kind: str | None, output: str | None) -> SampleAnswer:
     """Return the answer, or error, that a router gives for these outputs. None of kind, output: unknown."""
     try:
-        outputs: Any = (
-            row[output] if output is not None else row if kind in {"label+probabilities", "boxes"} else next(iter(row.values()))
-        )
+        outputs: Any = row[output] if output is not None else row if kind in {*SEVERAL, "boxes"} else next(iter(row.values()))
         answer = Reader(kind=kind, name="the endpoint").read_answer(outputs)
     except (EdgerouteError, LookupError, TypeError, ValueError) as e:
         return SampleAnswer("as it is", error=error_text(e))

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeroute.confidence import output_forms_labels_and_comparison as forms
 from edgeroute.confidence.detector_boxes import are_boxes, are_rows_of_boxes, before_anchors, named_boxes
-from edgeroute.confidence.output_reader import LIMITED
+from edgeroute.confidence.output_reader import LIMITED, SEVERAL
 from edgeroute.edge.input_checks_and_stacking import Array, shape_text
 from edgeroute.tools.inspect.input_guesses_and_trial_tensors import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec
@@ -56,7 +56,7 @@ def guess_outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | 
             return [_kind_finding(None, "open", why, _STEPS)]
         if kind == "value":
             return [_kind_finding(kind, "certain", f"{grounds}{'' if 'TopK' in grounds else ': an embedding'}. {_VALUE}")]
-        return [_kind_finding(kind, "certain", grounds), _class_names_finding(count)]
+        return [_kind_finding(kind, "certain", grounds), _class_names_finding(None if kind in SEVERAL else count)]
     if not seen:
         return _by_names(specs)
     if len(specs) > 1:

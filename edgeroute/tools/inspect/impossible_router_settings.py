@@ -187,8 +187,9 @@ def _thresholds(snapshot: Snapshot, unsure: Callable[[str], int]) -> Iterator[st
                 f'{what}, or mode = "only_cloud"'
             )
         elif snapshot.policy.no_confidence == "defer" and not scored_before and _unsure(backend):
-            kind = "" if backend.reader.kind == "value" else "kind in its card if its output has a number for each class, "
-            row: Any = None if backend.on_zeros is None or backend.reader.kind == "value" else backend.on_zeros.outputs
+            known = backend.reader.kind in {"value", "top"}
+            kind = "" if known else "kind in its card if its output has a number for each class, "
+            row: Any = None if known or backend.on_zeros is None else backend.on_zeros.outputs
             if text := before_anchors(row):
                 yield f"{target.name} {text}"
                 continue
