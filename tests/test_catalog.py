@@ -244,6 +244,15 @@ def test_a_damaged_list_is_said_before_anything_is_written(publisher, name):
     assert {path: path.read_bytes() for path in publisher.catalog.rglob("*") if path.is_file()} == files
 
 
+def test_a_catalog_without_its_timestamp_is_restored_not_begun_anew(publisher):
+    """Else a publisher would sign a list of one model, and replace files that devices have."""
+    for version in ("1.0", "1.1"):
+        publisher.publish(version)
+    (publisher.catalog / "metadata" / "timestamp.json").unlink()
+    with pytest.raises(CatalogError, match=r"timestamp\.json is missing"):
+        publisher.publish("1.1")
+
+
 def test_publishers_at_once(publisher, monkeypatch):
     """None is lost, in whatever order they come: each signs what those before have signed."""
     take = ProcessLock.take

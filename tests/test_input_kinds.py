@@ -1,10 +1,13 @@
 """Some hundred kinds of input, written to once `infer` has returned: what is sent later is the input of the call."""
 
+import contextlib
 import random
 import threading
+import weakref
 from array import array
 from collections import deque
 from queue import Queue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from input_kinds import KINDS
 
 from edgeroute import Audit, Cache, Egress, NoAnswer, Options, Outbox, Trial
 from edgeroute.router import leg_inputs_views_and_copies
+from edgeroute.router.input_views_and_edge_answers import TargetViews
+from edgeroute.router.leg_inputs_views_and_copies import CallInputs
 from edgeroute.system.input_copies import copy_input
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
@@ -100,6 +105,32 @@ def test_what_a_deadline_leaves_no_time_to_copy_costs_no_answer_of_the_edge(make
     assert "cannot be copied" in routes.error(answer)
     assert router.infer(small, deadline=LONG).value == "cloud"
     assert [x is given for x, given in zip(read, (large, small), strict=True)] == [True, False]
+
+
+class Uncopied:
+    """An input whose own way of being copied raises this error, as it handles another one."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __deepcopy__(self, _):
+        try:
+            int("no copy")
+        except ValueError as e:
+            raise self.error from (e if self.error is TypeError else None)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, SystemExit])
+def test_the_error_of_a_copy_keeps_no_input(error):
+    """Neither once it is dropped, without a search for garbage, nor as a call that has ended left it alone."""
+    x, plan = Uncopied(error), SimpleNamespace(deadline_s=LONG)
+    alive = weakref.ref(x)
+    with contextlib.suppress(error):
+        copy_input([x])
+    kept = CallInputs([SimpleNamespace(inputs=x, plan=plan)], (), TargetViews({}, ())).copy_inputs(1.0)
+    assert isinstance(kept, Exception)
+    del x
+    assert alive() is None
 
 
 @pytest.mark.parametrize("name", MUTABLE)

@@ -517,22 +517,23 @@ def test_a_full_disk(tmp_path, images, monkeypatch):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_killed_between_model_and_card(tmp_path, images, monkeypatch):
-    """The new model beside the old card is refused when it is loaded, not run by another's card."""
-    path = cnn(tmp_path / "m.onnx")
-    compress.quantize(path, images, sensitivity=False)
+@pytest.mark.parametrize("left", [1, 2])
+def test_killed_between_card_weights_and_model(tmp_path, images, monkeypatch, left):
+    """The new card refuses the old model when it is loaded, which is not run with new weights."""
+    onnx.save(onnx.load(cnn(tmp_path / "s.onnx")), tmp_path / "m.onnx", save_as_external_data=True, location="m.bin")
+    compress.quantize(tmp_path / "m.onnx", images, sensitivity=False)
     moved = []
 
     def killed(source, to):
-        moved.append(to)
-        if to.suffix == ".json":
+        if len(moved) == left:
             raise KeyboardInterrupt
+        moved.append(to.suffix)
         source.replace(to)
 
     monkeypatch.setattr(graph, "os", SimpleNamespace(replace=killed))
     with pytest.raises(KeyboardInterrupt):
-        compress.quantize(path, images, sensitivity=False, overwrite=True, activations="int8")
-    assert [to.suffix for to in moved] == [".onnx", ".json"]
+        compress.quantize(tmp_path / "m.onnx", images, sensitivity=False, overwrite=True, activations="int8")
+    assert moved == [".json", ".data"][:left]
     with pytest.raises(ModelError, match="is not the expected model"):
         OnnxModel(tmp_path / "m.int8.onnx").load()
 

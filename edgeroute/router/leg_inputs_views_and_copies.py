@@ -131,7 +131,8 @@ class CallInputs:
                     self._seen = {cell: (call_contained(copy_input, seen), error) for cell, (seen, error) in self._seen.items()}
                 self._copied = True
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                self._copied = e.with_traceback(None)  # its frames would keep the inputs
+                self._copied = e.with_traceback(None)  # its frames, and those of earlier errors, would keep the inputs
+                e.__cause__ = e.__context__ = None
         return self._copied if isinstance(self._copied, Exception) else None
 
     def _view_once(self, target: int, row: int) -> Any:

@@ -81,6 +81,7 @@ def publishing(catalog: Path) -> Iterator[None]:
     try:
         for role in ("root", *ONLINE):
             _newest(catalog / METADATA, role)
+        _released(catalog / METADATA)
         yield
     finally:
         lock.leave()
@@ -254,17 +255,17 @@ def sign_files(catalog: Path, files: Mapping[str, bytes], *, keys: Path, days: f
         PolicyError: a key is missing.
         StoreError: the catalog cannot be written.
     """
-    new = {} if _newest(catalog / METADATA, "targets") else {INDEX: catalog_json(())}
+    new = {} if _released(catalog / METADATA) else {INDEX: catalog_json(())}
     with _writing(catalog):
         _sign(catalog, {**new, **files}, _signers(keys), days)
 
 
 def signed_file(catalog: Path, name: str) -> bytes | None:
-    """Return the newest content of a signed file of a catalog; None: it has none of this name.
+    """Return the content of a signed file of a catalog, as devices see it; None: it has none of this name.
 
     Raises CatalogError if it cannot be read.
     """
-    targets = _newest(catalog / METADATA, "targets")
+    targets = _released(catalog / METADATA)
     if targets is None or name not in targets.signed.targets:
         return None
     try:
@@ -279,16 +280,16 @@ def _signed_path(catalog: Path, name: str, target: Any) -> Path:
     return path.with_name(f"{target.hashes['sha256']}.{path.name}")
 
 
-def _sign(catalog: Path, files: Mapping[str, bytes], signers: dict[str, Any], days: float) -> None:
-    """Write signed files and their metadata, the timestamp last: until then devices see the former catalog.
+def _sign(catalog: Path, files: Mapping[str, bytes], signers: dict[str, Any], days: float, also: Mapping[str, Any] = {}) -> None:
+    """Write signed files and their metadata, the timestamp last: until then devices, and publishers, see the former catalog.
 
-    The other files that were signed stay. A new catalog also gets its list of keys. For an existing one `signers` must hold its
-    key, else `PolicyError` is raised.
+    The other files that it names stay. A new catalog also gets its list of keys. For an existing one `signers` must hold its key,
+    else `PolicyError` is raised. `also`: signers of the next list of keys.
     """
     api = _tuf()
     folder = catalog / METADATA
     folder.mkdir(parents=True, exist_ok=True)
-    last = _newest(folder, "targets")
+    last = _released(folder)
     listed = {} if last is None else dict(last.signed.targets)
     for name, text in files.items():
         listed[name] = target = api.TargetFile.from_data(name, text)
@@ -306,7 +307,7 @@ def _sign(catalog: Path, files: Mapping[str, bytes], signers: dict[str, Any], da
     snapshot = api.Snapshot(version=version["snapshot"], expires=until, meta={"targets.json": api.MetaFile(version["targets"])})
     timestamp = api.Timestamp(version=version["timestamp"], expires=until, snapshot_meta=api.MetaFile(version["snapshot"]))
     for signed in (targets, snapshot, timestamp):
-        data = _signed_bytes(api.Metadata(signed), [signers[signed.type]])
+        data = _signed_bytes(api.Metadata(signed), [of[signed.type] for of in (signers, also) if of])
         prefix = "" if signed.type == "timestamp" else f"{signed.version}."
         replace_durably(folder / f"{prefix}{signed.type}.json", data)
 
@@ -323,14 +324,15 @@ def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: S
     for role in ("root", *ONLINE):
         root.add_key(signers[role].public_key, role)
     data = _signed_bytes(api.Metadata(root), [signers["root"], *also])
+    replace_durably(folder.parent / "root.json", data)  # the copy that devices are set up with; first, as a kill may come between
     replace_durably(folder / f"{version}.root.json", data)
-    replace_durably(folder.parent / "root.json", data)  # the copy that devices are set up with
 
 
 def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
     """Sign a catalog with the existing keys in `new` from now on; creates none. Devices that trust the old keys follow.
 
-    Writes a new list of keys, signed by both root keys, and signs all lists again for 30 days.
+    Signs all lists again for 30 days by the old keys and the new ones, so that they are valid with either list of keys, then
+    writes a new list of keys, signed by both root keys.
 
     Args:
         catalog: folder of the catalog.
@@ -348,8 +350,10 @@ def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
     if "root" not in old:
         raise PolicyError(f"{keys / ROOT_KEY} is missing: it signs the new keys")
     with publishing(catalog), _writing(catalog):
-        _write_root(catalog / METADATA, signers, _newest(catalog / METADATA, "root").signed.version + 1, [old["root"]])
-        _sign(catalog, {}, signers, LISTS_DAYS)
+        root = _newest(catalog / METADATA, "root").signed
+        is_new = signers["targets"].public_key.keyid in root.roles["targets"].keyids  # a run before was killed at its end
+        _sign(catalog, {}, signers if is_new else old, LISTS_DAYS, signers)
+        _write_root(catalog / METADATA, signers, root.version + 1, [old["root"]])
 
 
 def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:
@@ -363,16 +367,34 @@ def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:
 def _newest(folder: Path, role: str) -> Any:
     """Read a role's newest metadata, by the version in the file's name; None if there is none.
 
-    Raise CatalogError if it is damaged.
+    It may be of a run that was killed, which nothing refers to. Raise CatalogError if it is damaged.
     """
     paths = [folder / "timestamp.json"] if role == "timestamp" else folder.glob(f"*.{role}.json")
     versions = [(int(path.name.partition(".")[0]) if role != "timestamp" else 0, path) for path in paths if path.exists()]
-    if not versions:
-        return None
+    return _metadata(max(versions)[1]) if versions else None
+
+
+def _released(folder: Path) -> Any:
+    """Read the list of signed files that devices see, to which the timestamp leads; None if there is none.
+
+    Raise CatalogError if it, or what leads to it, is damaged.
+    """
+    timestamp = _newest(folder, "timestamp")
+    if timestamp is None:
+        last = _newest(folder, "snapshot")
+        if last is None or last.signed.version == 1:  # the first run was killed
+            return None
+        raise CatalogError(f"{folder / 'timestamp.json'} is missing, so restore the folder from a copy")
+    snapshot = _metadata(folder / f"{timestamp.signed.snapshot_meta.version}.snapshot.json")
+    return _metadata(folder / f"{snapshot.signed.meta['targets.json'].version}.targets.json")
+
+
+def _metadata(path: Path) -> Any:
+    """Read a file of metadata; raise CatalogError if it is damaged or missing."""
     try:
-        return _tuf().Metadata.from_file(str(max(versions)[1]))
+        return _tuf().Metadata.from_file(str(path))
     except Exception as e:  # python-tuf's errors derive from Exception alone
-        raise CatalogError(f"{max(versions)[1]} is no metadata of a catalog, so restore the folder from a copy: {e}") from e
+        raise CatalogError(f"{path} is no metadata of a catalog, so restore the folder from a copy: {e}") from e
 
 
 def _signers(keys: Path) -> dict[str, Any]:

@@ -241,7 +241,10 @@ def write_card(model_path: Path, original: Card, step: str) -> Path:
 
 
 def put(folder: Path, out: Path) -> None:
-    """Move all files from `folder` beside `out`, replacing existing ones: weights, the model, then the card with its sha256."""
-    order = {out.name: 1, out.with_suffix(".json").name: 2}
-    for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 0)):
+    """Move all files from `folder` beside `out`, replacing existing ones: the card, weights, then the model.
+
+    Until it is there, the sha256 of the new card refuses the old model, which would else be run with new weights.
+    """
+    order = {out.with_suffix(".json").name: 0, out.name: 2}
+    for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 1)):
         os.replace(file, out.parent / file.name)  # noqa: PTH105 - Path.replace is the same
