@@ -6,6 +6,7 @@ import threading
 import weakref
 from array import array
 from collections import deque
+from dataclasses import dataclass
 from queue import Queue
 from types import SimpleNamespace
 
@@ -107,6 +108,11 @@ def test_what_a_deadline_leaves_no_time_to_copy_costs_no_answer_of_the_edge(make
     assert [x is given for x, given in zip(read, (large, small), strict=True)] == [True, False]
 
 
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """An error whose attributes cannot be set."""
+
+
 class Uncopied:
     """An input whose own way of being copied raises this error, as it handles another one."""
 
@@ -120,7 +126,7 @@ class Uncopied:
             raise self.error from (e if self.error is TypeError else None)
 
 
-@pytest.mark.parametrize("error", [TypeError, KeyError, SystemExit])
+@pytest.mark.parametrize("error", [TypeError, KeyError, SystemExit, FrozenError])
 def test_the_error_of_a_copy_keeps_no_input(error):
     """Neither once it is dropped, without a search for garbage, nor as a call that has ended left it alone."""
     x, plan = Uncopied(error), SimpleNamespace(deadline_s=LONG)

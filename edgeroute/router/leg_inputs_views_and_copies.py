@@ -132,7 +132,8 @@ class CallInputs:
                 self._copied = True
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                 self._copied = e.with_traceback(None)  # its frames, and those of earlier errors, would keep the inputs
-                e.__cause__ = e.__context__ = None
+                for link in ("__cause__", "__context__"):
+                    object.__setattr__(e, link, None)  # whatever its own way of setting is
         return self._copied if isinstance(self._copied, Exception) else None
 
     def _view_once(self, target: int, row: int) -> Any:
