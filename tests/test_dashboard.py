@@ -342,8 +342,20 @@ def test_a_breaker_of_this_process_goes_first():
     records, _, _ = asked([0.05] * FAULTS, hedge_after=None)
     assert [one["name"] for one in monitor_of(records).view()["away"]] == ["cloud"]
     assert monitor_of(records, state=lambda: {"breakers": {"cloud": "closed"}}).view()["away"] == []
+    assert monitor_of(records, state=lambda: {"breakers": {"cloud": "half-open"}}).view()["away"] != []
     (away,) = monitor_of([], state=lambda: {"breakers": {"cloud": "open", "other": "closed"}}).view()["away"]
     assert away == {"name": "cloud", "since": None, "failed_at": 0.0, "unserved": 0}
+
+
+@pytest.mark.parametrize("health", [None, lambda: None])
+def test_a_function_without_a_health_check_stays_away(monkeypatch, health):
+    """Its breaker closes untested, so that the next input is the probe; that is no sign that it is back."""
+    monkeypatch.setattr(admission, "FIRST_S", 0.0)  # a probe is due at once
+    with Router(edge, Function(cloud, health=health), threshold=0.5) as router:
+        for _ in range(FAULTS + 1):  # one more, which starts the probe
+            router.infer(0.05)
+        wait_for(lambda: {leg.name: leg.breaker for leg in router.stats().legs}["cloud"] == "closed")
+        assert sources_of(router).state()["breakers"] == {"cloud": "closed" if health else "half-open"}
 
 
 def test_what_waited_and_arrives_ends_an_outage(monkeypatch):

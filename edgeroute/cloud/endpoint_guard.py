@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.cloud.attempt_accounting_and_turns import Exchange, Reported, Turns
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
-from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
+from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind, tripped
 from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.policy_egress_and_options import INF, Permit, Terms
 from edgeroute.errors import Held
@@ -210,6 +210,11 @@ class Guard(ForkSafe):
     def state(self) -> State:
         """State of the breaker: closed, open or half-open."""
         return self.rules.state
+
+    @property
+    def on_trial(self) -> bool:
+        """True if the breaker closed untested, as there is no health check, and the next input is the probe."""
+        return self._health is None and self.state == "closed" and bool(tripped(self.rules.breaker.faults))
 
     @property
     def held(self) -> int:

@@ -188,6 +188,7 @@ def state_of(engine: Engine) -> dict[str, Any]:
                 "usual": None if certificate is None else certificate.deferral_interval,
             })  # fmt: skip
     spent, limits = engine.spending.spent(), engine.spending.limits
+    guards = [backend.guard for backend in snapshot.watched[1] if hasattr(backend, "guard")]
     return {
         "edges": edges,
         "spent": {
@@ -195,7 +196,8 @@ def state_of(engine: Engine) -> dict[str, Any]:
             for name, value, limit in zip(limits._fields, spent, limits, strict=True)
         },
         "outbox": None if engine.queue is None else engine.queue.outbox.known_counts(),
-        "breakers": {leg.name: leg.breaker for leg in stats.legs if leg.breaker},
+        # closed untested: the dashboard would say that the target is back
+        "breakers": {guard.name: "half-open" if guard.on_trial else guard.state for guard in guards},
         "link": {leg.name: {"call_s": leg.call_s, "bytes_per_s": leg.bytes_per_s} for leg in stats.legs if leg.call_s},
         "joules": dict(stats.joules),
         "policy": policy_summary(snapshot),
