@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.edge.tflite_format import read_contents
 from edgeroute.testing import edge_contract
+from edgeroute.tools.server.serve import app
 from edgeroute.types import TensorSpec
 
 models = pytest.importorskip(
@@ -125,6 +127,40 @@ def test_quantised_inputs_and_outputs(make, dtype):
             run(np.array([np.nan, 1, 2, 3], np.float32))
     with pytest.raises(BadInput, match="cannot be read as an array"):
         model.run_one([[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(("end", "scale", "zero"), [(None, 0.05, 3), ("SOFTMAX", 1 / 256, -128), ("LOG_SOFTMAX", 1 / 16, 127)])
+def test_a_classifier_in_integers_is_as_sure_as_in_floats(tmp_path, runtime, dtype, end, scale, zero):
+    """All of it, from the input to the output, within what rounding costs."""
+    rng, g = np.random.default_rng(1), models.Graph()
+    weights, rows = rng.normal(size=(4, 3)).astype(np.float32), rng.uniform(-3, 3, (40, 4)).astype(np.float32)
+    step = float(np.abs(weights).max() / 127)
+    x = g.tensor("x", [-1, 4], dtype, scale=3 / 127, zero=0 if dtype == "int8" else 128)
+    at = x if dtype == "int8" else g.tensor("elements", [-1, 4], "int8", scale=3 / 127)
+    if dtype == "uint8":
+        g.operator("QUANTIZE", [x], [at], options="QuantizeOptions")
+    w, b = (
+        g.constant("w", np.rint(weights.T / step), "int8", scale=step),
+        g.constant("b", np.zeros(3), "int32", scale=step * 3 / 127),
+    )
+    y = g.tensor("logits", [-1, 3], "int8", scale=0.05, zero=3)
+    g.operator("FULLY_CONNECTED", [at, w, b], [y], options="FullyConnectedOptions", version=4)
+    if end:
+        y, inside = g.tensor("p", [-1, 3], "int8", scale=scale, zero=zero), y
+        g.operator(end, [inside], [y], version=2, **({"options": "SoftmaxOptions", "beta": 1.0} if end == "SOFTMAX" else {}))
+    if dtype == "uint8":
+        y, inside = g.tensor("pixels", [-1, 3], "uint8", scale=scale, zero=zero + 128), y
+        g.operator("QUANTIZE", [inside], [y], options="QuantizeOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    p = np.exp(rows @ weights)
+    p /= p.sum(1, keepdims=True)
+    clear = np.diff(np.sort(p), axis=1)[:, -1] > 0.1
+    with Router(LiteRTModel(g.save(tmp_path / "m.tflite"), runtime=runtime)) as router:
+        assert router.check().ok
+        answers = router.infer_many(list(rows))
+        assert [a.confidence for a in answers] == pytest.approx(p.max(1).tolist(), abs=0.03)
+        assert np.array([a.value for a in answers])[clear].tolist() == p.argmax(1)[clear].tolist()
 
 
 def test_a_card_says_what_a_quantised_input_takes(make):
@@ -782,6 +818,79 @@ def test_it_brings_no_other_runtime(tmp_path):
         "assert not {'onnxruntime', 'onnx', 'torch', 'tensorflow'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- labels in the zip behind a model
+
+
+def with_zip(path, files, how="a", **options):
+    """The same model with these files in a zip behind it: added to the file, or made apart and put behind it."""
+    apart = path if how == "a" else path.with_suffix(".zip")
+    with zipfile.ZipFile(apart, how) as archive:
+        for name, text in files:
+            archive.writestr(name, text, **options)
+    if how == "w":
+        path.write_bytes(path.read_bytes() + apart.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("how", ["a", "w"])
+def test_labels_in_the_zip_behind_a_model(fashion, tmp_path, runtime, how):
+    """As TFLite's metadata has them: everything uses them, unless a card or an argument has others."""
+    (path := tmp_path / "m.tflite").write_bytes((fashion / "edge.int8.tflite").read_bytes())
+    names = [f"class {i}" for i in range(10)]
+    with_zip(
+        path, [("TFLITE_METADATA", b"M001"), ("labels.txt", "\ufeff" + "\r\n".join(names) + "\r\n"), ("vocab.txt", "a")], how
+    )
+    pixels, right = (np.load(fashion / "sample.npz")[name] for name in ("images", "labels"))
+    model = LiteRTModel(path, runtime=runtime)
+    with Router(model) as router:
+        assert router.check().ok
+        answers = router.infer_many(list(pixels[:20]))
+    assert [answer.value for answer in answers] == [names[i] for i in model.run(list(pixels[:20])).argmax(1)]
+    with Router(model, cloud, threshold=0.5) as router:
+        assert router.calibrate(list(pixels[:200]), right[:200].tolist(), max_error=0.3).certificate.deferral_rate < 1
+    code, out, _ = cli("inspect", path, "--json")
+    assert (code, json.loads(out)["card"]["labels"]) == (0, names)
+    with (
+        running(app([model])) as client,
+        Router(None, OpenInference(f"{client.base_url}/v2/models/m"), mode="only_cloud") as router,
+    ):
+        assert router.infer(pixels[0]).value in names
+    assert LiteRTModel(path, runtime=runtime, labels=[*"abcdefghij"]).labels == tuple("abcdefghij")
+    path.with_suffix(".json").write_text(json.dumps({"labels": [*"0123456789"]}))
+    assert LiteRTModel(path, runtime=runtime).labels == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("files", "options"),
+    [
+        ([("labels.txt", "a\nb")], {}), ([("labels.txt", "a\nb\nc\nd")], {}), ([("labels.txt", "a\n\nc")], {}),
+        ([("labels.txt", "a\nb\x1b[2J\nc")], {}), ([("labels.txt", b"a\nb\n\xff")], {}), ([("labels.txt", "")], {}),
+        ([("labels.txt", "a\nb\nc"), ("labels-de.txt", "x\ny\nz")], {}), ([("../labels.txt", "a\nb\nc")], {}),
+        ([("labels.txt", "a\nb\nc")], {"compress_type": zipfile.ZIP_LZMA}), ([("vocab.txt", "a\nb\nc")], {}), ([], {}),
+        ([("labels.txt", "a\nb\nc" + " " * (1 << 20))], {"compress_type": zipfile.ZIP_DEFLATED}),
+    ],
+)  # fmt: skip
+def test_other_files_in_the_zip_behind_a_model(make, files, options):
+    """Are no labels: they are not one file of one word for each class, or not of plain text, or too large."""
+    path = make(models.linear).path
+    assert LiteRTModel(with_zip(path, files, **options)).labels is None
+
+
+@pytest.mark.slow
+def test_a_damaged_zip_behind_a_model(make):
+    """Has the labels, others or none; the model runs."""
+    path, random = make(models.linear).path, np.random.default_rng(5)
+    begin, read = path.stat().st_size, set()
+    data = with_zip(path, [("labels.txt", "a\nb\nc")]).read_bytes()
+    for _ in range(300):
+        broken = bytearray(data[: random.choice([len(data), random.integers(begin, len(data))])])
+        for at in random.integers(begin, len(data), size=2):
+            broken[min(at, len(broken) - 1)] ^= 1 << random.integers(8)
+        path.write_bytes(broken)
+        read.add(LiteRTModel(path).labels)
+    assert {None, ("a", "b", "c")} <= read
 
 
 # --- the shipped model

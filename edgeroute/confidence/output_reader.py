@@ -282,13 +282,7 @@ class Reader:
                 f'{self.name} gives {by} an embedding and not a number for each class: write kind = "value" in '
                 'the policy or the output of its card; or "logits", if it is one'
             )
-        if (
-            z is not None
-            and len(z) >= LONG
-            and not (self.doubted or is_named)
-            and "logit" not in name.lower()
-            and not sum_to_one(z)
-        ):
+        if z is not None and len(z) >= LONG and not (self.doubted or is_named or "logit" in name.lower() or sum_to_one(z)):
             self.doubted = len(z)
             logger.warning("%s gives %d numbers, which are %s", self.name, len(z), MANY)
 

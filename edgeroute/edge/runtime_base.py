@@ -135,7 +135,7 @@ class ModelFile(LoadsLate):
         output: name of the output to read; None: the card's, else all of them.
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else by the file's last operators,
             else recognised by their form.
-        labels: class index -> value; None: the card's.
+        labels: class index -> value; None: the card's, or file's.
         score: for this model, in place of the router's; None: the card's, if it names one.
         check: check of its answers' structure (docs/llama.md#structure).
         none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".

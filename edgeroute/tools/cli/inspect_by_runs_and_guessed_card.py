@@ -5,6 +5,7 @@ Of a .gguf file the header is read alone.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -142,7 +143,10 @@ class Model:
     def metadata(self) -> tuple[str, Mapping[str, str]]:
         """Producer of the file, and its further metadata; empty if the runtime has none."""
         meta = self.session.get_modelmeta() if hasattr(self.session, "get_modelmeta") else None
-        return ("", {}) if meta is None else (str(meta.producer_name), dict(meta.custom_metadata_map))
+        if meta is not None:
+            return str(meta.producer_name), dict(meta.custom_metadata_map)
+        labels = member(self.model, "labels")
+        return "", {} if labels is None else {"labels": json.dumps(labels)}
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model on tensors by name, in a thread, within what is left of the time limit; return the outputs by name.
@@ -441,8 +445,9 @@ class _Inspection:
             names = [used_card.output] if used_card.output else [spec.name for spec in plan.outputs]
             rows = {name: plan.rows(raw[name]) for name in names}
             reader = Reader(
-                used_card.score or "msp", labels=used_card.labels, kind=used_card.kind or self.kind,
-                name=self.model.name, none_found=used_card.none_found, blank=used_card.blank, output_name=lambda: names[0],
+                used_card.score or "msp", labels=used_card.labels or member(self.model.model, "labels"),
+                kind=used_card.kind or self.kind, name=self.model.name, none_found=used_card.none_found, blank=used_card.blank,
+                output_name=lambda: names[0],
             )  # fmt: skip
             answer = reader.read_one(next(iter(rows.values())) if len(rows) == 1 else rows)
         except (EdgerouteError, LookupError, TypeError, ValueError) as e:
