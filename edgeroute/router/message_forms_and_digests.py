@@ -605,7 +605,6 @@ def _runs(flow: list[_Segment], is_other: bool = False) -> Iterator[bytes]:
             size += len(segment.content)
             if size >= least:
                 yield (digest := running.digest())
-                if size >= SHORTEST_ANSWER and not is_other:
-                    yield digest + _OF_ROW
-                elif size < SHORTEST_ANSWER and not first.is_answer:
-                    yield digest + _OF_ANSWER
+                is_short = size < SHORTEST_ANSWER
+                if not (first.is_answer if is_short else is_other):
+                    yield digest + (_OF_ANSWER if is_short else _OF_ROW)
