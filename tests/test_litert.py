@@ -16,6 +16,7 @@ import pytest
 import routes
 from both import LONG, running
 from commands import cli
+from draws import slow
 
 from edgeroute import (
     BadInput,
@@ -834,7 +835,7 @@ def with_zip(path, files, how="a", **options):
     return path
 
 
-@pytest.mark.parametrize("how", ["a", "w"])
+@pytest.mark.parametrize("how", ["a", *slow("w")])
 def test_labels_in_the_zip_behind_a_model(fashion, tmp_path, runtime, how):
     """As TFLite's metadata has them: everything uses them, unless a card or an argument has others."""
     (path := tmp_path / "m.tflite").write_bytes((fashion / "edge.int8.tflite").read_bytes())
