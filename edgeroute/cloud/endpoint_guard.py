@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.cloud.attempt_accounting_and_turns import Exchange, Reported, Turns
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
-from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind, tripped
+from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.policy_egress_and_options import INF, Permit, Terms
 from edgeroute.errors import Held
@@ -65,6 +65,7 @@ class Guard(ForkSafe):
         rules: the `Admission`.
         lock: lock of the rules.
         watcher: receives events.
+        has_health_check: False: after its pause the breaker closes untested, and the next input is the probe.
     """
 
     lock: AbstractContextManager[Any] = per_process(threading.RLock)
@@ -84,6 +85,7 @@ class Guard(ForkSafe):
     ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
+        self.has_health_check = health is not None
         self.withdrawn = withdrawn
         self.rules = Admission(terms, spending, careful=True)
         self.turns = Turns(self.rules, self.lock)
@@ -210,11 +212,6 @@ class Guard(ForkSafe):
     def state(self) -> State:
         """State of the breaker: closed, open or half-open."""
         return self.rules.state
-
-    @property
-    def on_trial(self) -> bool:
-        """True if the breaker closed untested, as there is no health check, and the next input is the probe."""
-        return self._health is None and self.state == "closed" and bool(tripped(self.rules.breaker.faults))
 
     @property
     def held(self) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import PolicyError
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
@@ -25,6 +26,7 @@ from edgeroute.tools.replay.replay_setup_and_result import Setup
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
+    from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.router.base_router import BaseRouter
     from edgeroute.router.engine import Engine
 
@@ -165,6 +167,11 @@ def sources_of(router: BaseRouter) -> Sources:
     )
 
 
+def _on_trial(guard: Guard) -> bool:
+    """Return True if the breaker has closed untested, which is no sign that the target is back."""
+    return not guard.has_health_check and guard.state == "closed" and guard.rules.breaker.faults >= FAULTS
+
+
 def state_of(engine: Engine) -> dict[str, Any]:
     """Return a router's state, with the keys of `edgeroute status --json`, and breakers, links, joules, policy, rules in force.
 
@@ -196,8 +203,7 @@ def state_of(engine: Engine) -> dict[str, Any]:
             for name, value, limit in zip(limits._fields, spent, limits, strict=True)
         },
         "outbox": None if engine.queue is None else engine.queue.outbox.known_counts(),
-        # closed untested: the dashboard would say that the target is back
-        "breakers": {guard.name: "half-open" if guard.on_trial else guard.state for guard in guards},
+        "breakers": {guard.name: "half-open" if _on_trial(guard) else guard.state for guard in guards},
         "link": {leg.name: {"call_s": leg.call_s, "bytes_per_s": leg.bytes_per_s} for leg in stats.legs if leg.call_s},
         "joules": dict(stats.joules),
         "policy": policy_summary(snapshot),
