@@ -28,7 +28,6 @@ LONG: dict[str, str] = {}
 METHODS = 20
 LARGE = {
     "cloud/oip_endpoint_base.py ServedModel": "each step of a talk with a model server is a method, which HTTP and gRPC share",
-    "cloud/endpoint_guard.py Guard": "each event of a call, and each question about an endpoint, is a method, most of one line",
     "cloud/http_backend.py HttpBackend": "each method is a member of the backends' interface, most of one line",
     "stores/outbox/sqlite_queue.py Outbox": "each operation on the queue is a method of its own, and one transaction",
 }
