@@ -288,12 +288,50 @@ def test_the_best_classes(form):
 
 
 @pytest.mark.parametrize(
-    ("p", "sure"), [([1.0], 1.0), ([0.4], 0.4), ([0.0], 1.0), ([1.0, 0.0], 1.0), ([0.5, 1e-12], 0.5), ([1e-5, 1e-5], 0.001)]
+    ("p", "sure"),
+    [([1.0], 1.0), ([0.4], 0.4), ([-0.1, -9.0], 0.905), ([1.0, 0.0], 1.0), ([0.5, 1e-12], 0.5), ([1e-5, 1e-5], 0.001)],
 )
 def test_how_sure_the_best_class_is(p, sure):
-    """Its own probability, whatever is left for others; a logarithm of 0 is that of 1."""
+    """Its own probability, or that of its logarithm, whatever is left for others."""
     read = Reader(kind="top+probabilities").read_answer({"p": np.array(p), "best": np.arange(len(p))})
     assert (read.value, read.confidence) == (0, pytest.approx(sure, abs=2e-3))
+
+
+def test_a_best_score_of_zero():
+    """May be a probability that was rounded, or the logarithm of 1, so it is no confidence; and NaN is no class."""
+    read = Reader(kind="top+probabilities").read_answer
+    answer = read({"p": np.zeros(1), "best": np.array([3])})
+    assert (answer.value, type(answer.confidence)) == (3, Unscored)
+    for kind in ("top", "top+probabilities"):
+        answer = Reader(kind=kind).read_answer({"p": np.full(3, np.nan), "best": np.array([4, 2, 1])})
+        assert (answer.value, type(answer.confidence)) == (None, Unscored)
+
+
+def test_a_score_of_the_best_alone():
+    """One that takes logits is given those of the best classes, or the logarithms of their probabilities."""
+    seen = []
+
+    def score(logits):
+        seen.append(logits)
+        return 0.9
+
+    score.of_logits = True
+    for kind, best in (("top", [3.0, 1.0]), ("top+probabilities", [0.6, 0.25])):
+        read = Reader(score, kind=kind).read_answer((np.array(best), np.array([4, 2])))
+        assert (read.value, read.confidence) == (4, 0.9)
+    assert seen == [[3.0, 1.0], pytest.approx(np.log([0.6, 0.25]).tolist())]
+    with pytest.raises(PolicyError, match="the best scores alone"):
+        Reader("energy", kind="top")
+
+
+@pytest.mark.parametrize("labels", [None, [*"abcde"]])
+def test_a_cloud_function_that_gives_the_best(make, labels):
+    """As `torch.topk` does, a pair; or by name."""
+    for reply in ((np.array([0.6, 0.3]), np.array([4, 2])), {"p": np.array([0.6, 0.3]), "best": np.array([4, 2])}):
+        cloud = Function(lambda _, reply=reply: reply, kind="top+probabilities", labels=labels)
+        with make(lambda _: (0, 0.1), cloud, threshold=0.5, mode="only_cloud") as router:
+            answer = router.infer(1)
+            assert (answer.value, answer.confidence) == (4 if labels is None else "e", pytest.approx(0.6, abs=1e-3))
 
 
 @pytest.mark.parametrize("p", [[3.0, -1e9], [np.inf, 0.0], [np.nan, 0.5], [1.0, -np.inf], [70.0, 20.0]])

@@ -517,6 +517,22 @@ def test_a_full_disk(tmp_path, images, monkeypatch):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_weights_that_cannot_be_replaced(tmp_path, there):
+    """The card before comes back, so that the model before is still taken."""
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("m.json", "m.onnx.data", "m.onnx"):
+        (new / name).write_text("new")
+    (tmp_path / "m.onnx.data" / "held").mkdir(parents=True)
+    if there:
+        (tmp_path / "m.json").write_text("old")
+    with pytest.raises(OSError, match="m.onnx.data"):
+        graph.put(new, tmp_path / "m.onnx")
+    assert [path.read_text() for path in tmp_path.glob("*.json")] == ["old" if there else "new"]
+    assert not (tmp_path / "m.onnx").exists()
+
+
 @pytest.mark.parametrize("left", [1, 2])
 def test_killed_between_card_weights_and_model(tmp_path, images, monkeypatch, left):
     """The new card refuses the old model when it is loaded, which is not run with new weights."""

@@ -392,8 +392,14 @@ def test_the_best_classes_in_any_order(tmp_path, attributes):
 
 
 def test_the_best_scores_alone(make, tmp_path):
-    """Tell no class: they are a value, without a confidence."""
-    for path in (top(tmp_path / "top.onnx"), top(tmp_path / "sigmoid.onnx", "Sigmoid")):
+    """Tell no class, the least neither: they are a value, without a confidence."""
+    least = top(tmp_path / "least.onnx", largest=0)
+    model = onnx.load(least)
+    for attribute in (attribute for node in model.graph.node for attribute in node.attribute if attribute.name == "largest"):
+        attribute.ClearField("i")  # as writers do that leave a 0 out
+    onnx.save(model, tmp_path / "unwritten.onnx")
+    paths = least, tmp_path / "unwritten.onnx", top(tmp_path / "top.onnx"), top(tmp_path / "sigmoid.onnx", "Sigmoid")
+    for path in paths:
         with make(OnnxModel(path, output="scores"), threshold=0, no_confidence="accept") as router:
             answer = router.infer(np.arange(2, 10).astype(np.float32))
         assert (answer.value.shape, answer.confidence) == ((3,), None)

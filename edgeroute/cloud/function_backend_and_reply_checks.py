@@ -22,6 +22,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     best_label,
     is_by_class,
     label_names,
+    several,
 )
 from edgeroute.confidence.output_reader import CLASSES, SEVERAL, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
@@ -96,7 +97,8 @@ class ReplyReader(Reader):
             self._check_row(row)
         elif not boxes_without_batch(self.kind, row):
             first = row if self.kind == "probabilities" and is_by_class(row) else _first(row)
-            for part in row.values() if isinstance(row, Mapping) and self.kind in SEVERAL else [first]:
+            parts = row.values() if isinstance(row, Mapping) else [first] if self.kind == "label+probabilities" else row
+            for part in parts if self.kind in SEVERAL and several(row) else [first]:
                 self._check_row(part)
         return super().read_answer(row)
 

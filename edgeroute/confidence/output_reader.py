@@ -71,6 +71,7 @@ Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "to
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
 MANY: Final = 'read as a logit for each class, by their form alone: give labels, or kind="logits", or "value" for an embedding'
+SMALLEST: Final = float(np.finfo(float).tiny)  # in place of a probability of 0, of which a logarithm is taken
 SEVERAL: Final = ("label+probabilities", "top", "top+probabilities")  # kinds of several outputs that are numbers
 LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
 
@@ -156,7 +157,8 @@ class Reader:
             PolicyError: the score cannot be computed from that kind.
         """
         if self.score == "energy" and kind in {*SEVERAL, *LIMITED}:
-            raise PolicyError("the energy score needs logits, and this model gives probabilities")
+            given = "the best scores alone" if kind == "top" else "probabilities"
+            raise PolicyError(f"the energy score needs the logits of all classes, and this model gives {given}")
         self.kind = kind
         # True if the score takes logits; where the model gives probabilities, their logarithms serve as logits.
         self._of_logits = getattr(self.score, "of_logits", False)
@@ -418,11 +420,16 @@ class Reader:
         if parts is None or parts[0].dtype.kind not in "iu" or not parts[0].size:
             return Prediction(row, self._custom_score(row), row)
         (best, z), count = parts, len(self.labels or ())
+        if not np.isfinite(z.max()):
+            return _unscored_prediction(None, NAN, row, z)
         place = int(best[z.argmax()])
         value = self._names.at(place, count if 0 <= place < count else place + 1)
-        if self.kind == "top":
-            return Prediction(value, self._custom_score(row), row)
         p = np.exp(z) if z.max() <= 0 else z
+        if self.kind == "top" or self._custom is not None:
+            logits = z if self.kind == "top" else np.log(np.maximum(p, SMALLEST))
+            return Prediction(value, self._custom_score(logits.tolist() if self._of_logits else row), row)
+        if not z.any():  # probabilities that were rounded to 0; or the logarithm of 1, which looks alike
+            return Prediction(value, Unscored("its best score is 0, which may be a probability or a logarithm"), row)
         rest, least = 1 - float(p.sum()), max(float(np.sort(p)[-2:][0]), SUM_SLACK)
         others = ceil(min(rest, 1) / least) if rest > SUM_SLACK else 0
         return self._from_probabilities(np.append(p, np.full(others, rest) / others), row)._replace(value=value)

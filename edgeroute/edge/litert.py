@@ -21,7 +21,7 @@ from edgeroute.edge.edge_backend import TURN, current_turn
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.quantised_tensors import Port, Ports
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
-from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, labels_in_zip, last_operators, read_contents
+from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, last_operators, read_contents
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.late_imports_and_plugins import import_late, no_fork
 from edgeroute.system.untrusted_files import map_file, read_bytes
@@ -214,9 +214,6 @@ class LiteRTModel(ModelFile):
             raise ValueError(f"runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}")
         if on_downgrade not in ("error", "record"):
             raise ValueError(f"on_downgrade is error or record, not {on_downgrade!r}")
-        if not (self.labels or signature):
-            with suppress(OSError, ValueError), map_file(self.path) as data:
-                self.labels = labels_in_zip(data)
         self.runtime, self.threads, self.on_downgrade, self.signature = runtime, threads, on_downgrade, signature
         listed = [] if delegate is None else [delegate] if isinstance(delegate, str | os.PathLike) else delegate
         self.delegates = tuple(os.fspath(name) for name in listed)

@@ -63,8 +63,8 @@ def _file_in_folder(folder: Path, name: bytes) -> Path | None:
         return None
 
 
-# Attributes p = 1 of `LpNormalization`, which divides by the sum: perhaps probabilities; and largest = 0 of `TopK`: the least.
-_OTHERS = (b"\x0a\x01p\x18\x01", b"\x0a\x07largest\x18\x00")
+_NORM_1 = b"\x0a\x01p\x18\x01"  # attribute p = 1 of `LpNormalization`, which divides by the sum: probabilities may come out
+_LARGEST, _TRUE = b"\x0a\x07largest", b"\x18\x01"  # attribute of `TopK`; without a 1 it gives the least
 
 
 # Numbers of fields in ONNX's messages: of a graph; of a node, whose first are inputs, outputs and operator; of a tensor.
@@ -83,7 +83,7 @@ class Graph(NamedTuple):
 
 
 def read_graph(model: Path, constants: bool = False) -> Graph:
-    """Read the graph of a model file. A norm that is not Euclidean, and a `TopK` of the least scores, have an empty operator.
+    """Read the graph of a model file. A norm that is not Euclidean has an empty operator, a `TopK` of the least "TopK least".
 
     constants: read constants of one number, too.
 
@@ -107,8 +107,11 @@ def read_graph(model: Path, constants: bool = False) -> Graph:
                 if operator == "Constant" and constants:
                     for at, until in (place for a, b in attributes for _, *place in _fields(data, a, b, {5})):
                         graph.constants.update(dict.fromkeys(names[2], *_small_tensor(data, at, until).values()))
-                if any(data[a : a + len(_OTHERS[1])].startswith(_OTHERS) for a, _ in attributes):
+                begins = [data[a : min(a + 16, b)] for a, b in attributes]
+                if any(each.startswith(_NORM_1) for each in begins):
                     operator = ""
+                if any(each.startswith(_LARGEST) and not each.startswith(_LARGEST + _TRUE) for each in begins):
+                    operator = "TopK least"
                 graph.nodes.append((operator, names[1], names[2]))
     return graph
 

@@ -38,6 +38,7 @@ MOST_PASSED = 8  # most such operators behind the one that makes an output
 KIND_BY_OPERATOR = {
     "Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "HardSigmoid": "multilabel",
     "QLinearSoftmax": "probabilities", "QLinearSigmoid": "multilabel", "LpNormalization": "value", "TopK": "value",
+    "TopK least": "value",
 }  # fmt: skip
 MOST_FILLED = 1 << 16  # maximum copies of an input with which a batch of fixed size is filled up
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'
@@ -135,7 +136,7 @@ class ModelFile(LoadsLate):
         output: name of the output to read; None: the card's, else all of them.
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else by the file's last operators,
             else recognised by their form.
-        labels: class index -> value; None: the card's, or file's.
+        labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
         check: check of its answers' structure (docs/llama.md#structure).
         none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".

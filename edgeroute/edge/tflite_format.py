@@ -1,4 +1,4 @@
-"""Reader of .tflite files: signatures, labels, special operators, states and sizes, the operator before each output; checks it.
+"""Reader of .tflite files: signatures, special operators, states and sizes, the operator before each output; checks the file.
 
 LiteRT checks a file as well, but tflite-runtime does not: a truncated file crashes the process.
 """
@@ -6,13 +6,10 @@ LiteRT checks a file as well, but tflite-runtime does not: a truncated file cras
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 from math import prod
-from re import compile as pattern
 from struct import error as struct_error
 from struct import unpack_from
 from typing import Any, NamedTuple
-from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from edgeroute.edge.runtime_base import last_operator
 
@@ -139,30 +136,6 @@ def last_operators(data: Any) -> dict[str, str]:
         return {names[i]: last_operator(i, nodes) for i in graph.numbers(2)}
     except (struct_error, IndexError, LookupError, StopIteration, UnicodeDecodeError):
         return {}
-
-
-# Bytes of a file's end in which the zip with its metadata is looked for, and most bytes and a name of the label file in it.
-_ZIP, _MOST_LABELS, _LABELS = 1 << 20, 1 << 18, pattern(r"(?i)[\w.-]{0,99}label[\w.-]{0,99}\.txt")
-
-
-def labels_in_zip(data: Any) -> tuple[str, ...] | None:
-    """Return the lines of the only label file in the zip behind a file's bytes, if the only output has as many classes.
-
-    None: there is no such file, or it does not fit. Nothing is raised, and no more is unpacked than a label file may have.
-    """
-    try:
-        graph = next(_Table(data, _follow(data, 0), [min(_MOST_READ, _TIMES * len(data))]).tables(2))
-        (output,) = graph.numbers(2)
-        _, *others, classes = [*graph.tables(0)][output].numbers(0)
-        with ZipFile(BytesIO(data[-_ZIP:])) as archive:
-            (file,) = (part for part in archive.infolist() if _LABELS.fullmatch(part.filename))
-            fits = file.file_size <= _MOST_LABELS and file.compress_type in {ZIP_STORED, ZIP_DEFLATED}
-            text = archive.read(file).decode("utf-8-sig") if fits else ""
-    except Exception:  # noqa: BLE001 - the content decides which
-        return None
-    labels = tuple(line.strip() for line in text.rstrip().split("\n"))
-    fits = len(labels) == classes > 1 == prod(others) and all(label.isprintable() and label for label in labels)
-    return labels if fits else None
 
 
 class _Tensor(NamedTuple):

@@ -131,9 +131,9 @@ class CallInputs:
                     self._seen = {cell: (call_contained(copy_input, seen), error) for cell, (seen, error) in self._seen.items()}
                 self._copied = True
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                self._copied = e.with_traceback(None)  # its frames, and those of earlier errors, would keep the inputs
+                self._copied = BaseException.with_traceback(e, None)  # its frames, and earlier errors', would keep the inputs
                 for link in ("__cause__", "__context__"):
-                    object.__setattr__(e, link, None)  # whatever its own way of setting is
+                    getattr(BaseException, link).__set__(e, None)  # whatever its own way of setting is
         return self._copied if isinstance(self._copied, Exception) else None
 
     def _view_once(self, target: int, row: int) -> Any:

@@ -302,7 +302,8 @@ def _sign(catalog: Path, files: Mapping[str, bytes], signers: dict[str, Any], da
     elif signers["targets"].public_key.keyid not in root.signed.roles["targets"].keyids:
         raise PolicyError(f"{MODELS_KEY} is not the key of this catalog: take the right one, or edgeroute models keygen --rotate")
     until = _expiry(days)
-    version = {role: (0 if (last := _newest(folder, role)) is None else last.signed.version) + 1 for role in ONLINE}
+    # of a first run that was killed no device has seen a file
+    version = {role: 1 if last is None else _newest(folder, role).signed.version + 1 for role in ONLINE}
     targets = api.Targets(version=version["targets"], expires=until, targets=listed)
     snapshot = api.Snapshot(version=version["snapshot"], expires=until, meta={"targets.json": api.MetaFile(version["targets"])})
     timestamp = api.Timestamp(version=version["timestamp"], expires=until, snapshot_meta=api.MetaFile(version["snapshot"]))
@@ -324,8 +325,9 @@ def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: S
     for role in ("root", *ONLINE):
         root.add_key(signers[role].public_key, role)
     data = _signed_bytes(api.Metadata(root), [signers["root"], *also])
-    replace_durably(folder.parent / "root.json", data)  # the copy that devices are set up with; first, as a kill may come between
-    replace_durably(folder / f"{version}.root.json", data)
+    paths = [folder.parent / "root.json", folder / f"{version}.root.json"]  # the first is the copy that devices are set up with
+    for path in paths if version == 1 else reversed(paths):  # if this is killed between them, the next run writes both
+        replace_durably(path, data)
 
 
 def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
@@ -341,16 +343,19 @@ def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
 
     Raises:
         CatalogError: there is no catalog.
-        PolicyError: a key is missing.
+        PolicyError: a key is missing, or is another catalog's.
         StoreError: the catalog cannot be written.
     """
-    if _newest(catalog / METADATA, "root") is None:
+    if _released(catalog / METADATA) is None:
         raise CatalogError(f"{catalog} is no catalog: edgeroute models publish makes one")
     old, signers = _signers(keys), _signers(new)
-    if "root" not in old:
-        raise PolicyError(f"{keys / ROOT_KEY} is missing: it signs the new keys")
+    for folder, its in ((keys, old), (new, signers)):
+        if "root" not in its:
+            raise PolicyError(f"{folder / ROOT_KEY} is missing: it signs the new keys")
     with publishing(catalog), _writing(catalog):
         root = _newest(catalog / METADATA, "root").signed
+        if not {old["root"].public_key.keyid, signers["root"].public_key.keyid} & {*root.roles["root"].keyids}:
+            raise PolicyError(f"{keys / ROOT_KEY} is not the key of this catalog: no device would follow")
         is_new = signers["targets"].public_key.keyid in root.roles["targets"].keyids  # a run before was killed at its end
         _sign(catalog, {}, signers if is_new else old, LISTS_DAYS, signers)
         _write_root(catalog / METADATA, signers, root.version + 1, [old["root"]])
@@ -370,14 +375,16 @@ def _newest(folder: Path, role: str) -> Any:
     It may be of a run that was killed, which nothing refers to. Raise CatalogError if it is damaged.
     """
     paths = [folder / "timestamp.json"] if role == "timestamp" else folder.glob(f"*.{role}.json")
-    versions = [(int(path.name.partition(".")[0]) if role != "timestamp" else 0, path) for path in paths if path.exists()]
-    return _metadata(max(versions)[1]) if versions else None
+    numbered = [(path.name.partition(".")[0], path) for path in paths if path.exists()]
+    versions = [(int(number) if number.isdecimal() else 0, path) for number, path in numbered]
+    return _metadata(max(versions)[1], role) if versions else None
 
 
 def _released(folder: Path) -> Any:
     """Read the list of signed files that devices see, to which the timestamp leads; None if there is none.
 
-    Raise CatalogError if it, or what leads to it, is damaged.
+    Raise CatalogError if it, or what leads to it, is damaged. Without a timestamp, a catalog that was signed once counts as one
+    whose first run was killed.
     """
     timestamp = _newest(folder, "timestamp")
     if timestamp is None:
@@ -385,16 +392,19 @@ def _released(folder: Path) -> Any:
         if last is None or last.signed.version == 1:  # the first run was killed
             return None
         raise CatalogError(f"{folder / 'timestamp.json'} is missing, so restore the folder from a copy")
-    snapshot = _metadata(folder / f"{timestamp.signed.snapshot_meta.version}.snapshot.json")
-    return _metadata(folder / f"{snapshot.signed.meta['targets.json'].version}.targets.json")
+    snapshot = _metadata(folder / f"{timestamp.signed.snapshot_meta.version}.snapshot.json", "snapshot")
+    return _metadata(folder / f"{snapshot.signed.meta['targets.json'].version}.targets.json", "targets")
 
 
-def _metadata(path: Path) -> Any:
-    """Read a file of metadata; raise CatalogError if it is damaged or missing."""
+def _metadata(path: Path, role: str) -> Any:
+    """Read a role's file of metadata; raise CatalogError if it is damaged, another role's, or missing."""
     try:
-        return _tuf().Metadata.from_file(str(path))
+        data = _tuf().Metadata.from_file(str(path))
     except Exception as e:  # python-tuf's errors derive from Exception alone
         raise CatalogError(f"{path} is no metadata of a catalog, so restore the folder from a copy: {e}") from e
+    if data.signed.type != role:
+        raise CatalogError(f"{path} has another role's metadata, {data.signed.type}, so restore the folder from a copy")
+    return data
 
 
 def _signers(keys: Path) -> dict[str, Any]:

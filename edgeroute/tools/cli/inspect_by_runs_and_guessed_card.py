@@ -6,12 +6,15 @@ Of a .gguf file the header is read alone.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -100,7 +103,29 @@ def _existing_card(path: Path, *specs: Sequence[TensorSpec]) -> tuple[str, Card 
 
 # Runs of a model file without its card, for a limited time, and in a thread so that Ctrl-C acts meanwhile.
 
+MOST_METADATA, MOST_LABELS, LONGEST_LABEL = 1 << 20, 1 << 16, 200  # bytes of a zip and a label file, characters of a label
+_LABELS = re.compile(r"(?i)[\w.-]{0,99}label[\w.-]{0,99}\.txt")
 GRACE_S = 1.0  # time that a run may take to stop before its thread is abandoned, seconds
+
+
+def _labels_in_zip(path: Path) -> list[str]:
+    """Return the lines of the only label file in the zip at a file's end, where TFLite has its metadata; [] if it has none.
+
+    They are short, and differ. Nothing is raised, and little more than `MOST_LABELS` bytes are unpacked.
+    """
+    try:
+        with open_file(path) as file:
+            file.seek(max(0, path.stat().st_size - MOST_METADATA))
+            tail = BytesIO(file.read(MOST_METADATA))
+        with ZipFile(tail) as archive:
+            (name,) = (name for name in archive.namelist() if _LABELS.fullmatch(name))
+            with archive.open(name) as part:
+                text = part.read(MOST_LABELS + 1).decode("utf-8-sig")
+    except Exception:  # noqa: BLE001 - the content decides which
+        return []
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    differ = len({*lines}) == len(lines) and len(text) <= MOST_LABELS
+    return lines if differ and all(0 < len(line) <= LONGEST_LABEL and line.isprintable() for line in lines) else []
 
 
 class Model:
@@ -132,7 +157,7 @@ class Model:
             self.missing = str(e)
             if not member(model, "outputs"):
                 raise
-        self.name, self.model = path.stem, model
+        self.name, self.model, self._path = path.stem, model, path
         self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
         self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs"))
         if not self.outputs:
@@ -145,8 +170,7 @@ class Model:
         meta = self.session.get_modelmeta() if hasattr(self.session, "get_modelmeta") else None
         if meta is not None:
             return str(meta.producer_name), dict(meta.custom_metadata_map)
-        labels = member(self.model, "labels")
-        return "", {} if labels is None else {"labels": json.dumps(labels)}
+        return "", {"labels": json.dumps(_labels_in_zip(self._path))}
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model on tensors by name, in a thread, within what is left of the time limit; return the outputs by name.
@@ -445,9 +469,8 @@ class _Inspection:
             names = [used_card.output] if used_card.output else [spec.name for spec in plan.outputs]
             rows = {name: plan.rows(raw[name]) for name in names}
             reader = Reader(
-                used_card.score or "msp", labels=used_card.labels or member(self.model.model, "labels"),
-                kind=used_card.kind or self.kind, name=self.model.name, none_found=used_card.none_found, blank=used_card.blank,
-                output_name=lambda: names[0],
+                used_card.score or "msp", labels=used_card.labels, kind=used_card.kind or self.kind,
+                name=self.model.name, none_found=used_card.none_found, blank=used_card.blank, output_name=lambda: names[0],
             )  # fmt: skip
             answer = reader.read_one(next(iter(rows.values())) if len(rows) == 1 else rows)
         except (EdgerouteError, LookupError, TypeError, ValueError) as e:

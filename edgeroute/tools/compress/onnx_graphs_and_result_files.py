@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, ModelMissing, PolicyError, StoreError
@@ -243,8 +244,17 @@ def write_card(model_path: Path, original: Card, step: str) -> Path:
 def put(folder: Path, out: Path) -> None:
     """Move all files from `folder` beside `out`, replacing existing ones: the card, weights, then the model.
 
-    Until it is there, the sha256 of the new card refuses the old model, which would else be run with new weights.
+    Until it is there, the sha256 of the new card refuses the old model, which would else be run with new weights. If the file
+    after the card cannot be replaced, the old card comes back.
     """
-    order = {out.with_suffix(".json").name: 0, out.name: 2}
-    for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 1)):
-        os.replace(file, out.parent / file.name)  # noqa: PTH105 - Path.replace is the same
+    card, order = out.with_suffix(".json"), {out.with_suffix(".json").name: 0, out.name: 2}
+    before = card.read_bytes() if card.exists() else None
+    moved: list[str] = []
+    try:
+        for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 1)):
+            os.replace(file, out.parent / file.name)  # noqa: PTH105 - Path.replace is the same
+            moved.append(file.name)
+    except OSError:
+        if moved == [card.name] and before is not None:
+            replace_durably(card, before)
+        raise
