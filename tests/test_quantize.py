@@ -527,7 +527,7 @@ def test_weights_that_cannot_be_replaced(tmp_path, there):
     (tmp_path / "m.onnx.data" / "held").mkdir(parents=True)
     if there:
         (tmp_path / "m.json").write_text("old")
-    with pytest.raises(OSError, match="m.onnx.data"):
+    with pytest.raises(OSError, match="data"):
         graph.put(new, tmp_path / "m.onnx")
     assert [path.read_text() for path in tmp_path.glob("*.json")] == ["old" if there else "new"]
     assert not (tmp_path / "m.onnx").exists()
