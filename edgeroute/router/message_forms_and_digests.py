@@ -605,6 +605,7 @@ def _runs(flow: list[_Segment], is_other: bool = False) -> Iterator[bytes]:
             size += len(segment.content)
             if size >= least:
                 yield (digest := running.digest())
-                is_short = size < SHORTEST_ANSWER
-                if not (first.is_answer if is_short else is_other):
-                    yield digest + (_OF_ANSWER if is_short else _OF_ROW)
+                if size >= SHORTEST_ANSWER and not is_other:
+                    yield digest + _OF_ROW
+                elif size < SHORTEST_ANSWER and not first.is_answer:
+                    yield digest + _OF_ANSWER
