@@ -66,31 +66,6 @@ class Slots:
         self.role, self.content = role, content
 
 
-class Turn(NamedTuple):
-    """Message whose names are no API's."""
-
-    number: int
-    speaker: str
-    utterance: object
-
-
-def odd(rng, role, text):
-    """Returns a message of an application whose names are no API's."""
-    return rng.choice([
-        {"speaker": role, "utterance": text}, {"who": role, "at": 1.5, "said": text}, {role: text, "n": 1}, (role, 1, text), [1, role, {"words": text}],
-        SimpleNamespace(speaker=role, said=text), Turn(1, role, text), {"from": role, "body": text}, {"author": {"kind": role}, "body": [text]},
-        np.array([role, text, None], object), {"question": text}, {"detail": f"{role}: {text}"}, SimpleNamespace(_by=role, _said=[text]),
-    ])  # fmt: skip
-
-
-def oddly_contained(rng, messages):
-    """Returns such messages in one of the containers of such applications."""
-    return rng.choice([
-        {"turns": messages}, SimpleNamespace(_turns=tuple(messages)), {"data": {"log": [*enumerate(messages)]}, "session": 7}, collections.deque(messages),
-        dict(enumerate(messages)), {"talk": SimpleNamespace(turns=messages, model="m")}, messages, collections.UserDict(turns=tuple(messages)),
-    ])  # fmt: skip
-
-
 def changed(rng, text):
     """Returns the text in another form of the same content."""
     forms = [
@@ -211,25 +186,6 @@ class Secret:
             return [{"role": "user", "content": "Please go on with my story."}, {"role": "assistant", "content": self.begun}]
         return [self._plain(), *([{"role": "user", "content": "ok"}] if self.kind == "call" else [])]
 
-    def quoted(self, rng):
-        """Returns it as a message of an application whose names are no API's; None for what is no text."""
-        texts = {"text": self.text, "answer": self.text, "prefill": self.text, "turn": self.other}
-        if self.kind not in texts:
-            return None
-        text = changed(rng, texts[self.kind])
-        text = rng.choice(
-            [
-                text,
-                text,
-                f"{text}\n\nAnd drink?",
-                f"1) {text}",
-                f"<p>{text}</p>",
-                f"I said, {text}",
-                f"And this: {text}. And drink?",
-            ]
-        )
-        return odd(rng, rng.choice(ROLES), text)
-
     def _plain(self):
         if self.kind == "answer":
             return {"role": "user", "content": "What do you know of me?"}
@@ -282,17 +238,10 @@ def run(seed, numbers):
             router.infer(contained(rng, later))
             if sent:
                 left.append(number)
-            quoted = secret.quoted(rng)
-            if quoted is not None:
-                beside = [odd(rng, "user", m["content"]) for m in filler(rng, -number)]
-                router.infer(oddly_contained(rng, [*beside, quoted, *beside]))
-                if sent:
-                    left.append(number)
             sent.clear()
             other = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": INSTRUCTION}, *filler(rng, -number)]
             other += [{"role": "user", "content": f"What is the matter with subject {number}?"}]
             router.infer(contained(rng, other))
-            router.infer(oddly_contained(rng, [odd(rng, m["role"], m["content"]) for m in other]))
-            if len(sent) < 2:
+            if not sent:
                 stayed.append(number)
     return left, stayed

@@ -37,8 +37,6 @@ LONG_PAIR: Final = 64  # minimum bytes of two messages in a row that identify a 
 LONGEST_RUN: Final = 64
 MOST_COMPARED: Final = 4_000  # maximum segments of a conversation to compare; of a longer one the form counts as unknown
 MOST_BOUND: Final = 64  # maximum digests that one call stores, beside that of the whole conversation
-# Maximum segments to compare of an input that is no conversation, and about as many runs of several; other texts count as one.
-MOST_QUOTED: Final = 1_000
 MOST_LEAVES: Final = 20_000  # maximum values in an input to search, and to read; the form of a larger one counts as unknown
 MANY: Final = 256  # values of a part beyond which it is seen whether all are numbers, if they are too many to search
 OBJECT: Final = 4  # values that an object counts as, since its attributes are searched, too
@@ -59,15 +57,10 @@ _FORM_KEYS: Final = frozenset(
 _MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls", "function_call", *REQUEST_KEYS)
 _BORDERS: Final = re.compile(r"""[\n\r.,!?;:"()<>\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u060c\u2013\u2014|]+| - """)
 _FORM: Final = re.compile(r"[\W_]+")
-_WORDS: Final = re.compile(r"[^\W\d_]{2} [^\W\d_]{2}|[^\x00-\x7f]")
-# The same for a text of ASCII, of which other bytes are dropped.
-_ASCII_BORDERS: Final = bytes.maketrans(b'ABCDEFGHIJKLMNOPQRSTUVWXYZ\r.,!?;:"()<>|', b"abcdefghijklmnopqrstuvwxyz" + b"\n" * 13)
-_ASCII_FORM: Final = bytes(n for n in range(128) if not chr(n).isalnum() and chr(n) not in '\n\r.,!?;:"()<>|')
 _DATA_URL: Final = re.compile(r"data:([^,:\s]{0,200}),\s*([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 _OF_ANSWER: Final = b"answer"  # end of a short answer's digest: other messages alone are compared with it
-_OF_ROW: Final = b"row"  # end of the digest of a long text that may be a constant of rows: messages alone are compared with it
 _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
 _WITHOUT_PARTS: Final = (str, bytes, *_PLAIN)
 
@@ -92,12 +85,10 @@ class Conversation(NamedTuple):
 
     Attributes:
         unknown: True if a value in it has an unknown form, or it is too large.
-        is_other: True if the input is no conversation, and the one message has its long texts, whatever their names.
     """
 
     messages: list[Message]
     unknown: bool
-    is_other: bool = False
 
     @property
     def spoken(self) -> list[Message]:
@@ -110,10 +101,7 @@ def _segments(text: str) -> list[bytes]:
 
     Pieces without content are left out.
     """
-    text = import_late("html").unescape(text) if "&" in text else text
-    if text.isascii():
-        return [*filter(None, text.replace(" - ", "\n").encode().translate(_ASCII_BORDERS, _ASCII_FORM).split(b"\n"))]
-    pieces = _BORDERS.split(normalize("NFKC", text).casefold())
+    pieces = _BORDERS.split(normalize("NFKC", import_late("html").unescape(text) if "&" in text else text).casefold())
     return [content.encode() for piece in pieces if (content := _FORM.sub("", piece))]
 
 
@@ -121,16 +109,11 @@ def _segments(text: str) -> list[bytes]:
 
 
 class _Search:
-    """Search for messages in an input. Each part is examined once, also where it occurs again, or within itself.
-
-    Attributes:
-        left: values that may still be searched.
-        texts: texts found that are no messages.
-    """
+    """Search for messages in an input. Each part is examined once, also where it occurs again, or within itself."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, bool], tuple[Any, bool]] = {}  # with the part, so that no other gets its id
-        self.left, self.texts = MOST_LEAVES, list[str]()
+        self.left = MOST_LEAVES  # values that may still be searched
 
     def is_conversation(self, x: Any, depth: int = 0, *, texts: bool = True) -> bool:
         """Return True if a part is a message, a list of messages or of texts, or holds one of these, or a prompt, at any depth.
@@ -143,8 +126,6 @@ class _Search:
             texts: True if a list of texts counts.
         """
         if type(x) in SCALARS or isinstance(x, _WITHOUT_PARTS):
-            if issubclass(type(x), str):  # a proxy may claim to be one
-                self.texts.append(x)
             return False
         if depth > DEEPEST or self.left < 0:
             return True
@@ -171,7 +152,6 @@ class _Search:
         if kinds <= SCALARS or not self.counts(values, len(values)):
             return False
         if self.left >= 0 and all(issubclass(kind, str) for kind in kinds):
-            self.texts += values
             return texts
         return self.left < 0 or any(self.is_conversation(value, depth + 1, texts=texts) for value in values)
 
@@ -212,43 +192,20 @@ def _is_numbers(x: Any, most: int | None = MANY) -> bool:
     return False
 
 
-def read_conversation(x: Any, *, whole: bool = False, others: bool = False) -> Conversation | None:
+def read_conversation(x: Any, *, whole: bool = False) -> Conversation | None:
     """Return the messages of an input; None if it is no conversation. Never raises: what cannot be read is unknown.
 
-    Args:
-        x: the input.
-        whole: True if as much as can be is read of a conversation too large to be compared; else no more is read.
-        others: True if the long texts of an input that is no conversation count as one, `is_other`.
+    Of one too large to be compared no more is read, unless `whole`: then as much as can be.
     """
     reader = _Reader(whole)
     try:
         found = isinstance(x, str) or reader.search.is_conversation(x)
         if _is_numbers(x) if reader.search.left < 0 else not found:
-            return _other(reader.search.texts) if others else None
+            return None
         messages = [] if reader.is_full else reader.messages(x, 0)
     except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
         return Conversation([], True)
     return Conversation(messages, reader.unknown or reader.search.left < 0)
-
-
-def _other(texts: list[str]) -> Conversation | None:
-    """Return the long texts of an input that is no conversation as one message; None if there are none.
-
-    Texts longer than any that is remembered are left out. So are, if all are too much together, those that have no words, such as
-    Base64. If what is left is too much, too, the form counts as unknown, and nothing is read.
-    """
-    sizes = {id(text): (len(text) * (1 if text.isascii() else 4), text) for text in map(str.__str__, texts)}
-    long = [text for size, text in sizes.values() if size >= SHORTEST_ANSWER and len(text) <= MOST_LETTERS]
-    if sum(map(len, long)) > MOST_LETTERS:
-        long = [text for text in long if _WORDS.search(text, 0, 256)]
-    if sum(map(len, long)) > MOST_LETTERS:
-        return Conversation([], True, True)
-    left, message = MOST_QUOTED, Message("system", [], [], [], [])
-    for text in long:
-        segments = _segments(text)
-        message.texts.append(segments if len(segments) <= left else [b"".join(segments)])
-        left -= len(message.texts[-1])
-    return Conversation([message], False, True) if long else None
 
 
 def _is_message(value: Any) -> bool:
@@ -510,10 +467,7 @@ def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) 
         texts = [*_identifying(spoken)][:2] or [*_identifying(conversation.messages, is_shared)][:2]
     whole = b"".join(m.content for m in turn if m.role not in ANSWER_ROLES)
     texts += [whole] if texts and len(whole) >= SHORTEST else []
-    # Whole messages. A part, a text of the system or beside a request, and one of a list of texts may be a constant of rows.
-    said = {content for m in spoken if m.role or len(conversation.messages) == 1 for content in (m.content, whole)}
-    for content in (*answers, *texts):
-        found.append(text_digest(content) + (b"" if content in said or len(content) < SHORTEST_ANSWER else _OF_ROW))
+    found += map(text_digest, [*answers, *texts])
     return [*chain_digests(conversation), *[*dict.fromkeys(found)][:MOST_BOUND]]
 
 
@@ -547,19 +501,20 @@ def shared_digests(conversation: Conversation) -> list[bytes]:
 def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:
     """Return the digests to store of an answer, and of the answer after the beginning that the call gave.
 
-    That of one of less than `SHORTEST_ANSWER` bytes is compared with other messages than answers alone; of less than `SHORTEST`
-    there is none.
+    One of less than `SHORTEST_ANSWER` bytes has only a digest that is compared with other messages than answers; of less than
+    `SHORTEST` none.
     """
     content = b"".join(_segments(answer))
-    contents = [content for content in {content, begun + content} if len(content) >= SHORTEST]
-    return [text_digest(content) + (b"" if len(content) >= SHORTEST_ANSWER else _OF_ANSWER) for content in contents]
+    contents = {content, begun + content}
+    long = [text_digest(content) for content in contents if len(content) >= SHORTEST_ANSWER]
+    return long + [text_digest(content) + _OF_ANSWER for content in contents if len(content) >= SHORTEST]
 
 
 def looked_up(conversation: Conversation) -> Iterator[bytes]:
     """Yield the digests to search: a stored one among them means that the conversation continues or quotes a private one.
 
     They are of the conversation up to each message, of pairs, of pictures, and of runs of segments. System messages are included,
-    since private text may have been put there. Of an input that is no conversation only runs as long as an answer are yielded.
+    since private text may have been put there.
     """
     spoken = conversation.spoken
     yield from filter(None, chains(spoken))
@@ -574,7 +529,7 @@ def looked_up(conversation: Conversation) -> Iterator[bytes]:
             flow[begins] = flow[begins]._replace(reach=len(flow) - begins)
         for segments in m.beside:
             yield from _runs([_Segment(content, False, 0 if i else len(segments)) for i, content in enumerate(segments)])
-    yield from _runs(flow, conversation.is_other)
+    yield from _runs(flow)
 
 
 class _Segment(NamedTuple):
@@ -585,27 +540,20 @@ class _Segment(NamedTuple):
     reach: int  # minimum segments of a run that begins here: to the end of a part or message
 
 
-def _runs(flow: list[_Segment], is_other: bool = False) -> Iterator[bytes]:
+def _runs(flow: list[_Segment]) -> Iterator[bytes]:
     """Yield the digest of each run of successive segments that has `SHORTEST` bytes or more.
 
-    Runs are shorter in a long conversation. One of less than `SHORTEST_ANSWER` bytes that begins outside an answer also gives the
-    digest by which short answers are stored, a longer one that of rows.
-
-    Args:
-        flow: segments of the messages.
-        is_other: True if they are no conversation's: runs have `SHORTEST_ANSWER` bytes or more, and one digest.
+    Runs are shorter in a long conversation. One that begins outside an answer also gives the digest by which short answers are
+    stored.
     """
-    size, least = max(1, len(flow)), SHORTEST_ANSWER if is_other else SHORTEST
-    longest = max(8, 2_000 // size) if not is_other else MOST_QUOTED // size
-    longest = max(1, min(LONGEST_RUN, longest, 3 * MOST_COMPARED // size))
+    size = max(1, len(flow))
+    longest = max(1, min(LONGEST_RUN, max(8, 2_000 // size), 3 * MOST_COMPARED // size))
     for i, first in enumerate(flow):
         running, size = blake2b(digest_size=16, person=b"text"), 0
         for segment in flow[i : i + max(longest, first.reach)]:
             running.update(segment.content)
             size += len(segment.content)
-            if size >= least:
+            if size >= SHORTEST:
                 yield (digest := running.digest())
-                if size >= SHORTEST_ANSWER and not is_other:
-                    yield digest + _OF_ROW
-                elif size < SHORTEST_ANSWER and not first.is_answer:
+                if not first.is_answer:
                     yield digest + _OF_ANSWER

@@ -144,11 +144,11 @@ class Digests(ForkSafe):
 
         Those older than `DAYS` do not count, unless their day is that of a clock that was never set.
         """
-        oldest, keyed = int(now() / _DAY_S) - DAYS, _content().keyed
+        oldest, key = int(now() / _DAY_S) - DAYS, self._key
         for digest in digests:
             day = self._unwritten.get(digest)
             if day is None and self._known:
-                day = self._known.get(keyed(digest, self._key))
+                day = self._known.get(_content().keyed(digest, key))
             if day is not None and (day >= oldest or day < SET_DAY):
                 return True
         return False
@@ -433,7 +433,7 @@ class PrivateConversations(Part):
         except (ImportError, OSError):  # no file can be opened now
             self._is_lost |= private
             return "" if private else UNKNOWN
-        conversation: Conversation | None = content.read_conversation(x, whole=private, others=not private)
+        conversation: Conversation | None = content.read_conversation(x, whole=private)
         if conversation is None:
             return ""
         scope, begun = SCOPE.get(), None
@@ -442,9 +442,9 @@ class PrivateConversations(Part):
             begun = last.content if last is not None and last.role in content.ANSWER_ROLES else b""
             found = [_within(digest, scope) for digest in content.bound_digests(conversation, self._shared.__contains__)]
             self._digests.add([_MARK, *found])
-        elif self._digests.blind and not conversation.is_other:
+        elif self._digests.blind:
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
-        elif conversation.unknown or (self._is_lost and not conversation.is_other):
+        elif self._is_lost or conversation.unknown:
             return UNKNOWN
         elif self._is_bound(conversation, scope):
             spoken = conversation._replace(messages=conversation.spoken)  # without what comes again with each call
