@@ -184,6 +184,13 @@ def test_however_its_client_sends_it_again(resent):
         assert sent == []
 
 
+def test_marks_without_end(made):
+    """Many combining marks in a row are read at once, and however many there are, the text is recognised."""
+    router = made()
+    router.infer([user(SECRET + "\u0301\u0323" * 50_000)], data_class="medical")
+    assert stays(router.infer([user(SECRET + "\u0301\u0323" * 60_000), assistant("so"), user("next")]))
+
+
 def test_each_part_of_a_message_is_recognised(made):
     """Of one with an image its text, which programs send without it later on; and the image, beside another text."""
     router = made()

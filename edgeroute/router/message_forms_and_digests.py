@@ -57,6 +57,10 @@ _FORM_KEYS: Final = frozenset(
 _MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls", "function_call", *REQUEST_KEYS)
 _BORDERS: Final = re.compile(r"""[\n\r.,!?;:"()<>\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u060c\u2013\u2014|]+| - """)
 _FORM: Final = re.compile(r"[\W_]+")
+_SYMBOLS: Final = re.compile(r"([^\w\s]{30})[^\w\s]+")  # normalising many combining marks in a row takes quadratic time
+# `_BORDERS`, case and `_FORM` for a text of ASCII: a translation of its bytes, and bytes that are dropped.
+_ASCII_BORDERS: Final = bytes.maketrans(b'ABCDEFGHIJKLMNOPQRSTUVWXYZ\r.,!?;:"()<>|', b"abcdefghijklmnopqrstuvwxyz" + b"\n" * 13)
+_ASCII_FORM: Final = bytes(n for n in range(128) if not chr(n).isalnum() and chr(n) not in '\n\r.,!?;:"()<>|')
 _DATA_URL: Final = re.compile(r"data:([^,:\s]{0,200}),\s*([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
@@ -101,7 +105,10 @@ def _segments(text: str) -> list[bytes]:
 
     Pieces without content are left out.
     """
-    pieces = _BORDERS.split(normalize("NFKC", import_late("html").unescape(text) if "&" in text else text).casefold())
+    text = import_late("html").unescape(text) if "&" in text else text
+    if text.isascii():
+        return [*filter(None, text.replace(" - ", "\n").encode().translate(_ASCII_BORDERS, _ASCII_FORM).split(b"\n"))]
+    pieces = _BORDERS.split(normalize("NFKC", _SYMBOLS.sub(r"\1", text)).casefold())
     return [content.encode() for piece in pieces if (content := _FORM.sub("", piece))]
 
 

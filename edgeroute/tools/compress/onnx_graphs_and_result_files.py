@@ -19,7 +19,7 @@ from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
-from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.untrusted_files import read_bytes, read_json
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with weights, which are quantised
 PER_CHANNEL = 13  # the first opset whose quantisation has an axis
@@ -248,7 +248,7 @@ def put(folder: Path, out: Path) -> None:
     after the card cannot be replaced, the old card comes back.
     """
     card, order = out.with_suffix(".json"), {out.with_suffix(".json").name: 0, out.name: 2}
-    before = card.read_bytes() if card.exists() else None
+    before = read_bytes(card) if card.exists() else None
     moved: list[str] = []
     try:
         for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 1)):
