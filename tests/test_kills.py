@@ -38,8 +38,8 @@ WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmod
 RINGS = 0.01, 0.1, 1.0
 
 
-def killed(work, folder, at=0):
-    """Does that in a forked child, which is killed before its write number `at`, if not 0 -> whether it was.
+def killed(work, folder, at=0, name=""):
+    """Does that in a forked child, which is killed before its write number `at`, if not 0, of a file of that name -> whether it was.
 
     Counted are Python's audit events of writes below the folder, but not in `distil`'s own one, and SQLite's statements.
     """
@@ -53,7 +53,7 @@ def killed(work, folder, at=0):
     def hook(event, args):
         opens = event == "open" and (set(args[1]) & set("wax+") if args[1] else args[2] & (os.O_WRONLY | os.O_RDWR))
         path = str(args[event == "os.rename"]) if opens or event in WRITES else ""  # of a renaming, where to
-        if str(folder) in path and "/.small." not in path:
+        if str(folder) in path and "/.small." not in path and path.endswith(name):
             step()
 
     def traced(*args, **more):
@@ -224,8 +224,8 @@ def models(folder):
             publish(folder / "new", "doors", version, [folder / "m.onnx"], keys=folder / "keys")
 
 
-def devices_see_all(at, folder):
-    killed(models, folder, at)  # once more at about the same place
+def devices_see_all(_, folder):
+    killed(models, folder, 1, "timestamp.json")  # once more, before the list that devices look at first
     models(folder)
     with Catalog(folder / "store", folder / "new", root=folder / "new" / "root.json") as device:
         assert [entry.version for entry in device.refresh()] == ["1.0", "1.1"]
