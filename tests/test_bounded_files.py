@@ -13,7 +13,7 @@ import pytest
 from both import uncollected
 from onnx import helper
 
-from edgeroute import BadInput, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
+from edgeroute import BadInput, CatalogError, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
 from edgeroute.catalog.catalog_client_and_updates import read_canaries
 from edgeroute.catalog.catalog_entry import entries
 from edgeroute.catalog.catalog_source_and_verification import Folder
@@ -21,7 +21,7 @@ from edgeroute.catalog.model_folder_and_downloads import Store, pointer
 from edgeroute.confidence import Certificate, Learned
 from edgeroute.edge import gguf_format
 from edgeroute.edge.model_card import Card, sha256_of
-from edgeroute.errors import CatalogAway, CatalogError
+from edgeroute.errors import CatalogAway
 from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
 from edgeroute.system.untrusted_files import (
     MOST_DATA,

@@ -614,23 +614,6 @@ def test_a_threshold_of_catboost(kind, classes):
             assert [answer.confidence for answer in answers] == pytest.approx(p[np.arange(len(X)), at].tolist())
 
 
-def test_a_threshold_of_skorch(kind):
-    """The answer is what it predicts."""
-    skorch, torch = pytest.importorskip("skorch"), pytest.importorskip("torch")
-    clf = skorch.NeuralNetBinaryClassifier(
-        torch.nn.Sequential(torch.nn.Linear(X.shape[1], 1), torch.nn.Flatten(0)), max_epochs=1, verbose=0, threshold=0.9
-    )
-    rows = X.astype(np.float32)
-    clf.fit(rows, (X[:, 0] > 0.5).astype(np.float32))
-    predicted, p = clf.predict(rows).tolist(), clf.predict_proba(rows)[:, 1].tolist()
-    with kind(clf, threshold=0.0) as router:
-        answers = router.infer_many(list(rows))
-    assert [answer.value for answer in answers] == predicted
-    assert [answer.confidence for answer in answers] == pytest.approx(
-        [b if a else 1 - b for a, b in zip(predicted, p, strict=True)]
-    )
-
-
 def estimator(classes, *p):
     """A classifier that always gives these probabilities of its classes."""
     return SimpleNamespace(classes_=np.array(classes), predict_proba=lambda rows: np.array([p] * len(rows)))

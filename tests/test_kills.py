@@ -22,11 +22,10 @@ from both import LONG, unsure, wait_for
 from lazily import needs
 from signed_fleet import Fleet
 
-from edgeroute import BadInput, Function, Limits, ModelError, OnnxModel, Outbox, PolicyError, Router
+from edgeroute import BadInput, Function, Limits, ModelError, OnnxModel, Outbox, PolicyError, Prediction, Router
 from edgeroute.catalog import Catalog
 from edgeroute.catalog.catalog_source_and_verification import download_targets, source_of
 from edgeroute.confidence import Certificate, Learned
-from edgeroute.core.walk import Prediction
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
 from edgeroute.tools.catalog_keys_and_publishing import keygen, publish, rotate
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import calibrate

@@ -37,6 +37,7 @@ print(len(calls), threading.active_count(), flush=True)
 """
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_cable_that_is_put_back():
     """Out says nothing, in says it once, and a change of loopback or of what was up before says nothing."""
