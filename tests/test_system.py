@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from math import inf, isfinite, nan
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -108,6 +109,17 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
     with pytest.raises(OSError, match="directory"):
         replace_file(tmp_path, "three")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it has other permissions")
+def test_a_private_file_is_private_before_it_has_a_content(tmp_path, monkeypatch):
+    """Its new file has the old one's permissions first."""
+    file, sizes, chmod = tmp_path / "file", [], Path.chmod
+    file.write_text("old")
+    file.chmod(0o600)
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: [sizes.append(path.stat().st_size), chmod(path, mode)])
+    replace_file(file, "new" * 100_000)
+    assert (sizes, file.stat().st_mode & 0o777, file.read_text()) == ([0], 0o600, "new" * 100_000)
 
 
 def test_of_two_writers_the_last_one_counts(tmp_path):

@@ -76,9 +76,9 @@ def replace_file(path: Path, content: str | bytes) -> None:
         new = name_beside(target)
         try:
             with new.open("xb") as file:
+                if target.exists():  # before there is anything to read in it
+                    new.chmod(target.stat().st_mode & 0o777)
                 file.write(data)
-            if target.exists():
-                new.chmod(target.stat().st_mode & 0o777)
             new.replace(target)
         finally:
             new.unlink(missing_ok=True)
