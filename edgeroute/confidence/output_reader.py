@@ -158,7 +158,7 @@ class Reader:
         """
         if self.score == "energy" and kind in {*SEVERAL, *LIMITED}:
             given = "the best scores alone" if kind == "top" else "probabilities"
-            raise PolicyError(f"the energy score needs the logits of all classes, and this model gives {given}")
+            raise PolicyError(f"the energy score needs logits of all classes, and this model gives {given}")
         self.kind = kind
         # True if the score takes logits; where the model gives probabilities, their logarithms serve as logits.
         self._of_logits = getattr(self.score, "of_logits", False)
