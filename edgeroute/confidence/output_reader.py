@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import ceil, inf, log
+from sys import float_info
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -71,7 +72,7 @@ Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "to
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
 MANY: Final = 'read as a logit for each class, by their form alone: give labels, or kind="logits", or "value" for an embedding'
-SMALLEST: Final = float(np.finfo(float).tiny)  # in place of a probability of 0, of which a logarithm is taken
+SMALLEST: Final = float_info.min  # in place of a probability of 0, of which a logarithm is taken
 SEVERAL: Final = ("label+probabilities", "top", "top+probabilities")  # kinds of several outputs that are numbers
 LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
 

@@ -245,7 +245,7 @@ def put(folder: Path, out: Path) -> None:
     """Move all files from `folder` beside `out`, replacing existing ones: the card, weights, then the model.
 
     Until it is there, the sha256 of the new card refuses the old model, which would else be run with new weights. If the file
-    after the card cannot be replaced, the old card comes back.
+    after the card cannot be replaced, the old card comes back, or the new one goes.
     """
     card, order = out.with_suffix(".json"), {out.with_suffix(".json").name: 0, out.name: 2}
     before = read_bytes(card) if card.exists() else None
@@ -255,6 +255,8 @@ def put(folder: Path, out: Path) -> None:
             os.replace(file, out.parent / file.name)  # noqa: PTH105 - Path.replace is the same
             moved.append(file.name)
     except OSError:
-        if moved == [card.name] and before is not None:
-            replace_durably(card, before)
+        if moved == [card.name]:
+            card.unlink()
+            if before is not None:
+                replace_durably(card, before)
         raise
