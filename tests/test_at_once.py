@@ -237,11 +237,11 @@ class Growing(weakref.WeakSet):
 
 
 def test_a_weak_set_that_grows_meanwhile():
-    """Those in it then are all there."""
+    """Those that were in it are all there."""
     one, other, third = Token(), Token(), Token()
     things = Growing([one, other])
     things.added = third
-    assert {*list_weakset(things)} == {one, other, third}
+    assert {one, other} <= {*list_weakset(things)}
 
 
 def test_a_source_that_is_opened_while_its_router_is_closed(monkeypatch):

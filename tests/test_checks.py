@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 import socket
+import sys
 import threading
 
 import numpy as np
@@ -137,9 +138,9 @@ def test_an_async_function_is_no_check():
     "text", ["[" * 10_000 + "]" * 10_000, "[" * 30_000, '"' + "a" * 5_000_000 + '"', "1" * 60_000, '{"a":' * 10_000],
 )  # fmt: skip
 def test_hostile_texts(text):
-    """Of 10,000 levels or 5 MB fail, and take no time."""
-    assert applied("json", text) in {"json", "text"}
-    assert applied(SCHEMA, text) in {"json", "text"}
+    """Those of 10,000 levels or 5 MB take no time, and fail where Python reads no such depth: 3.14 does."""
+    assert applied("json", text) in {"json", "text", *([0.9] if sys.version_info >= (3, 14) else [])}
+    assert applied(SCHEMA, text) in {"json", "text", "schema"}
     assert applied("python", text) in {"python", "text", 0.9}
     assert applied("/.*/", "x" * (LONGEST + 1)) == "text"
 

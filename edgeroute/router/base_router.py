@@ -316,14 +316,21 @@ class BaseRouter(Generic[V]):
         """
         if _ending():
             return
+        self._end_live()
+        _close(self.engine, self._file)
+        self._end_live()  # those that were opened meanwhile
+
+    def _end_live(self) -> None:
+        """End the iterators over live sources."""
         for updates in [] if self._live is None else list_weakset(self._live):
             updates.router_closed()
-        _close(self.engine, self._file)
 
     def _watch(self, updates: W) -> W:
         """Register an iterator over a live source, by a weak reference, to end when the router is closed, and return it."""
         live: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
         live.add(updates)
+        if self.engine.closed:  # by another thread meanwhile, which may have looked before this one was there
+            self._end_live()
         return updates
 
     def __del__(self, _ending: Callable[[], bool] = _ending) -> None:
