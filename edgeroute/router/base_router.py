@@ -316,21 +316,16 @@ class BaseRouter(Generic[V]):
         """
         if _ending():
             return
-        self._end_live()
+        _end_live(self._live)
         _close(self.engine, self._file)
-        self._end_live()  # those that were opened meanwhile
-
-    def _end_live(self) -> None:
-        """End the iterators over live sources."""
-        for updates in [] if self._live is None else list_weakset(self._live):
-            updates.router_closed()
+        _end_live(self._live)  # those that were opened meanwhile
 
     def _watch(self, updates: W) -> W:
         """Register an iterator over a live source, by a weak reference, to end when the router is closed, and return it."""
         live: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
         live.add(updates)
         if self.engine.closed:  # by another thread meanwhile, which may have looked before this one was there
-            self._end_live()
+            _end_live(live)
         return updates
 
     def __del__(self, _ending: Callable[[], bool] = _ending) -> None:
@@ -344,6 +339,12 @@ class BaseRouter(Generic[V]):
         engine.closed = True
         _in_background(partial(_close_dropped, engine, self._file))
         warnings.warn(f"unclosed router {self!r}", ResourceWarning, stacklevel=2, source=self)
+
+
+def _end_live(live: WeakSet[Any] | None) -> None:
+    """End the iterators over live sources."""
+    for updates in [] if live is None else list_weakset(live):
+        updates.router_closed()
 
 
 _warned = threading.Event()

@@ -125,10 +125,13 @@ def _facts(module: str) -> Facts:
         ),
         large=[node.name for node in nodes if isinstance(node, ast.ClassDef) and _is_large(node)],
         makes_lock=any(
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in {"Lock", "RLock", "Condition"}
-            and ast.unparse(node.func.value) == "threading"
+            (isinstance(node, ast.ImportFrom) and node.module == "_thread")
+            or (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in {"Lock", "RLock", "Condition"}
+                and ast.unparse(node.func.value) == "threading"
+            )
             for node in nodes
         ),
     )
