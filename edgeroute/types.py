@@ -15,6 +15,7 @@ from edgeroute.core.reason_text_and_trace_record import Took, reason_code, took
 from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.system.json_codec_and_short_repr import short, to_json_types
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures, call_logged
+from edgeroute.system.signal_safe_locks import SafeLock
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -74,7 +75,7 @@ class StopToken:
         self.turn_by = turn_by
         self._asked = False
         self._event: threading.Event | None = None  # made by the first one who waits, which few do
-        self._lock = threading.RLock()
+        self._lock = SafeLock()
         self._hook: Callable[[], object] | None = None
 
     def __call__(self) -> None:

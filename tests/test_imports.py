@@ -140,30 +140,3 @@ def test_a_module_that_is_not_there():
     for _ in range(2):
         with pytest.raises(ImportError):
             imports.import_late("edgeroute_has_no_such_module")
-
-
-def test_no_signal_leaves_the_lock_held(tmp_path):
-    """Wherever it comes: a plain lock stays held after most of these in Python 3.14."""
-    body = """
-from edgeroute.system.late_imports_and_plugins import no_fork
-
-def stop(*_):
-    raise KeyboardInterrupt
-
-def use():
-    while True:
-        with no_fork.lock:
-            pass
-
-signal.signal(signal.SIGALRM, stop)
-for _ in range(1_000):
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0002)
-        use()
-    except KeyboardInterrupt:
-        pass
-thread = threading.Thread(target=lambda: print(no_fork.lock.acquire(timeout=10)))
-thread.start()
-thread.join()
-"""
-    assert says(tmp_path, body, "json") == ["True"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from itertools import count
@@ -26,6 +25,7 @@ from edgeroute.http.messages_addresses_and_secrets import OURS, Address, Call, R
 from edgeroute.system.contained_calls_and_tasks import settle
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.types import StopToken
 
 # Transport of an endpoint's calls: edgeroute's connections, an httpx client, or channels of the endpoint.
@@ -175,7 +175,7 @@ ABSENT = (404, 405, 501)  # HTTP statuses of a path that does not exist, which i
 class HttpClient(ForkSafe):
     """Client of one endpoint, for threads and asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may call the router
 
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint

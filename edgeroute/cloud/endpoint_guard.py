@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic
@@ -16,6 +15,7 @@ from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, HeldCode, R
 from edgeroute.core.policy_egress_and_options import INF, Permit, Terms
 from edgeroute.errors import Held
 from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 
 if TYPE_CHECKING:
     from edgeroute.stores.json_lines_and_process_locks import Journal
@@ -68,7 +68,7 @@ class Guard(ForkSafe):
         has_health_check: False: after its pause the breaker closes untested, and the next input is the probe.
     """
 
-    lock: AbstractContextManager[Any] = per_process(threading.RLock)
+    lock: AbstractContextManager[Any] = per_process(SafeLock)
 
     def __init__(
         self,

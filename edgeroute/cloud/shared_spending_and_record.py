@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
@@ -22,6 +21,7 @@ from edgeroute.errors import StoreError
 from edgeroute.system import contained_calls_and_tasks, files_and_lock_waits, fork_safety, wall_clock
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class SharedSpending:
 class _Account(ForkSafe):
     """Bookings of all routers that share a state file, with their record. `Spending.limits` are the strictest of all."""
 
-    lock, _writing = per_process(threading.RLock), per_process(threading.RLock)
+    lock, _writing = per_process(SafeLock), per_process(SafeLock)
     _name = per_process(lambda: PREFIX + os.urandom(6).hex())  # name of the record; a forked child has its own
     _version, _written = initially(0), initially(0)  # versions of the record: the latest, and the latest in the file
     _failures = initially(0)  # number of times that the record could not be written

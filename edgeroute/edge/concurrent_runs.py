@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.edge_model_members_and_fingerprints import member, model_text
 from edgeroute.errors import Busy, ModelError
-from edgeroute.system.fork_safety import ForkSafe, SafeCondition, Shared, initially, per_process
+from edgeroute.system.fork_safety import ForkSafe, Shared, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import call_logged, log
+from edgeroute.system.signal_safe_locks import SafeCondition
 from edgeroute.types import EdgeModel, StopToken
 
 if TYPE_CHECKING:

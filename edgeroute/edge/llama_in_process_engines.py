@@ -20,8 +20,9 @@ import numpy as np
 
 from edgeroute.core.error_codes_and_texts import FOREIGN, clean
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.fork_safety import ForkSafe, SafeCondition, initially, list_weakset, per_process
+from edgeroute.system.fork_safety import ForkSafe, initially, list_weakset, per_process
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed, no_fork
+from edgeroute.system.signal_safe_locks import SafeCondition
 from edgeroute.text.read_openai_replies import TOO_LONG
 from edgeroute.types import StopToken
 

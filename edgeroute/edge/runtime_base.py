@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgeroute.edge.model_card import Array, Card, checked_sha256
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.files_and_lock_waits import file_stamp
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.types import StopToken, TensorSpec
 
 UNFREED_SESSIONS: list[Any] = []  # sessions of the parent of a forked process, which are never freed
@@ -53,7 +53,7 @@ class LoadsLate(ForkSafe, ABC):
         sha256: expected SHA-256 of the file, hex; None: the card's.
     """
 
-    _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
+    _lock = per_process(SafeLock)  # a signal handler may run the model while it loads
     _session: Any = initially(None, UNFREED_SESSIONS.append)
     # `file_stamp` of the file as it was last loaded; None: it never was.
     loaded_stamp: tuple[Any] | None = None

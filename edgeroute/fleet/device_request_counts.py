@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import weakref
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
@@ -40,6 +39,7 @@ from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.json_codec_and_short_repr import to_json_types
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.trials.audits_and_drift_alarms import UNLABELLED_MOST, Compared
 from edgeroute.types import Answer
@@ -90,7 +90,7 @@ class Fleet(ForkSafe, Part):
     """
 
     name = "fleet"
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
     _new: deque[_Event] = per_process(lambda: deque(maxlen=WAITING))
     _audited: deque[tuple[float, Compared]] = per_process(lambda: deque(maxlen=WAITING))
     _waiting, _rest = initially(False), initially(0.0)

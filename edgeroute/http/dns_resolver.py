@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from itertools import zip_longest
@@ -18,6 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 MOST = 16  # maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once
@@ -104,7 +104,7 @@ class Lookup:
 class Resolver(ForkSafe):
     """Starter of look-ups, each in a daemon thread, and store of earlier addresses. Safe in several threads and across forks."""
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may call the router
     _running: list[Lookup] = per_process(list)
     _addresses: dict[tuple[str, int], tuple[float, list[SocketAddress]]] = per_process(dict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeroute.observe.device_sensors_and_sampler import LINUX
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
@@ -50,7 +50,7 @@ class EndpointHealth(ForkSafe):
         router: the router whose endpoints these are.
     """
 
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
     _watch: NetworkMonitor | None = initially(None)
 
     def __init__(self, router: Router) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
@@ -18,6 +17,7 @@ from weakref import WeakSet
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class DeviceSensors(ForkSafe):
         PolicyError: `every_s` is out of its range.
     """
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may call the router
 
     def __init__(
         self, root: str | Path = "/", *, run: Run | None = None, every_s: float = EVERY_S, fresh_s: float = FRESH_S
@@ -194,7 +194,7 @@ class Sampler(ForkSafe):
     routers that are due together.
     """
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may make or close a router
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may make or close a router
     # Empty in a forked child, where a router's first request starts the reading again.
     _routers: WeakSet[Router] = per_process(WeakSet)
     _threads = per_process(lambda: ThreadPool("edgeroute-sensors", MOST))

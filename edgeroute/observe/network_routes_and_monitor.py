@@ -11,7 +11,6 @@ import select
 import socket
 import struct
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -20,6 +19,7 @@ from time import monotonic
 
 from edgeroute.observe.device.kernel_files_and_cached_commands import Commands, Files, Measurement
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import Worker
 
 MOST = 65536  # most bytes of a routing table that are read
@@ -128,7 +128,7 @@ class NetworkMonitor(ForkSafe):
     """
 
     works = initially(False)
-    _lock = per_process(threading.Lock)
+    _lock = per_process(SafeLock)
     _worker: Worker | None = initially(None)
     _sockets: tuple[socket.socket, ...] = initially((), lambda inherited: _close(*inherited))
 

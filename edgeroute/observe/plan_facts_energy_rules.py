@@ -6,7 +6,6 @@ Updated by the calls themselves and by readings of sensors; there is no thread h
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from edgeroute.observe.target_counts import Counts
 from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.wall_clock import now
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Observer(ForkSafe):
         reads_at: monotonic instant from which the sensors are due; inf: they are not used, or are being read.
     """
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may call in between
 
     def __init__(
         self,

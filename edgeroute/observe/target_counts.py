@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +12,7 @@ from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, judged
 from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 
 if TYPE_CHECKING:
     from edgeroute.observe.stats_and_status_types import Seen, Stats
@@ -63,7 +63,7 @@ class _Leg:
 class Counts(ForkSafe):
     """Thread-safe counters of a router's requests and targets: outcomes, latencies, deferrals; `snapshot` makes `Stats`."""
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may call in between
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from edgeroute.core.walk import new
 from edgeroute.observe.stats_and_status_types import Status
 from edgeroute.record.instrument_interface import AttemptEnded, Instrument, RequestEnded
 from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 
 # Upper bounds of the histograms' buckets, seconds.
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -73,7 +73,7 @@ class Tally(ForkSafe, Instrument):
     Events are queued, and a call that finds `TOGETHER` of a sort counts all. Inputs, values and texts are not read.
     """
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may call in between
 
     def __init__(self) -> None:
         self._new = deque[tuple[Kind, float, tuple[Took, ...]]](maxlen=WAITING)

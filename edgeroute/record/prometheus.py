@@ -5,7 +5,6 @@ In order: the metrics with their labels (`Page`); the instrument, which is a `Ta
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from math import inf, isfinite
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status_types import Stats, Status
 from edgeroute.record.event_tally_and_histograms import Histogram, Tallied, Tally
 from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 
 __all__ = ["Exposition", "Prometheus", "metrics"]
 
@@ -292,7 +292,7 @@ def check_installed() -> None:
 class _Collector(ForkSafe):
     """Collector of the metrics of all routers of one registry, at each scrape; a call costs nothing."""
 
-    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
+    _lock = per_process(SafeLock)  # reentrant: a signal handler may call in between
 
     def __init__(self) -> None:
         self._members: WeakSet[Prometheus] = WeakSet()

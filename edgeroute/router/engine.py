@@ -6,7 +6,6 @@ Readings of the sensors for the rules, the steps of a batch, the decision of a s
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
@@ -49,6 +48,7 @@ from edgeroute.system.files_and_lock_waits import limited_waits
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.sanitised_logs_and_contained_errors import call_quietly
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.types import Answer
 
@@ -199,7 +199,7 @@ class Engine(ForkSafe):
     fallback: Fallback
     arguments: PolicyArguments
     name = per_process(lambda: os.urandom(10).hex())  # unique in a fleet, also in a child: endpoints take ids for keys
-    refreshing, replacing = per_process(threading.RLock), per_process(threading.RLock)
+    refreshing, replacing = per_process(SafeLock), per_process(SafeLock)
 
     def __init__(self, state: Path | None) -> None:
         self.state = state

@@ -6,7 +6,6 @@ A late reply goes to the cache, the outbox and the functions `on_late`.
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
@@ -25,6 +24,7 @@ from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.read_and_check_signatures import check_has_run, runs_later
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class LateReplies(ForkSafe):
     """
 
     # Lock held while a reply is stored. After `close` none is, since that would open the files again.
-    _storing = per_process(threading.RLock)
+    _storing = per_process(SafeLock)
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -5,7 +5,6 @@ Results become events, late ones too.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -25,6 +24,7 @@ from edgeroute.router.leg_inputs_views_and_copies import CallInputs
 from edgeroute.router.request import Request
 from edgeroute.system import wall_clock
 from edgeroute.system.contained_calls_and_tasks import is_task_cancelled
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class LateEvents:
 
     def __init__(self, requests: Sequence[Request], take: Late) -> None:
         self._requests, self._take = requests, take
-        self._lock = threading.Lock()
+        self._lock = SafeLock()
         # Leg left running -> rows that wanted its answer; None: the walk has not ended.
         self._left: dict[int, list[int]] | None = None
         self._early: dict[int, Event] = {}  # leg -> event sent to the walk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from edgeroute.router.input_views_and_edge_answers import TargetViews
 from edgeroute.router.request import Request
 from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.input_copies import copy_input, copy_value
+from edgeroute.system.signal_safe_locks import SafeLock
 
 COPIED_BYTES_PER_S = 4e9  # how fast inputs are copied, about; a slow device takes four times as long
 
@@ -64,7 +64,7 @@ class CallInputs:
         if views.given:
             self._ids = {request.id: row for row, request in enumerate(requests)}
             self._seen: dict[tuple[int, int], tuple[Any, Exception | None]] = {}
-            self._locks = [threading.Lock() for _ in targets]
+            self._locks = [SafeLock() for _ in targets]
 
     def __len__(self) -> int:
         return len(self._inputs)

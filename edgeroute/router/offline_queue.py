@@ -6,7 +6,6 @@ Late answers go to the application's callback. `Storing` waits for the disk no l
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
@@ -26,6 +25,7 @@ from edgeroute.system.input_copies import copy_input
 from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.types import Escalated
 
@@ -64,7 +64,7 @@ class Storing:
         failed: Callable[[str, str], object]
     ) -> None:  # fmt: skip
         self._ids, self._notes, self._store, self._failed = ids, list(notes), store, failed
-        self._lock, self._left = threading.Lock(), False
+        self._lock, self._left = SafeLock(), False
 
     @property
     def pending(self) -> bool:

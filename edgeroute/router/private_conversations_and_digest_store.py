@@ -34,6 +34,7 @@ from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_p
 from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.wall_clock import now
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Digests(ForkSafe):
         is_failing: True if the last attempt to write failed.
     """
 
-    _reading, _writing = per_process(threading.RLock), per_process(threading.Lock)
+    _reading, _writing = per_process(SafeLock), per_process(threading.Lock)
     _is_late = initially(False)  # True while a thread waits for the disk longer than its call
     # Empty file that says to other processes that this one has digests that it could not write.
     _sign: Path = per_process_of(lambda self: Path(f"{self.path}.unwritten-{os.urandom(6).hex()}"))

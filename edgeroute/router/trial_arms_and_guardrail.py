@@ -5,7 +5,6 @@ The figures continue after a reload, and with a state folder after a restart.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import sqrt
@@ -28,6 +27,7 @@ from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.input_copies import copy_value
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.trials.audits_and_drift_alarms import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
 
@@ -165,7 +165,7 @@ class RunningTrial(ForkSafe):
         stopped: reason why no request is in its arm any more; empty: under way.
     """
 
-    _lock = per_process(threading.Lock)
+    _lock = per_process(SafeLock)
 
     def __init__(
         self, trial: Trial, names: tuple[str, str], models: tuple[str, str], prints: tuple[str, str], free: float,
@@ -357,7 +357,7 @@ class Trials(ForkSafe, parts.Part):
         dumped: figures of earlier runs, or of the previous policy; those with the same identity are continued.
     """
 
-    _lock = per_process(threading.Lock)
+    _lock = per_process(SafeLock)
     _under_way = initially(0)
     name = STORED
 

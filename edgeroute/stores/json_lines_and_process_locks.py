@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 from edgeroute.errors import StoreError
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.untrusted_files import open_file
 
 # A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.
@@ -158,7 +158,7 @@ class Journal(ForkSafe):
         rotated: called with `path` after this process has rotated the files, while other threads wait to append.
     """
 
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
 
     def __init__(
         self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4, rotated: Callable[[Path], object] | None = None

@@ -26,6 +26,7 @@ from edgeroute.errors import StoreError
 from edgeroute.system.files_and_lock_waits import file_identity, held_in_time, wait_s
 from edgeroute.system.fork_safety import ForkSafe, initially, list_weakset, per_process, per_process_of
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.wall_clock import now
 
@@ -54,7 +55,7 @@ class Database(ForkSafe):
             A file without a schema is passed, too: a new file has its schema before it has its path. That of `read` cannot write.
     """
 
-    _lock, _reads = per_process(threading.RLock), per_process(threading.RLock)
+    _lock, _reads = per_process(SafeLock), per_process(SafeLock)
     _connection: sqlite3.Connection | None = initially(None, _parents.append)
     _reader: sqlite3.Connection | None = initially(None, _parents.append)
     locked = initially(False)  # True if a transaction has waited `LOCKED_S` for another process, until the next one that writes
@@ -416,7 +417,7 @@ class KeyValueStore(ForkSafe):
     """
 
     DAMAGED = "damaged"  # name of the value whose time is that of the latest damage
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -688,7 +689,7 @@ def read_checked(connection: sqlite3.Connection, query: str) -> tuple[int, list[
 class _Shared(ForkSafe):
     """Registry of the stores of `KeyValueStore.shared_store`, by real path."""
 
-    lock = per_process(threading.RLock)
+    lock = per_process(SafeLock)
 
     def __init__(self) -> None:
         self.stores: WeakValueDictionary[str, KeyValueStore] = WeakValueDictionary()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Hashable
 from math import inf
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, c
 from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.system.sanitised_logs_and_contained_errors import Failures
+from edgeroute.system.signal_safe_locks import SafeLock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,20 +110,6 @@ def initially(value: T, drop: Callable[[T], object] | None = None) -> T:
     return cast("T", _Field(lambda: value, drop))
 
 
-class SafeCondition(threading.Condition):
-    """Condition whose `with` calls the lock's own methods, which are native.
-
-    `threading.Condition` calls them by Python functions. Ctrl-C may raise in these with the lock taken, for ever.
-    """
-
-    def __init__(self) -> None:
-        self._native = threading.RLock()
-        super().__init__(self._native)
-
-    __enter__ = property(lambda self: self._native.__enter__)
-    __exit__ = property(lambda self: self._native.__exit__)
-
-
 _alive: WeakSet[ForkSafe] = WeakSet()  # objects that are called in a forked child
 
 
@@ -163,7 +149,7 @@ class Shared(ForkSafe, Generic[K, T]):
     threads.
     """
 
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
 
     def __init__(self) -> None:
         self._held: WeakValueDictionary[K, T] = WeakValueDictionary()

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import threading
-from _thread import RLock
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -16,34 +15,11 @@ from types import ModuleType
 from typing import Any
 
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing, nearest
+from edgeroute.system.signal_safe_locks import SafeLock
 
 log = logging.getLogger("edgeroute")
 
 # Imports on first use.
-
-
-if sys.version_info >= (3, 14):
-
-    class _Lock(RLock):
-        """Reentrant lock that no signal leaves acquired.
-
-        Since Python 3.14 a signal handler can raise between the `__enter__` of a `with` and its block, so its `__exit__` would
-        not run: a plain lock stays acquired for ever.
-        """
-
-        def __enter__(self) -> bool:
-            """Acquire the lock and return True; release it if a signal handler raises after that."""
-            acquired: list[bool] = []
-            try:
-                acquired.extend(map(self.acquire, (True,)))  # one call, within which no signal is handled
-            except BaseException:
-                if acquired:
-                    self.release()
-                raise
-            return True
-
-else:
-    _Lock = RLock
 
 
 class _NoFork:
@@ -55,7 +31,7 @@ class _NoFork:
     """
 
     def __init__(self) -> None:
-        self.lock = _Lock()
+        self.lock = SafeLock()
 
     def before_fork(self) -> None:
         """Acquire the lock, waiting at most 10 s, so that a holder that hangs does not prevent the fork.
@@ -74,7 +50,7 @@ class _NoFork:
         try:
             self.lock.release()
         except RuntimeError:
-            self.lock = _Lock()
+            self.lock = SafeLock()
 
 
 no_fork = _NoFork()  # the lock of this process

@@ -17,8 +17,9 @@ from weakref import WeakSet
 from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.errors import EdgerouteError
 from edgeroute.system.contained_calls_and_tasks import pooled
-from edgeroute.system.fork_safety import ForkSafe, SafeCondition, initially, list_weakset, per_process
+from edgeroute.system.fork_safety import ForkSafe, initially, list_weakset, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import call_logged, log
+from edgeroute.system.signal_safe_locks import SafeCondition
 
 Job = Callable[[], object]  # function without arguments; its result is ignored
 MOST_WAITING = 10_000  # most jobs of a pool that may wait for a thread

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import log1p
@@ -28,6 +27,7 @@ from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.input_copies import copy_answer
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_statistics_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
@@ -70,7 +70,7 @@ class Sampler(ForkSafe):
         full: number of waiting audits at which further ones are drawn half as often; at twice as many a quarter as often, ...
     """
 
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
 
     def __init__(
         self, share: float, scene: int, waiting: Callable[[], int], allowed: Callable[[], bool], due: int | None = None,
@@ -312,7 +312,7 @@ class Auditor(ForkSafe):
         PolicyError: the settings are invalid.
     """
 
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
 
     def __init__(
         self, audit: Audit, counts: Counts, *, submit: Callable[[Callable[[], object]], bool], asks: BackgroundCalls,

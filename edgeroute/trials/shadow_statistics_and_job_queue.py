@@ -12,8 +12,9 @@ from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
 from edgeroute.observe.stats_and_status_types import ShadowStats
-from edgeroute.system.fork_safety import ForkSafe, SafeCondition, initially, per_process
+from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeCondition
 
 UNHEARD = "unheard"  # key that marks the lines of shadow runs in the audit log
 PER = 1000  # number of requests to which stated savings refer

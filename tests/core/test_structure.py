@@ -43,7 +43,7 @@ LOCKS = {
     "router/live/source_reader_mailbox_and_calls.py": "of one iterator",
     "router/offline_queue.py": "of one call",
     "system/late_imports_and_plugins.py": "a fork waits for it",
-    "system/fork_safety.py": "of a condition, which each process makes for itself",
+    "system/signal_safe_locks.py": "of a condition, which each process makes for itself",
     "tools/contracts/canned_server.py": "for tests",
     "tools/contracts/scripted_models_and_clouds.py": "for tests",
     "tools/dashboard/dashboard_data_and_tail.py": "a page belongs to the process that serves it",
@@ -125,13 +125,9 @@ def _facts(module: str) -> Facts:
         ),
         large=[node.name for node in nodes if isinstance(node, ast.ClassDef) and _is_large(node)],
         makes_lock=any(
-            (isinstance(node, ast.ImportFrom) and node.module == "_thread")
-            or (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in {"Lock", "RLock", "Condition"}
-                and ast.unparse(node.func.value) == "threading"
-            )
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func)
+            in {"threading.Lock", "threading.RLock", "threading.Condition", "SafeLock", "SafeCondition"}
             for node in nodes
         ),
     )
@@ -217,3 +213,9 @@ def test_a_lock_that_outlives_a_call_is_declared():
     """By `per_process`, so that a forked child never waits for one that a thread of its parent holds."""
     made = {FILES[module].relative_to(PACKAGE).as_posix() for module in FILES if _facts(module).makes_lock}
     assert made == {*LOCKS}
+
+
+def test_locks_that_a_call_takes_are_safe_from_signals():
+    """A reentrant lock outside the tools is a `SafeLock`: Ctrl-C leaves a plain one held in Python 3.14."""
+    plain = {name for name, path in FILES.items() if not _is_tool(name) and "threading.RLock" in path.read_text("utf-8")}
+    assert not plain

@@ -13,6 +13,7 @@ from edgeroute.confidence import output_forms_labels_and_comparison as output_fo
 from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.walk import Wait
 from edgeroute.errors import BadInput
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.types import Answer
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Mailbox(Generic[T]):
 
     def __init__(self, most: int, drops: bool, ring: Callable[[], object], space: SpaceEvent) -> None:
         self._items: deque[SourceItem] = deque()
-        self._lock = threading.Lock()
+        self._lock = SafeLock()
         self._most, self._drops, self.ring, self.space = most, drops, ring, space
         self.stopped = threading.Event()  # set when nobody takes items any more
         self.read = self.dropped = 0

@@ -24,6 +24,7 @@ from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.read_and_check_signatures import check_units, data_classes, plain_number
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.system.wall_clock import now
 
@@ -87,7 +88,7 @@ class Disk(ForkSafe):
         clock: returns the Unix time, seconds.
     """
 
-    _lock, _turn = per_process(threading.RLock), per_process(threading.RLock)  # a signal handler may ask in the middle
+    _lock, _turn = per_process(SafeLock), per_process(SafeLock)  # a signal handler may ask in the middle
     _waiting: deque[tuple[bytes, CachedEntry]] = per_process(deque)  # entries to write; a child writes none of its parent's
     _waiting_bytes, _begun = initially(0), initially(False)
 
@@ -251,7 +252,7 @@ class Cache(ForkSafe):
         PolicyError: a size or a time is not valid.
     """
 
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
     # Empty in a child: another thread of the parent may have been in the middle of a change.
     _recent: Recent[bytes, CachedEntry] = per_process_of(lambda self: Recent(self._max_bytes, attrgetter("bytes")))
     _refusals: Recent[bytes, tuple[str, int, float]] = per_process(lambda: Recent(REFUSALS))
@@ -491,7 +492,7 @@ class Flight:
 class Flights(ForkSafe):
     """Flights in progress, by key. A flight is removed when it ends, however it ended."""
 
-    _lock = per_process(threading.RLock)  # an abandoned leader may be collected, and so ended, during a `join`
+    _lock = per_process(SafeLock)  # an abandoned leader may be collected, and so ended, during a `join`
     # Empty in a forked child, which does not have the threads that lead the parent's flights.
     _open: dict[bytes, _Shared] = per_process(dict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.wall_clock import now
 
 Vector = np.ndarray[Any, np.dtype[Any]]
@@ -34,7 +34,7 @@ class Semantic(ForkSafe):
         clock: returns the Unix time, seconds; a `Cache` sets its own.
     """
 
-    _lock = per_process(threading.RLock)
+    _lock = per_process(SafeLock)
     # Empty in a child, as all of these: another thread of the parent may have been in the middle of a change.
     _vectors: Vector | None = initially(None)
     _owners: Any = per_process_of(lambda self: np.zeros(self._max_entries, np.int64))

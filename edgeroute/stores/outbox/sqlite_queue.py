@@ -30,6 +30,7 @@ from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.read_and_check_signatures import check_units, plain_number
 from edgeroute.system.sanitised_logs_and_contained_errors import log
+from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.system.wall_clock import now
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
@@ -57,7 +58,7 @@ class GroupCommit(ForkSafe):
     """
 
     _pending: dict[_PendingEntry, None] = per_process(dict)  # entries to store, in order of arrival
-    _turn = per_process(threading.RLock)  # lock for the transaction; reentrant for a signal handler that stores an entry too
+    _turn = per_process(SafeLock)  # lock for the transaction; reentrant for a signal handler that stores an entry too
 
     def __init__(self, write: Write) -> None:
         self._write = write
