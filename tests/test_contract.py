@@ -541,7 +541,7 @@ class AwaitedSticks:
         if self.gone:
             raise ModelError("gone")
         try:
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)  # a stop comes within it
         except asyncio.CancelledError:
             self.gone = True
             raise

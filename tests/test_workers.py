@@ -98,8 +98,9 @@ def test_an_interrupt_leaves_its_lock_free():
     for place in range(1000):
         events = iter(range(place + 1))
 
-        def trace(_frame, event, _arg, events=events):
-            if event in {"call", "return"} and next(events, None) is None:
+        def trace(frame, event, _arg, events=events):
+            handled = event == "call" or (event == "return" and frame.f_code.co_name != "__enter__")  # as it returns, none is
+            if handled and next(events, None) is None:
                 raise KeyboardInterrupt
             return trace
 
