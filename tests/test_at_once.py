@@ -244,9 +244,20 @@ def test_a_weak_set_that_grows_meanwhile():
     assert {one, other} <= {*list_weakset(things)}
 
 
-def test_a_source_that_is_opened_while_its_router_is_closed(monkeypatch):
+class GrowingAfterwards(Growing):
+    """One to which another thread adds `added` as it has been iterated over, once."""
+
+    def __iter__(self):
+        yield from weakref.WeakSet.__iter__(self)
+        if self.added is not None:
+            added, self.added = self.added, None
+            self.add(added)
+
+
+@pytest.mark.parametrize("growing", [Growing, GrowingAfterwards])
+def test_a_source_that_is_opened_while_its_router_is_closed(monkeypatch, growing):
     """It ends too, and the router is closed whatever else goes on."""
-    found = Growing()
+    found = growing()
     monkeypatch.setattr(methods, "WeakSet", lambda: found)
     router = Router(lambda x: (x, 1.0))
     updates = [router.frames(iter(range(3))) for _ in range(3)]

@@ -17,11 +17,11 @@ if sys.version_info >= (3, 14):
 
         def __enter__(self) -> bool:
             """Acquire the lock and return True; release it again if a signal handler raises after that."""
-            before = self._recursion_count()  # type: ignore[attr-defined,unused-ignore]
+            before = self._recursion_count()
             try:
                 self.acquire()
             except BaseException:
-                if self._recursion_count() > before:  # type: ignore[attr-defined,unused-ignore]
+                if self._recursion_count() > before:
                     self.release()
                 raise
             return True
