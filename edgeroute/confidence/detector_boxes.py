@@ -64,8 +64,9 @@ def are_rows_of_boxes(array: Array, labels: Sequence[Any] | None) -> bool:
     """Return True for an array with a detector's boxes, by its numbers: as its last step gives them, or before suppression.
 
     Finite floats whose columns fit, with sides in order, scores from 0 to 1 and whole classes. False where no number exceeds 1
-    unless it has six columns.
+    unless it has six columns. A batch axis of 1 is ignored.
     """
+    array = array[0] if array.ndim == 3 and len(array) == 1 else array  # noqa: PLR2004 - a batch of boxes with columns
     if array.ndim != 2 or array.dtype.kind != "f" or not np.isfinite(array).all():  # noqa: PLR2004 - boxes and columns
         return False
     parts = _columns(array, labels, suppressed=False)

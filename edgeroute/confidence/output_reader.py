@@ -71,7 +71,12 @@ Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "to
                "boxes", "ctc", "answers"]  # fmt: skip
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
-MANY: Final = 'read as a logit for each class, by their form alone: give labels, or kind="logits", or "value" for an embedding'
+# Doubts about numbers that are read as logits, and what to write.
+MANY: Final = 'read as a logit for each class, by their form alone: give labels, or kind="logits", or "value" for a regression'
+SHARES: Final = (
+    'numbers from 0 to 1 that do not sum to 1, and are read as logits, by their form alone: write kind = "multilabel" in its '
+    'card or in Python if each is the probability of a label, or "logits"'
+)
 SMALLEST: Final = float_info.min  # in place of a probability of 0, of which a logarithm is taken
 SEVERAL: Final = ("label+probabilities", "top", "top+probabilities")  # kinds of several outputs that are numbers
 LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
@@ -120,7 +125,7 @@ class Reader:
         PolicyError: unknown score, kind or rule, or the score cannot be computed from that kind.
     """
 
-    doubted = 0  # count of numbers that were read as logits, and may be an embedding; 0: none
+    doubt = ""  # in words, of numbers that were read as logits, and may be an embedding or several labels; empty: none
     # Class of the exception for outputs that cannot be an answer: a fault of the model on the device.
     wrong: type[EdgerouteError] = ModelError
 
@@ -270,6 +275,8 @@ class Reader:
         self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
         if likely:
             logger.warning("%s", probabilities_warning(self.name))
+        elif self.kind is None and self._custom is None and len(z) > 1 and 0 < min(z) <= max(z) < 1:
+            self._note_doubt(SHARES)
 
     def check_embedding(self, z: list[float] | None = None, is_named: bool = False) -> None:
         """Raise `wrong` if the output is an embedding by its name or numbers, without a kind, labels or a custom score.
@@ -285,9 +292,14 @@ class Reader:
                 f'{self.name} gives {by} an embedding and not a number for each class: write kind = "value" in '
                 'the policy or the output of its card; or "logits", if it is one'
             )
-        if z is not None and len(z) >= LONG and not (self.doubted or is_named or "logit" in name.lower() or sum_to_one(z)):
-            self.doubted = len(z)
-            logger.warning("%s gives %d numbers, which are %s", self.name, len(z), MANY)
+        if z is not None and len(z) >= LONG and not (is_named or sum_to_one(z)):
+            self._note_doubt(f"{len(z)} numbers, which are {MANY}")
+
+    def _note_doubt(self, doubt: str) -> None:
+        """Store a doubt and log it, unless there is one, or the output is named after logits."""
+        if not self.doubt and "logit" not in self.output_name().lower():
+            self.doubt = doubt
+            logger.warning("%s gives %s", self.name, doubt)
 
     def _large(self, row: Any, first: Any) -> Prediction:
         """Return the prediction for outputs that are no short row of floats: boxes, labels, a number, or a long row of classes.

@@ -23,7 +23,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import (
     is_embedding,
     probabilities_warning,
 )
-from edgeroute.confidence.output_reader import CLASSES, Reader
+from edgeroute.confidence.output_reader import CLASSES, MANY, Reader
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.policy_egress_and_options import Side
@@ -287,7 +287,7 @@ class EdgeBackend(AbandonedRuns):
             labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found, blank=reader.blank,
             output_name=str if callable(reader.score) else reader.output_name,
         )  # fmt: skip
-        tried.doubted = 1  # no warning: `check` reports it
+        tried.doubt = MANY  # no warning: `check` reports it
         prediction = tried.read_one(outputs)
         if tried.kind != reader.kind:
             reader.settle(tried.kind)

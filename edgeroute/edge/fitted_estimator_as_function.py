@@ -38,7 +38,7 @@ class Estimator:
     def __init__(self, estimator: Any) -> None:
         if not _is_fitted(estimator):
             raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
-        self._estimator, self.__name__ = estimator, type(estimator).__name__
+        self.estimator, self.__name__ = estimator, type(estimator).__name__
         self._decides = callable(getattr(estimator, "predict", None)) and _decides(estimator)
         names, others = (getattr(estimator, name, None) for name in ("feature_names_in_", "feature_names_"))
         if names is None and isinstance(others, list) and others[:1] not in ([], ["0"]):  # CatBoost's; of an array numbers
@@ -60,14 +60,14 @@ class Estimator:
             BadInput: a row does not fit; the message names columns, and no values.
             Unfit: a row has a category that was not fitted.
         """
-        columns, size = self.columns, getattr(self._estimator, "n_features_in_", None)
+        columns, size = self.columns, getattr(self.estimator, "n_features_in_", None)
         try:
             if columns is None and size is None:  # texts or mappings, as a pipeline with a vectorizer takes them
                 return [self._read(np.asarray([x]))[0] for x in rows]
             return self._read(np.asarray(rows) if columns is None else self._with_categories(_table(rows, columns)))
         except Exception as e:
             if len(rows) == 1:
-                name = f"{'' if start is None else f'input {start} of the batch: '}{class_name(self._estimator)}"
+                name = f"{'' if start is None else f'input {start} of the batch: '}{class_name(self.estimator)}"
                 why = str(e) if isinstance(e, BadInput) else self._misfit(rows[0], columns, size, str(e))
                 if "unknown categor" in str(e):
                     raise Unfit(f"{name}: a value of the input was not fitted") from None
@@ -79,14 +79,14 @@ class Estimator:
 
     def _read(self, given: Any) -> list[Any]:
         """Return the probabilities for each row of a table."""
-        table = np.asarray(self._estimator.predict_proba(given))
-        classes = np.asarray(getattr(self._estimator, "classes_", range(table.shape[1]))).tolist()
-        if len(classes) == 1 and hasattr(self._estimator, "classes_"):  # LightGBM and XGBoost have two columns for it
+        table = np.asarray(self.estimator.predict_proba(given))
+        classes = np.asarray(getattr(self.estimator, "classes_", range(table.shape[1]))).tolist()
+        if len(classes) == 1 and hasattr(self.estimator, "classes_"):  # LightGBM and XGBoost have two columns for it
             return [(classes[0], float(row[0])) for row in table]
         rows: list[Any] = [ByClass(zip(classes, map(float, row), strict=True)) for row in table]
         if self._decides:
             with suppress(NotImplementedError):  # of a class of one's own that has probabilities alone
-                if (chosen := np.asarray(self._estimator.predict(given))).shape == (len(rows),):
+                if (chosen := np.asarray(self.estimator.predict(given))).shape == (len(rows),):
                     return [_chosen(x, row) for x, row in zip(chosen.tolist(), rows, strict=True)]
         return rows
 
@@ -127,7 +127,7 @@ class Estimator:
             fits = _shape(x) == (size,)
             right = fits and all(map(_is_finite, np.asarray(x).tolist()))
             return "" if right else f"expected {size} numbers, got {'text, NaN or infinity' if fits else _form(x)}"
-        step = getattr(getattr(self._estimator, "best_estimator_", self._estimator), "steps", [(0, self._estimator)])[0][1]
+        step = getattr(getattr(self.estimator, "best_estimator_", self.estimator), "steps", [(0, self.estimator)])[0][1]
         wanted: Any = str | bytes if hasattr(step, "build_analyzer") else Mapping if hasattr(step, "vocabulary_") else object
         return "" if isinstance(x, wanted) else f"expected a {'mapping' if wanted is Mapping else 'text'}, got {_form(x)}"
 

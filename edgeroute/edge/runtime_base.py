@@ -38,7 +38,7 @@ MOST_PASSED = 8  # most such operators behind the one that makes an output
 KIND_BY_OPERATOR = {
     "Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "HardSigmoid": "multilabel",
     "QLinearSoftmax": "probabilities", "QLinearSigmoid": "multilabel", "LpNormalization": "value", "TopK": "value",
-    "TopK least": "value",
+    "TopK least": "value", "LinearRegressor": "value", "SVMRegressor": "value", "TreeEnsembleRegressor": "value",
 }  # fmt: skip
 MOST_FILLED = 1 << 16  # maximum copies of an input with which a batch of fixed size is filled up
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'

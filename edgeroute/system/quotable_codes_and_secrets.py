@@ -31,10 +31,11 @@ _PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # word of a code such as Inv
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
 # Words that are quoted even if the request has them: they are in most codes, and tell nothing of an input.
 _COMMON = {
-    "api", "argument", "bad", "batch", "context", "denied", "error", "exceeded", "exhausted", "failed", "forbidden", "found",
-    "id", "input", "insufficient", "internal", "invalid", "key", "large", "length", "limit", "message", "missing", "model", "not",
-    "of", "overloaded", "parameter", "payload", "permission", "quota", "rate", "request", "required", "requests", "resource",
-    "server", "shape", "size", "timeout", "token", "tokens", "too", "type", "unauthorized", "unavailable", "unsupported", "value",
+    "api", "argument", "bad", "batch", "content", "context", "denied", "error", "exceeded", "exhausted", "failed", "filter",
+    "forbidden", "found", "id", "input", "insufficient", "internal", "invalid", "key", "large", "length", "limit", "message",
+    "missing", "model", "not", "of", "overloaded", "parameter", "payload", "permission", "policy", "quota", "rate", "request",
+    "required", "requests", "resource", "server", "shape", "size", "timeout", "token", "tokens", "too", "type", "unauthorized",
+    "unavailable", "unsupported", "value", "violation",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ import numpy as np
 from edgeroute.cloud.json_api import PlainJson
 from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.confidence.detector_boxes import RAW, before_anchors
-from edgeroute.confidence.output_forms_labels_and_comparison import LONG, SLACK, label_and_probabilities
-from edgeroute.confidence.output_reader import CLASSES, MANY, bounded
+from edgeroute.confidence.output_forms_labels_and_comparison import SLACK, label_and_probabilities
+from edgeroute.confidence.output_reader import CLASSES, MANY, SHARES, bounded
 from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.spending_limits import Cost, Limits, up_against
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
 from edgeroute.edge.edge_model_members_and_fingerprints import member
+from edgeroute.edge.fitted_estimator_as_function import Estimator
 from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.inputs_constants_and_states import batch_axis_problem
 from edgeroute.edge.onnx import last_operators
@@ -214,12 +215,9 @@ def _thresholds(snapshot: Snapshot, unsure: Callable[[str], int]) -> Iterator[st
                 'by its form alone: write "output": {"kind": "logits"} in its card, or the kind that `edgeroute inspect` finds'
             )
         elif _from_0_to_1(backend) and snapshot.policy.no_confidence == "defer":
-            yield (
-                f"{target.name} gives numbers from 0 to 1 that do not sum to 1, and are read as logits, by their form alone: "
-                'write "output": {"kind": "multilabel"} in its card if each is the probability of a label, or "logits"'
-            )
-        elif (count := _perhaps_embedded(backend)) and snapshot.policy.no_confidence == "defer":
-            yield (f"{target.name} gives {count} numbers, which are {MANY}")
+            yield f"{target.name} gives {SHARES}"
+        elif (doubt := _doubt(backend)) and snapshot.policy.no_confidence == "defer":
+            yield f"{target.name} gives {doubt}"
         elif (names := _unnamed(backend)) and snapshot.policy.no_confidence == "defer":
             yield (
                 f"{target.name} has {len(names)} outputs, of which {clean(names[0])} is read as a number for each class, by its "
@@ -240,7 +238,7 @@ def _unsure(backend: EdgeBackend) -> bool:
     if callable(reader.score):
         return False
     plain = answer is not None and answer.confidence is None and not isinstance(answer.value, list)  # which are boxes: none found
-    return reader.kind == "value" or plain
+    return reader.kind in {"value", "top"} or plain
 
 
 def _may_be_boxes(row: Any) -> bool:
@@ -270,12 +268,11 @@ def _from_0_to_1(backend: EdgeBackend) -> bool:
     return isinstance(row, np.ndarray) and row.size > 1 and row.dtype.kind == "f" and bool(((row > 0) & (row < 1)).all())
 
 
-def _perhaps_embedded(backend: EdgeBackend) -> int:
-    """Return how many numbers are read as logits by their form alone, if they are many, as an embedding has; else 0."""
+def _doubt(backend: EdgeBackend) -> str:
+    """Return why numbers that are read as logits by their form alone may be none: those of an answer, or of a file for zeros."""
     row = None if callable(backend.reader.score) or backend.reader.labels is not None else _read_by_form(backend)
-    if backend.reader.doubted:  # in an answer
-        return backend.reader.doubted
-    return row.size if isinstance(row, np.ndarray) and row.size >= LONG and row.dtype.kind == "f" else 0
+    several = isinstance(row, np.ndarray) and row.size > 1 and row.dtype.kind == "f"
+    return backend.reader.doubt or (f"{row.size} numbers, which are {MANY}" if several else "")
 
 
 def _unnamed(backend: EdgeBackend) -> list[str]:
@@ -297,9 +294,24 @@ def _least(backend: EdgeBackend) -> float:
     if reader.score != "msp" or reader.kind not in {None, *CLASSES, "label+probabilities"}:
         return 0.0
     row = None if answer is None or answer.confidence is None else answer.outputs
+    if isinstance(row, Mapping) and (parts := label_and_probabilities(row)) is not None:
+        row = parts[1] if isinstance(parts[1], np.ndarray) else np.array([*parts[1].values()])
     if isinstance(row, np.ndarray) and row.dtype.kind == "f" and row.size == max(row.shape, default=0):
         return 1 / max(2, row.size)
-    return 1 / max(2, len(reader.labels)) if reader.kind is not None and reader.labels else 0.0
+    named = _names(backend) if reader.kind is not None or _estimator(backend) is not None else ()
+    return 1 / max(2, len(named)) if len(named) else 0.0
+
+
+def _estimator(backend: EdgeBackend) -> Estimator | None:
+    """Return the function of a fitted classifier; None for other models."""
+    function = getattr(backend.model, "function", None)
+    return function if isinstance(function, Estimator) else None
+
+
+def _names(backend: EdgeBackend) -> Sequence[Any]:
+    """Return the labels of the edge's classes; of a fitted classifier without labels, its own; empty: unknown."""
+    fitted = _estimator(backend)
+    return backend.reader.labels or ([] if fitted is None else [*getattr(fitted.estimator, "classes_", ())])
 
 
 def _zeros(edge: EdgeBackend, endpoint: Any = None) -> Any:
@@ -311,6 +323,9 @@ def _zeros(edge: EdgeBackend, endpoint: Any = None) -> Any:
         edge: the edge.
         endpoint: where the input goes: an axis of any size has the size that is taken there, if that is clear, else 1.
     """
+    if (fitted := _estimator(edge)) is not None:
+        size = getattr(fitted.estimator, "n_features_in_", None)
+        return None if size is None or fitted.columns is not None else np.zeros(size)
     card, inputs = member(edge.model, "card"), dict[str, Any]()
     sizes = {len(spec.shape) - 1: spec.shape[1:] for spec in getattr(endpoint, "inputs", None) or ()}
     for spec in member(edge.model, "inputs") or ():
@@ -348,7 +363,7 @@ def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> 
         yield from _unread(cloud)
         own, endpoint = cloud.reader.labels, getattr(cloud, "endpoint", None)
         for edge in edges:
-            names = edge.reader.labels or ()
+            names = _names(edge)
             if own and len(own) == len(names) and not {*map(_plain, own)} & {*map(_plain, names)}:  # else they answer otherwise
                 yield f"{cloud.name} and {edge.name} have no label in common, so they never agree: give one of them labels="
             if snapshot.egress.redact is not None or snapshot.views.given:  # functions of the application make other inputs
