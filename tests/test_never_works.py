@@ -565,3 +565,91 @@ def test_a_state_that_the_card_does_not_mention(make, tmp_path, shape, names):
     assert cli("inspect", path, "--write", "--force")[0] == 0
     assert json.loads(card.read_text())["state"] == [{"input": state, "output": following}]
     assert make(OnnxModel(path, kind="logits")).check().ok
+
+
+@pytest.mark.parametrize("numbers", [2, 31])
+@pytest.mark.parametrize("made", ["LinearRegressor", "TreeEnsembleRegressor", "plain"])
+def test_a_regression_of_several_numbers_is_no_classifier(make, tmp_path, numbers, made):
+    """A regressor of ONNX gives a value; where nothing tells, it is not ready until the kind is written."""
+    value, attributes = helper.make_tensor_value_info, {}
+    weights = np.random.default_rng(0).normal(size=(4, numbers)).astype("f")
+    if made == "LinearRegressor":
+        attributes = {"coefficients": weights.T.reshape(-1).tolist(), "intercepts": [3.0] * numbers, "targets": numbers}
+    elif made == "TreeEnsembleRegressor":
+        leaves = range(numbers)
+        attributes = {
+            "n_targets": numbers, "nodes_treeids": [0], "nodes_nodeids": [0], "nodes_featureids": [0], "nodes_modes": ["LEAF"],
+            "nodes_values": [0.0], "nodes_truenodeids": [0], "nodes_falsenodeids": [0], "target_ids": [*leaves],
+            "target_treeids": [0] * numbers, "target_nodeids": [0] * numbers, "target_weights": [float(i) for i in leaves],
+        }  # fmt: skip
+    if attributes:
+        nodes = [helper.make_node(made, ["x"], ["y"], domain="ai.onnx.ml", **attributes)]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "three"], ["y"])]
+    path = save(
+        tmp_path / "m.onnx", nodes, [value("x", 1, [None, 4])], [value("y", 1, [None, numbers])],
+        [] if attributes else [("w", weights), ("three", np.float32(3))], domains=("", "ai.onnx.ml"),
+    )  # fmt: skip
+    (line,) = never(make(path, sure, threshold=0.6))
+    assert ("gives no confidence" if attributes else 'kind="logits", or "value" for a regression') in line
+    answer = make(path, sure, threshold=0.6).infer(np.ones(4, "f"))
+    assert not attributes or answer.source == "cloud"
+    assert never(make(OnnxModel(path, kind="value"), sure, threshold=0.6, no_confidence="accept")) == []
+    assert never(make(OnnxModel(path, kind="logits"), sure, threshold=0.99)) == []
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+@pytest.mark.parametrize("side", ["edge", "cloud"])
+def test_numbers_from_0_to_1_of_a_function(make, caplog, labels, side):
+    """May be several labels: it is logged once, and `check` says it of the edge."""
+    shares = np.array([0.9, 0.2, 0.7])
+    edge = CallableModel(lambda _: shares, labels=labels) if side == "edge" else unsure
+    cloud = Function(lambda _: shares, labels=labels) if side == "cloud" else sure
+    router = make(edge, cloud, threshold=0.95)
+    assert never(router) == []
+    for _ in range(2):
+        router.infer(1)
+    assert caplog.text.count('write kind = "multilabel"') == 1
+    if side == "edge":
+        (line,) = never(router)
+        assert 'write kind = "multilabel" in its card or in Python' in line
+    given = make(CallableModel(lambda _: shares, labels=LABELS, kind="multilabel"), sure, threshold=0.6)
+    assert given.infer(1).value == ["a", "c"]
+    assert never(given) == []
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_boxes_of_a_function_with_a_batch_axis(make, batch):
+    """A detector's outputs as its session gives them: the kind is recognised with the axis of the batch, and without."""
+    boxes, raw = np.zeros((300, 6), "f"), np.zeros((6, 8400), "f")
+    boxes[0], raw[:, 0] = [10, 10, 50, 60, 0.9, 2], [30, 30, 20, 20, 0.8, 0.1]
+    for output, confidence in ((boxes, 0.9), (raw, 0.8)):
+        edge = CallableModel(
+            lambda _, output=output: output[None] if batch else output, labels=("a", "b", "c")[: 3 - (output is raw)]
+        )
+        answer = make(edge, sure, threshold=0.7).infer(1)
+        assert answer.source == "edge"
+        assert answer.confidence == pytest.approx(confidence)
+        assert len(answer.value) == 1
+
+
+def test_a_classifier_of_scikit_learn(make):
+    """Its classes tell the least confidence and the labels, and its columns what a cloud has to read."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rows = np.random.default_rng(0).normal(size=(90, 4))
+    clf = linear_model.LogisticRegression().fit(rows, np.array(["no", "yes", "maybe"] * 30))
+    assert never(make(clf, sure, threshold=0.5)) == []
+    (line,) = never(make(clf, sure, threshold=0.3))
+    assert "with 3 classes a confidence is at least 0.333" in line
+    with endpoint([8]) as cloud:
+        assert any("cannot read what edge reads" in line for line in never(make(clf, cloud, threshold=0.5)))
+    with endpoint([4], labels=LABELS) as cloud:
+        assert any("no label in common" in line for line in never(make(clf, cloud, threshold=0.5)))
+    chat = never(make(clf, OpenAIChat("http://127.0.0.1:9/v1", model="m"), threshold=0.5))
+    assert any("expected a prompt" in line for line in chat)
+
+
+def test_the_best_classes_without_probabilities_have_no_confidence(make):
+    """The kind `top` never has one, so that is known before the first call."""
+    (line,) = never(make(CallableModel(lambda _: 1, kind="top"), sure, threshold=0.5))
+    assert "gives no confidence" in line

@@ -12,9 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 
 
-def save(path: Path, nodes, inputs, outputs, constants=()) -> Path:
+def save(path: Path, nodes, inputs, outputs, constants=(), domains=("",)) -> Path:
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, [numpy_helper.from_array(a, name) for name, a in constants])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid(domain, 3 if domain else 17) for domain in domains], ir_version=9
+    )
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path

@@ -361,7 +361,8 @@ def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> 
     """
     for cloud in clouds:
         yield from _unread(cloud)
-        own, endpoint = cloud.reader.labels, getattr(cloud, "endpoint", None)
+        endpoint = getattr(cloud, "endpoint", None)
+        own = cloud.reader.labels or getattr(endpoint, "served_labels", None)
         for edge in edges:
             names = _names(edge)
             if own and len(own) == len(names) and not {*map(_plain, own)} & {*map(_plain, names)}:  # else they answer otherwise
