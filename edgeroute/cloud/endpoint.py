@@ -118,9 +118,7 @@ def looks_like(body: bytes) -> str:
         return "an HTML page (a proxy's or a login's, perhaps; is the URL right?)"
     if start.startswith(b"\x1f\x8b"):
         return "compressed data"
-    if start[:1] in b"{[":
-        return "broken JSON"
-    return "something else"
+    return "broken JSON" if start[:1] in b"{[" else "something else"
 
 
 def check_status(reply: Reply, where: str, body: bytes = b"", address: Address | None = None) -> Reply:

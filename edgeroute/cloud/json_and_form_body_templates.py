@@ -485,9 +485,7 @@ class _Filling:
             return "".join(part if isinstance(part, str) else self._part(part) for part in template.parts)
         if isinstance(template, dict):
             return {key: self.value(part) for key, part in template.items()}
-        if isinstance(template, list):
-            return [self.value(part) for part in template]
-        return template
+        return [self.value(part) for part in template] if isinstance(template, list) else template
 
     def _part(self, placeholder: Placeholder) -> str:
         """Return a placeholder's value as a part of a text. Raise BadInput for another type than text or number."""

@@ -192,10 +192,7 @@ class Reader:
                 return new(Prediction, (self.labels[z.index(top)], sure, row))  # type: ignore[index]
         if type(outputs) is list and len(outputs) == 1:  # of a callable
             return self.read_answer(outputs[0])
-        if boxes_without_batch(self.kind, outputs):
-            return self.read_answer(outputs)
-        _check_count(outputs, 1)
-        return self.read_answer(_row(outputs, 0))
+        return self.read_many(outputs, 1)[0]
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions for outputs of `count` inputs along the first axis; of one picture, boxes may lack it.

@@ -82,9 +82,7 @@ class FloatsOrElements:
         Raises:
             BadInput: it does not fit.
         """
-        if type(x) is np.ndarray and x.dtype == self._dtype:
-            return self._own.one(x)
-        return self([x])
+        return self._own.one(x) if type(x) is np.ndarray and x.dtype == self._dtype else self([x])
 
     def __call__(self, inputs: list[Any]) -> Array:
         """Return the tensor of several inputs.

@@ -414,9 +414,7 @@ def _suggestion(word: str, model: type[Section | Settings]) -> str:
         return "it belongs at the top of the file, before the first section"
     homes = [f"[{home}]" for home, models in SECTIONS.items() if any(word in m.model_fields for m in models)]
     homes = [home for home in homes if home != "[trial]"] or homes
-    if homes:
-        return f"it belongs in {' or '.join(homes)}"
-    return nearest(word, model.model_fields)
+    return f"it belongs in {' or '.join(homes)}" if homes else nearest(word, model.model_fields)
 
 
 # Text of the problem of a misspelt key, with the key that was meant.

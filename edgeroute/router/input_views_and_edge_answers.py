@@ -195,9 +195,7 @@ class EdgeAnswers:
             asked: True if the leg's cloud was called; then its recorded answer counts.
         """
         row, along = self._rows[identity], self._sent.get(leg, {})
-        if asked and row in along:
-            return along[row]
-        return self._answers.get(row)
+        return along[row] if asked and row in along else self._answers.get(row)
 
     def all_have_answers(self, leg: int) -> bool | None:
         """Return True if all inputs of a leg were sent with the edge's answer, False if not; None: the leg takes none."""

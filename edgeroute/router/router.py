@@ -86,9 +86,7 @@ class Router(BaseRouter[V], ClosedByWith):
                 ended(request, result)
         else:
             (result,) = blocking.run_to_end(pump(engine.steps([request]), engine))
-        if type(result) is Answer:
-            return result
-        return answer_of(result)
+        return result if type(result) is Answer else answer_of(result)
 
     def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None

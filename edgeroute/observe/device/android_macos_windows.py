@@ -116,6 +116,4 @@ class Android:
         except (ValueError, TypeError, KeyError):
             why = "termux-battery-status has not answered yet" if output is None else "neither Chaquopy nor Termux:API reports it"
             return {name: Measurement(None, why) for name in ("battery", "mains")}
-        if not 0 <= fields["battery"].value <= 1:
-            return {}
-        return fields
+        return fields if 0 <= fields["battery"].value <= 1 else {}
