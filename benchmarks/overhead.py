@@ -50,9 +50,9 @@ def figures() -> list[Figure]:
         times = medians({**subjects, "after": lambda x: (bare(x), small.infer(x))}, images)
     carded = _by_the_card(path, images, never)
     return [
-        timed("accepted `infer`, over a callable", callables["infer"], callables["bare"], 12),
+        timed("accepted `infer`, over a callable", callables["infer"], callables["bare"], 4.5),
         timed("accepted `infer`, over a callable, after a bare run of the model", times["after"], times["bare"], 12),
-        timed("accepted `infer`", times["infer"], times["bare"], 12),
+        timed("accepted `infer`", times["infer"], times["bare"], 6),
         timed("accepted `infer`, preprocessing by the card", carded["infer"], carded["bare"], 12),
         timed("accepted `infer`, all limits set", times["limited"], times["bare"], 12),
         timed("accepted `infer`, trace on", times["traced"], times["bare"], 25),

@@ -221,9 +221,7 @@ def test_commands_and_json_are_narrow(page):
     assert [line for line in lines if len(line) > 88] == []
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.stem not in {"design", "speculation", "CONTRIBUTING"}], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_source_is_narrow_and_its_comments_stand_above(page):
     """A phone shows 88 columns of Python and TOML at most; a comment is above the line that it explains."""
     lines = [line for language, text in snippets(page) if language in {"python", "toml"} for line in text.splitlines()]

@@ -119,7 +119,8 @@ TOML = [  # text, key, what it says beside it
     (T + T + E + C, "threshold", "is there twice (at line 2, "),
     (T + E + 'path = "b.onnx"\n' + C, "path", "is there twice (at line 4, "),
     (T + E + E + C, "[edge]", "[[edge]] (at line 4, "),
-    ("mode = prefer_edge\n" + T + E + C, "mode", '(at line 1, column 8); text needs straight quotes: "300ms"'),
+    ("mode = prefer_edge\n" + T + E + C, "mode", '(at line 1, column 8); text needs straight quotes, "300ms", and a number a'),
+    ("threshold = .5\n" + E + C, "threshold", "and a number a digit before its point, 0.5"),
     ("threshold: 0.8\n" + E + C, "threshold", "have = between"),
 ]
 OTHERS = [  # file's name, text, key, what it says beside it

@@ -846,7 +846,7 @@ ALIASES = "a: &a [x, x]\n" + "".join(
         (
             "p.toml",
             "mode = = 1",
-            'is not TOML: mode: Invalid value (at line 1, column 8); text needs straight quotes: "300ms"',
+            'is not TOML: mode: Invalid value (at line 1, column 8); text needs straight quotes, "300ms", and a number a digit before its point, 0.5',
         ),
         (
             "p.json",

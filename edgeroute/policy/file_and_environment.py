@@ -313,7 +313,10 @@ def _toml_words(message: str, text: str) -> str:
     if key[3]:
         several = f"; several of them are [[{key[3]}]]" if key[3] in LISTS else ""
         return f"the section [{key[3]}] is there twice{several}{place[0]}" if "twice" in message else message
-    hints = {"Invalid value": 'text needs straight quotes: "300ms"', "Expected '=' after": "a key and its value have = between"}
+    hints = {
+        "Invalid value": 'text needs straight quotes, "300ms", and a number a digit before its point, 0.5',
+        "Expected '=' after": "a key and its value have = between",
+    }
     hint = next((f"; {words}" for start, words in hints.items() if message.startswith(start)), "")
     return f"{key[1]}: {message[: place.start()]}{place[0]}{hint}"
 
