@@ -52,6 +52,7 @@ from edgeroute.router.async_router import AsyncRouter as AsyncRouter
 from edgeroute.core.policy_egress_and_options import Options as Options
 from edgeroute.router.live.speech_segments import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
+from edgeroute.router.part_hooks_and_dispatch import Part as Part
 from edgeroute.router.router import Router as Router
 from edgeroute.router.streams_sessions_chats import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic

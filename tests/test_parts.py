@@ -7,9 +7,8 @@ import logging
 import pytest
 from both import CALLS, ask, makes
 
-from edgeroute import Options, PolicyError, Router, RuntimeMissing
+from edgeroute import Options, Part, PolicyError, Router, RuntimeMissing
 from edgeroute.policy import load, schema
-from edgeroute.router.part_hooks_and_dispatch import Part
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -20,7 +19,7 @@ import json
 from pathlib import Path
 
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
-from edgeroute.router.part_hooks_and_dispatch import Part
+from edgeroute import Part
 
 
 class Watch(Part):
@@ -164,7 +163,7 @@ def test_both_from_a_policy_file(package, tmp_path):
             "[parts.gone]\n",
             "parts.gone: the entry point gone of edgeroute.parts is registered as others:Missing, and others has no",
         ),
-        ("[parts.none]\n", "parts= takes objects of subclasses of edgeroute.router.part_hooks_and_dispatch.Part, not int"),
+        ("[parts.none]\n", "parts= takes objects of subclasses of edgeroute.Part, not int"),
         ("[parts]\nwatch = 3\n", "parts"),
         ('[cloud]\nprotocol = "shoot"\nurl = "http://127.0.0.1:9"\n', 'cloud.protocol: found "shoot": did you mean "shout"'),
         (

@@ -746,8 +746,8 @@ def test_of_a_model_without_a_version():
         )
     with Router(CallableModel(Holds(), name="edge", version="1"), sure, threshold=made) as router:
         assert router.infer(1.0).reason == (
-            f"edge 1.00 >= {made.threshold:.2f} (uncalibrated: the edge model that it was made for could not be identified: "
-            "calibrate again)"
+            f"edge 1.00 >= {made.threshold:.2f} (uncalibrated: the edge model had no version= then, as in "
+            'CallableModel(f, version="1"): calibrate again)'
         )
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import pytest
 from both import CALLS, ask, makes
 
-from edgeroute import Cache, Instrument, NoAnswer
-from edgeroute.router.part_hooks_and_dispatch import Part
+from edgeroute import Cache, Instrument, NoAnswer, Part
 
 
 class Told(Instrument):

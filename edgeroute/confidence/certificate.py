@@ -245,7 +245,7 @@ class Certificate(NamedTuple):
             elif calibrated is None:
                 differ.append(f"it does not say for which {what} it was made")
             elif UNIDENTIFIED in calibrated:
-                differ.append(f"its {what} could not be identified: give version=, as in {_VERSION[name]}, and calibrate again")
+                differ.append(f"the {what} had no version= then, as in {_VERSION[name]}: calibrate again")
             else:
                 then, here = _differing_parts(calibrated, used)
                 differ.append(f"it was made for {what} {then}, and this is {here}")

@@ -256,10 +256,10 @@ class Reader:
     def _check_first(self, z: list[float], first: Any, row: Any) -> None:
         """Check the first outputs: probabilities become the kind, or log one warning if they are taken for logits.
 
-        Marks the outputs as seen, and takes the fast path for arrays of one axis. Raises `wrong` for an embedding.
+        Marks the outputs as seen, and takes the fast path for arrays of one axis. Logs and stores a doubt about logits. Raises
+        `wrong` for an embedding.
         """
-        if len(z) > 1:
-            self.check_embedding(z, isinstance(row, Mapping) and not self.output_name())
+        doubt = self.check_embedding(z, isinstance(row, Mapping) and not self.output_name()) if len(z) > 1 else ""
         likely = looks_like_probabilities(z)
         if self.kind is None and not likely and sum_to_one(z):  # perhaps after a softmax: the next row tells
             return
@@ -273,15 +273,18 @@ class Reader:
         if likely:
             logger.warning("%s", probabilities_warning(self.name))
         elif self.kind is None and self._custom is None and len(z) > 1 and 0 < min(z) <= max(z) < 1:
-            self._note_doubt(SHARES)
+            doubt = SHARES
+        if doubt and not self.doubt and "logit" not in self.output_name().lower():
+            self.doubt = doubt
+            logger.warning("%s gives %s", self.name, doubt)
 
-    def check_embedding(self, z: list[float] | None = None, is_named: bool = False) -> None:
+    def check_embedding(self, z: list[float] | None = None, is_named: bool = False) -> str:
         """Raise `wrong` if the output is an embedding by its name or numbers, without a kind, labels or a custom score.
 
-        Log a warning if it may be one, by how many numbers it has, unless a function has named it in a mapping (`is_named`).
+        Return a doubt if it may be one, by how many numbers it has, unless a function has named it in a mapping (`is_named`).
         """
         if self.kind is not None or self.labels is not None or self._custom is not None:
-            return
+            return ""
         name = self.output_name()
         if is_embedding(name) or (z is not None and has_length_1(z)):
             by = f"{name!r}, by its name" if is_embedding(name) else "numbers with a norm of 1:"
@@ -289,14 +292,8 @@ class Reader:
                 f'{self.name} gives {by} an embedding and not a number for each class: write kind = "value" in '
                 'the policy or the output of its card; or "logits", if it is one'
             )
-        if z is not None and len(z) >= LONG and not (is_named or sum_to_one(z)):
-            self._note_doubt(f"{len(z)} numbers, which are {MANY}")
-
-    def _note_doubt(self, doubt: str) -> None:
-        """Store a doubt and log it, unless there is one, or the output is named after logits."""
-        if not self.doubt and "logit" not in self.output_name().lower():
-            self.doubt = doubt
-            logger.warning("%s gives %s", self.name, doubt)
+        many = z is not None and len(z) >= LONG and not (is_named or sum_to_one(z))
+        return f"{len(z or ())} numbers, which are {MANY}" if many else ""
 
     def _large(self, row: Any, first: Any) -> Prediction:
         """Return the prediction for outputs that are no short row of floats: boxes, labels, a number, or a long row of classes.

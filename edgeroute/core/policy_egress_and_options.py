@@ -191,7 +191,7 @@ class Options(NamedTuple):
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
         instruments: receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
-        parts: further parts, the outermost first (`edgeroute.router.part_hooks_and_dispatch.Part`).
+        parts: further parts, the outermost first (`edgeroute.Part`).
     """
 
     hedge_after: float | str | None = None

@@ -135,9 +135,7 @@ class Parts:
         for part in self.all:
             if not isinstance(part, Part):
                 kind = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
-                raise PolicyError(
-                    f"parts= takes objects of subclasses of edgeroute.router.part_hooks_and_dispatch.Part, not {kind}"
-                )
+                raise PolicyError(f"parts= takes objects of subclasses of edgeroute.Part, not {kind}")
         names = [name_of(part) for part in self.all]
         if twice := next((name for name in names if names.count(name) > 1), ""):
             raise PolicyError(f"parts: two have the name {twice!r}: give one another `name`")

@@ -271,8 +271,9 @@ def _from_0_to_1(backend: EdgeBackend) -> bool:
 def _doubt(backend: EdgeBackend) -> str:
     """Return why numbers that are read as logits by their form alone may be none: those of an answer, or of a file for zeros."""
     row = None if callable(backend.reader.score) or backend.reader.labels is not None else _read_by_form(backend)
-    several = isinstance(row, np.ndarray) and row.size > 1 and row.dtype.kind == "f"
-    return backend.reader.doubt or (f"{row.size} numbers, which are {MANY}" if several else "")
+    if backend.reader.doubt or not (isinstance(row, np.ndarray) and row.size > 1 and row.dtype.kind == "f"):
+        return backend.reader.doubt
+    return f"{row.size} numbers, which are {MANY}"
 
 
 def _unnamed(backend: EdgeBackend) -> list[str]:
