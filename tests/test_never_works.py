@@ -653,3 +653,28 @@ def test_the_best_classes_without_probabilities_have_no_confidence(make):
     """The kind `top` never has one, so that is known before the first call."""
     (line,) = never(make(CallableModel(lambda _: 1, kind="top"), sure, threshold=0.5))
     assert "gives no confidence" in line
+
+
+@pytest.mark.parametrize("answer", [[191.2, 36.5], np.array([191.2, 36.5]), (np.array([191.2, 36.5]), 0.7)])
+@pytest.mark.parametrize("form", ["function", "kind"])
+def test_a_cloud_behind_a_regression_gives_values(make, answer, form):
+    """Numbers are no classes where the edge gives none, unless the cloud has a kind of its own."""
+    edge = CallableModel(lambda _: np.array([1.0, 2.0]), kind="value")
+    given = make(edge, Function(lambda _: answer, kind="value" if form == "kind" else None), threshold=0.8).infer(1)
+    assert given.source == "cloud"
+    assert [*given.value] == [191.2, 36.5]
+    assert given.confidence == (0.7 if type(answer) is tuple else None)
+    logits = make(edge, Function(lambda _: np.array([0.0, 5.0]), kind="logits"), threshold=0.8).infer(1)
+    assert logits.value == 1
+
+
+@pytest.mark.parametrize("nothing", [[], np.zeros((0, 6))])
+def test_a_cloud_behind_a_detector_may_find_nothing(make, nothing):
+    """Where the edge's kind says that it is one; else the fault says what to write."""
+    boxes = [{"box": [0.0, 0.0, 9.0, 9.0], "score": 0.5, "label": "dog"}]
+    answer = make(CallableModel(lambda _: boxes, kind="boxes"), lambda _: nothing, threshold=0.8).infer(1)
+    assert (answer.source, answer.value) == ("cloud", [])
+    answer = make(lambda _: boxes, lambda _: nothing, threshold=0.8).infer(1)
+    assert answer.degraded
+    assert 'Function(f, kind="boxes")' in answer.reason
+    assert make(lambda _: boxes, Function(lambda _: nothing, kind="boxes"), threshold=0.8).infer(1).value == []

@@ -60,7 +60,9 @@ class ReplyReader(Reader):
     wrong = BadReply
     # Returns the server's labels and kind of outputs, once known; used if no others were given.
     served: Callable[[], tuple[tuple[Any, ...] | None, str | None]] | None = None
-    several = False  # True behind an edge of the kind multilabel: an answer is a list of labels, or a probability for each
+    # Kind of the edge's outputs: behind multilabel an answer is a list of labels, or a probability each; behind value numbers,
+    # and behind boxes perhaps none.
+    behind: str | None = None
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions in the outputs of `count` inputs.
@@ -84,7 +86,7 @@ class ReplyReader(Reader):
 
         Takes a `Prediction`, a pair (value, confidence), an array, or outputs by name; the form of boxes is checked later.
         """
-        if (self.several or self.kind == "multilabel") and (listed := self._listed(row)) is not None:
+        if "multilabel" in {self.behind, self.kind} and (listed := self._listed(row)) is not None:
             return listed
         if type(row) is Prediction:
             self._check_pair(row.value, row.confidence)
@@ -93,6 +95,8 @@ class ReplyReader(Reader):
                 self._check_pair(*row)
         elif self.kind == "boxes" or (self.kind == "answers" and self.labels is None and type(row) is list and not row):
             pass  # none found is an answer; its form is checked as it is read
+        elif self.behind == "boxes" and self.kind is None and isinstance(row, np.ndarray | list) and not len(row):
+            return Prediction([], None, row)
         elif type(row) is np.ndarray:  # the usual case
             self._check_row(row)
         elif not boxes_without_batch(self.kind, row):
@@ -100,7 +104,8 @@ class ReplyReader(Reader):
             parts = row.values() if isinstance(row, Mapping) else [first] if self.kind == "label+probabilities" else row
             for part in parts if self.kind in SEVERAL and several(row) else [first]:
                 self._check_row(part)
-        return super().read_answer(row)
+        numbers = self.behind == "value" and self.kind is None and isinstance(row, np.ndarray | list)
+        return self._value(row) if numbers else super().read_answer(row)
 
     def _listed(self, row: Any) -> Prediction | None:
         """Return the prediction for labels as texts, or one, perhaps with a confidence; None for others.
@@ -162,7 +167,9 @@ class ReplyReader(Reader):
         plain = type(row) is np.ndarray and row.dtype.kind != "O"
         array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
-            raise BadReply('the reply has no outputs, which kinds "boxes" and "answers" alone take for nothing found')
+            raise BadReply(
+                'the reply has no outputs: if that is an answer, give the cloud kind="boxes", as Function(f, kind="boxes")'
+            )
         array = along_one_axis(array)
         numbers = (array.ndim == 1 or (self.kind in SEVERAL and not array.ndim)) and array.dtype.kind in "fiub"
         labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
@@ -367,7 +374,7 @@ class FunctionBackend(AbandonedRuns):
         A pipeline's `{"label": ..., "score": ...}`, or the best of a list of them, becomes (label, score). Tuples, lists and
         arrays stay, and with a kind other than "answers" all else does; a bare value becomes (value, None).
         """
-        result = best_label(result, several=self.reader.several or self.reader.kind == "multilabel")
+        result = best_label(result, several="multilabel" in {self.reader.behind, self.reader.kind})
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
         as_it_is = as_it_is or boxes_without_batch(self.reader.kind, result)
         return result if as_it_is else (result, None)

@@ -468,7 +468,8 @@ class _Draft:
             read = stamps(model) if isinstance(edge, str | PathLike) else ()  # an object was loaded by its owner
             self._add(("edge", name, edge, score, read), target, runner)
             labels = member(model, "labels")
-            self._labels, self._kind = (labels, member(model, "kind")) if labels else (self._labels, self._kind)
+            if labels or runner.reader.kind in {"value", "boxes"}:
+                self._labels, self._kind = labels or self._labels, runner.reader.kind
         return bool(own_thresholds)
 
     def add_clouds(self, clouds: list[Any], tried: list[Any], guard: Guards) -> None:
@@ -494,7 +495,7 @@ class _Draft:
 
                 kind = FunctionBackend
             backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
-            backend.reader.several = self._kind == "multilabel"
+            backend.reader.behind = self._kind
             if getattr(backend, "alone_async", False) and not self._arguments.awaits:
                 raise PolicyError(f"the cloud is {backend.where}, and async: use AsyncRouter, or make it a plain def")
             backend.guard = guard(backend)
