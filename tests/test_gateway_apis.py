@@ -172,7 +172,9 @@ def test_a_response_calls_a_function():
             assert (got.usage.input_tokens, got.usage.output_tokens) == (3, 2)
         back = [*items, *answer.output, {"type": "function_call_output", "call_id": "call-1", "output": "31 C"}]
         client.responses.create(model="edgeroute", input=back, tools=[tool])
-    for asked in model.asked[-1:]:
+        for got in (answer, streamed):  # which the gateway has stored
+            client.responses.create(model="edgeroute", input=back[-1:], previous_response_id=got.id, tools=[tool])
+    for asked in model.asked[-3:]:
         user, assistant, result = asked["messages"]
         assert [part["type"] for part in user["content"]] == ["text", "image_url"]
         assert assistant["tool_calls"] == [CALL]
