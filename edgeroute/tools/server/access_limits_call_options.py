@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgeroute.cloud.attempt_accounting_and_turns import LEAST_LATE_S
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.policy_egress_and_options import MODES, Mode, Rules
-from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
+from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
 from edgeroute.router.private_conversations_and_digest_store import bind_within
 from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, is_too_long, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
@@ -183,9 +183,9 @@ class Fault(NamedTuple):
 def http_fault(error: BaseException) -> Fault:
     """Return the HTTP status, message, code and headers that answer an exception; an unexpected one is a 500 without details.
 
-    400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error, a full
-    queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If each leg (one call
-    of a model or server) refused this input, a missing answer is a 400.
+    400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error, a busy
+    model, a full queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If each
+    leg (one call of a model or server) refused this input, a missing answer is a 400.
     """
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
@@ -200,6 +200,8 @@ def http_fault(error: BaseException) -> Fault:
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
     if isinstance(error, NoAnswer | CloudError):
         return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
+    if isinstance(error, Busy):
+        return Fault(503, clean(error), "busy", {"Retry-After": str(retry_after_s(error))})
     if isinstance(error, Full):
         return Fault(503, clean(error), "busy", {**AGAIN, **error.headers})
     if isinstance(error, Closed):
