@@ -44,6 +44,22 @@ def test_each_benchmark_runs(name, tmp_path):
     assert re.search(r"^\|.+\|\n\|[ :|-]+\|\n\|.+\|$", done.stdout, re.MULTILINE), done.stdout
 
 
+@pytest.mark.matrix
+def test_masks_of_a_file_of_texts(tmp_path):
+    """As PUPA has them: of three units one is a name, which no pattern finds."""
+    pytest.importorskip("phonenumbers")
+    file = tmp_path / "texts.csv"
+    file.write_text(
+        "user_query,pii_units\n"
+        '"I am Ann Bell, write to Ann@example.com or (201) 555-0123",ann bell||ann@example.com||(201) 555-0123\n'
+        "nothing of anybody,\n"
+    )
+    command = [sys.executable, BENCHMARKS / "masks.py", "--texts", file]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "| any | 3 | 33.33% | - | - |" in done.stdout, done.stderr
+    assert re.search(r"\| 2 \| 0 \| 100\.00% \|", done.stdout), done.stdout
+
+
 def test_what_is_no_program_is_part_of_one():
     """A module that cannot be run is imported by another."""
     used = set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(TEXTS.values()), re.MULTILINE))

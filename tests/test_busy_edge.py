@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from time import monotonic
 
+import httpx
 import pytest
-from both import Tasks, Threads
+from both import LONG, Tasks, Threads
+from gateways import CHAT, serving
 
-from edgeroute import Function, Limits, PlainJson, PolicyError, Unreachable
+from edgeroute import AsyncRouter, Function, Limits, LocalServer, PlainJson, PolicyError, Unreachable
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.errors import Busy
 from edgeroute.testing import CannedServer, http_reply
@@ -60,6 +62,31 @@ def test_it_is_asked_where_nobody_else_answers(make):
         with pytest.raises(Busy):
             router.infer(1)
         assert router.infer(1).value == "edge"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_gateway_says_for_how_long(stream):
+    """Where nobody else answers, on each API: 503 with Retry-After, so that clients come again then."""
+
+    def edge(_):
+        raise Busy("the quota is spent", retry_after_s=37)
+
+    bodies = {"chat/completions": CHAT, "messages": {**CHAT, "max_tokens": 9}, "responses": {"model": "edgeroute", "input": "x"}}
+    with serving(AsyncRouter(edge)) as url:
+        replies = [httpx.post(f"{url}/v1/{path}", json={**body, "stream": stream}, timeout=LONG) for path, body in bodies.items()]
+    assert [(reply.status_code, reply.headers.get("retry-after")) for reply in replies] == [(503, "37")] * 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("retry_after", "later"), [("3600", 1), ("9999999", 1), ("0", 5), ("soon", 5), (None, 5)])
+def test_a_server_on_the_device_says_for_how_long(make, status, retry_after, later):
+    """By Retry-After: it is not asked meanwhile, whatever the body says."""
+    headers = [] if retry_after is None else [("Retry-After", retry_after)]
+    with CannedServer(http_reply(b'{"error": {"message": "all slots are busy"}}', status=status, headers=headers)) as server:
+        with make(LocalServer(f"{server.url}/v1"), lambda x: "cloud", threshold=0.5) as router:
+            answers = [router.infer("hi") for _ in range(5)]
+        assert [answer.value for answer in answers] == ["cloud"] * 5
+        assert len(server.requests) == later
 
 
 class Waits:

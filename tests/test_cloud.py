@@ -17,11 +17,11 @@ from hypothesis.extra import numpy as nps
 from tenacity import RetryCallState, Retrying
 
 from edgeroute import BadInput, BadReply, OpenInference, PlainJson, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
-from edgeroute.cloud.endpoint import check_status, loads, looks_like, retry_after_s
+from edgeroute.cloud.endpoint import check_status, loads, looks_like
 from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S, HttpClient, wait_s
 from edgeroute.cloud.oip_tensors import DTYPES, NAMES
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.http.messages_addresses_and_secrets import Address, Reply, bare
+from edgeroute.http.messages_addresses_and_secrets import Address, Reply, bare, retry_after_s
 from edgeroute.system import json_codec_and_short_repr
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 from edgeroute.types import TensorSpec

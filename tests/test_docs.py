@@ -214,6 +214,18 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
             thing.close()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["httpx2", "httpx"])
+def test_a_client_of_either_library(library, desk, monkeypatch):
+    """The extra `httpx` installs one of them, by the version of Python."""
+    pytest.importorskip(library)
+    monkeypatch.setitem(sys.modules, {"httpx2": "httpx", "httpx": "httpx2"}[library], None)
+    (code,) = [text for _, text in snippets(ROOT / "docs" / "connections.md") if "httpx" in text and "import" in text]
+    namespace: dict[str, object] = {}
+    exec(compile(desk(code), "connections.md", "exec"), namespace)
+    assert namespace["httpx"].__name__ == library
+
+
 @pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: page.name if page in PAGES else page.parent.name)
 def test_commands_and_json_are_narrow(page):
     """A phone shows 88 columns: a longer command goes on after a backslash."""

@@ -144,13 +144,24 @@ def test_pydantic_ai(gateway):
 
 
 def test_litellm(gateway):
-    """Its completion and its router take the client, too."""
+    """Its completion takes the client, and its router with each call, of threads and of asyncio; not among a model's settings."""
     client = openai.OpenAI(base_url=gateway.url, api_key="none", http_client=gateway.client())
     messages = [{"role": "user", "content": "hello"}]
     answer = litellm.completion("openai/edgeroute", messages=messages, client=client)
     assert answer.choices[0].message.content == "Yes, of course."
     pieces = litellm.completion("openai/edgeroute", messages=messages, client=client, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Yes, of course."
+    large = {"model": "openai/edgeroute", "api_base": gateway.url, "api_key": "none"}
+    router = litellm.Router([{"model_name": "large", "litellm_params": large}], num_retries=0)
+    assert router.completion("large", messages, client=client).choices[0].message.content == "Yes, of course."
+
+    async def main():
+        async with openai.AsyncOpenAI(base_url=gateway.url, api_key="none", http_client=gateway.async_client()) as client:
+            return await router.acompletion("large", messages, client=client)
+
+    assert asyncio.run(main()).choices[0].message.content == "Yes, of course."
+    with pytest.raises(TypeError, match="pickle"):
+        litellm.Router([{"model_name": "large", "litellm_params": {**large, "client": client}}])
 
 
 REPLY = {

@@ -172,11 +172,14 @@ def test_a_response_calls_a_function():
             assert (got.usage.input_tokens, got.usage.output_tokens) == (3, 2)
         back = [*items, *answer.output, {"type": "function_call_output", "call_id": "call-1", "output": "31 C"}]
         client.responses.create(model="edgeroute", input=back, tools=[tool])
-    user, assistant, result = model.asked[-1]["messages"]
-    assert [part["type"] for part in user["content"]] == ["text", "image_url"]
-    assert assistant["tool_calls"] == [CALL]
-    assert assistant["reasoning_content"] == "Weather, so."
-    assert result == {"role": "tool", "tool_call_id": "call-1", "content": "31 C"}
+        for got in (answer, streamed):  # which the gateway has stored
+            client.responses.create(model="edgeroute", input=back[-1:], previous_response_id=got.id, tools=[tool])
+    for asked in model.asked[-3:]:
+        user, assistant, result = asked["messages"]
+        assert [part["type"] for part in user["content"]] == ["text", "image_url"]
+        assert assistant["tool_calls"] == [CALL]
+        assert assistant["reasoning_content"] == "Weather, so."
+        assert result == {"role": "tool", "tool_call_id": "call-1", "content": "31 C"}
     assert model.asked[0]["tools"] == [
         {"type": "function", "function": {"name": "weather", "parameters": WEATHER, "strict": True}}
     ]
@@ -346,6 +349,66 @@ def test_a_message_uses_a_tool():
     assert (model.asked[0]["tool_choice"], model.asked[0]["parallel_tool_calls"]) == ("required", False)
 
 
+class Caller:
+    """An edge that calls the first tool of a request until it has a result, and then says that."""
+
+    name = "caller"
+
+    def __init__(self):
+        self.asked = []
+
+    def run(self, inputs, cancel=None):
+        """As a language model does."""
+        self.asked += inputs
+        return [self._answer(x["messages"][-1]) for x in inputs]
+
+    def _answer(self, last):
+        calls = {"content": None, "tool_calls": [CALL]}
+        reply = completion({"content": last["content"]}) if last["role"] == "tool" else completion(calls, "tool_calls")
+        return Prediction(reply["choices"][0]["message"]["content"], 0.9, reply)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_client_runs_its_tools(stream):
+    """As it does by itself: a client that asks the server to keep the conversation sends all of it instead."""
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Return the weather.
+
+        Args:
+            city: Its name.
+        """
+        return f"31 C in {city}"
+
+    model = Caller()
+    options = {"model": "edgeroute", "max_tokens": 9, "messages": HELLO, "tools": [weather]}
+    with serving(AsyncRouter(model)) as url, anthropic.Anthropic(base_url=url, api_key="any") as client:
+        final = client.beta.messages.tool_runner(**options, stream=stream).until_done()
+    assert final.content[0].text == "31 C in Paris"
+    assert [[m["role"] for m in x["messages"]] for x in model.asked] == [["user"], ["user", "assistant", "tool"]]
+
+
+def test_a_conversation_that_the_server_shall_keep(url, edge):
+    """Is refused in the words of the API by which a client knows what to do."""
+    body = {"model": "edgeroute", "max_tokens": 9, "messages": HELLO, "thread": {"type": "create"}}
+    reply = httpx.post(f"{url}/v1/messages", json=body, timeout=LONG)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert reply.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert "details" not in httpx.post(f"{url}/v1/messages", json={**body, "thread": None, "top_k": 3}).json()["error"]
+
+
+@pytest.mark.parametrize("content", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
+def test_a_message_of_the_system_stays_at_its_place(claude, edge, content):
+    """As text or blocks, after the key `system`."""
+    messages = [*HELLO, {"role": "assistant", "content": "yes?"}, {"role": "system", "content": content}, *HELLO]
+    answer = claude.messages.create(model="edgeroute", max_tokens=9, system="Be kind.", messages=messages)
+    assert answer.content[0].text == "you said hello"
+    assert [(m["role"], m["content"]) for m in edge.asked[0]["messages"]] == [
+        ("system", "Be kind."), ("user", "hello"), ("assistant", "yes?"), ("system", "Be brief."), ("user", "hello"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("given", "read"), [('{"a": 1}', {"a": 1}), ("", {}), ("{no", {"arguments": "{no"}), ("[1]", {"arguments": "[1]"})]
 )
@@ -410,7 +473,9 @@ REFUSED = [
     ("messages", {"messages": HELLO, "max_tokens": 9, "tools": [{"type": "web_search_20250305", "name": "w"}]}, "web_search"),
     ("messages", {"messages": HELLO, "max_tokens": 9, "mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
     ("messages", {"messages": HELLO, "max_tokens": 9, "top_k": 3}, "top_k"),
-    ("messages", {"messages": [{"role": "system", "content": "x"}], "max_tokens": 9}, "role"),
+    ("messages", {"messages": [{"role": "tool", "content": "x"}], "max_tokens": 9}, "role"),
+    ("messages", {"messages": [{"role": "system", "content": [{"type": "image"}]}], "max_tokens": 9}, "system"),
+    ("messages", {"messages": HELLO, "max_tokens": 9, "thread": {"type": "create"}}, "thread"),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "document"}]}], "max_tokens": 9}, "document"),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}], "max_tokens": 9}, "image"),
     ("messages", {"messages": [], "max_tokens": 9}, "messages"),

@@ -188,7 +188,61 @@ def test_an_answer_that_is_json_has_the_data_escaped(server):
         assert json.loads(pieces) == json.loads(stream.answer.value) == {"name": name}
 
 
-HOSTILE = "[MASKED_EMAIL_7]", "MASKED_IBAN_1 and [MASKED_EMAIL_1]", r"\[MASKED\_CARD\_12]", "[masked_phone_3]"
+SPELLINGS = (
+    "[MASKED EMAIL 1]", "[MASKED-EMAIL-1]", "[Masked Email 1]", "MASKED EMAIL 1", "masked-email-1", "MASKED_EMAIL1", "[MASKED_EMAIL]", "[masked email]",
+    "MASKED_EMAIL", "MASKED EMAIL", "[MASKED\u2011EMAIL\u20111]", r"MASKED\_EMAIL\_1",
+)  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_placeholder_in_another_spelling(kind, server, spelling):
+    """Without a number it is that of the only one of its kind; whole and in pieces."""
+    server.reply = lambda request: sse_reply(chat_events(in_pieces(f"to {spelling}, as said", 2)))
+    with kind(unsure, cloud(server), threshold=0.5, egress=rules()) as router:
+        answer = router.infer(f"I am {DATA[0]}")
+        assert (answer.value, answer.source) == (f"to {DATA[0]}, as said", "cloud")
+        with router.stream(f"I am {DATA[0]}") as stream:
+            assert "".join(stream) == f"to {DATA[0]}, as said"
+
+
+@pytest.mark.parametrize("spelling", ["[MASKED_EMAIL]", "[masked email]", "MASKED-EMAIL", "MASKED EMAIL 3", "[MASKED-EMAIL-3]"])
+def test_a_spelling_that_may_be_either(spelling):
+    """One of two, or none of them: it stays, and is told."""
+    _, restore = Mask(KINDS).mask("a@example.com, b@example.com")
+    assert restore.restore(Prediction(f"to {spelling}.", None, None)).partial.value == f"to {spelling}."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the masked email",
+        "np.ma.masked_email(x)",
+        "MASKED_EMAIL_ADDRESS",
+        "MASKED MEN",
+        "a masked man 3 times",
+        "[masked tape]",
+        "UNMASKED",
+    ],
+)
+def test_prose_that_looks_like_a_placeholder(text):
+    """Of an answer is prose; of an input it comes back."""
+    _, restore = Mask(KINDS).mask(DATA[0])
+    assert restore.restore(Prediction(text, None, None)).value == text
+    x, restore = Mask(KINDS).mask(f"{text}, {DATA[0]}")
+    assert restore.restore(Prediction(x, None, None)).value == f"{text}, {DATA[0]}"
+
+
+def test_a_kind_with_the_word_of_placeholders():
+    """Is read back, too."""
+    x, restore = Mask([lambda text: [(0, 3, "masked_name"), (4, 7, "MASKED")]]).mask("Ann Bob")
+    assert x == "[MASKED_NAME_1] [MASKED_DATA_1]"
+    assert restore.restore(Prediction(x, None, None)).value == "Ann Bob"
+
+
+HOSTILE = (
+    "[MASKED_EMAIL_7]", "MASKED_IBAN_1 and [MASKED_EMAIL_1]", r"\[MASKED\_CARD\_12]", "[masked_phone_3]", "[MASKED EMAIL 2]", "masked-email-2",
+)  # fmt: skip
 
 
 @BOTH
@@ -594,7 +648,26 @@ def test_numbers_of_libraries():
 
 
 PARTS = st.sampled_from(
-    [*DATA, "[", "]", "MASKED", "MASKED_EMAIL_1", "[MASKED_TEXT_2]", "_", "1", "\\", '"', "{", "\n", " ", "\u200b", "m"]
+    [
+        *DATA,
+        "[",
+        "]",
+        "MASKED",
+        "MASKED_EMAIL_1",
+        "MASKED EMAIL",
+        "[masked-text]",
+        "[MASKED_TEXT_2]",
+        "_",
+        "-",
+        "1",
+        "\\",
+        '"',
+        "{",
+        "\n",
+        " ",
+        "\u200b",
+        "m",
+    ]
 )
 
 
@@ -610,7 +683,8 @@ def test_an_unusual_answer_is_the_same_whole_and_in_pieces():
     """Whatever a hostile cloud makes of placeholders."""
     rng, (_, restore) = random.Random(3), Mask(KINDS).mask(TEXT)
     parts = ["[MASKED_EMAIL_1]", "MASKED", "_EMAIL", "_CARD_1", "[", "]", "\\_", "1", "a ", "M", "{", "[MASKED_IBAN_9]"]
-    for _ in range(300):
+    parts += [" EMAIL", "-email", " ", "-", "masked", "\u2011", "S", "\\"]
+    for _ in range(600):
         text = "".join(rng.choices(parts, k=rng.randint(1, 12)))
         whole = restore.restore(Prediction(text, None, None))
         whole = (getattr(whole, "partial", None) or whole).value

@@ -1,4 +1,4 @@
-"""Interface of HTTP endpoints: the protocol as a generator without I/O (`Talk`); checks of replies, statuses and Retry-After.
+"""Interface of HTTP endpoints: the protocol as a generator without I/O (`Talk`); checks of replies and statuses.
 
 A talk yields calls, is sent the replies, and returns the outputs. It does no I/O and has no retries and no clock, so that one
 talk serves threads and asyncio: this is no client, which is in endpoint_client.py, with connections, retries and deadlines.
@@ -7,13 +7,12 @@ talk serves threads and asyncio: this is no client, which is in endpoint_client.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
-from datetime import timezone
+from collections.abc import Generator
 from typing import Any, Protocol, TypeAlias
 
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Refused
-from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
+from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply, retry_after_s
 from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.quotable_codes_and_secrets import MOST_READ, has_secret, quote
 from edgeroute.system.sanitised_logs_and_contained_errors import log
@@ -154,38 +153,6 @@ _HINTS = {
     403: " (may this api_key do that?)", 404: " (is the URL right, and the model loaded?)",
 }  # fmt: skip
 _OF_KEYS = (401, 403, 407)  # HTTP statuses whose texts often have a part of the key, and are never logged
-
-
-def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds that a reply's Retry-After asks to wait; None: there is none, or it is neither a number nor a date.
-
-    A negative number is 0. A date counts from the reply's own Date, if it has one, since clocks differ; one that has passed is
-    None.
-
-    Args:
-        headers: headers of the reply, with names in lower case.
-        now: seconds since 1970.
-    """
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        until, sent = _instant(value), _instant(headers.get("date", ""))
-    wait_s = 0.0 if until is None else until - (now if sent is None else sent)
-    return wait_s if wait_s > 0 else None
-
-
-def _instant(date: str) -> float | None:
-    """Return the seconds since 1970 of a date as HTTP has it, in UTC if it names no zone; None: it is no date."""
-    from email.utils import parsedate_to_datetime
-
-    try:
-        instant = parsedate_to_datetime(date)
-        return (instant if instant.tzinfo is not None else instant.replace(tzinfo=timezone.utc)).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def with_key(call: Call, identity: str, n: int) -> Call:

@@ -36,12 +36,14 @@ CHECKED: Final = "iban", "card"  # kinds whose numbers have check digits: others
 # A number from here on is searched as a text. Most characters of a number of a library, and its least digits. Digits of a card.
 SHORTEST, MOST_LETTERS, DIGITS, CARDS = 10**6, 24, 4, range(13, 20)
 
-# Placeholders, as they are sent and as they are read: a model may drop the brackets, change the case or escape an underscore.
-PLACEHOLDER: Final = re.compile(r"\[?MASKED\\{0,2}_([A-Z]{1,24})\\{0,2}_([0-9]{1,7})\]?", re.IGNORECASE)
-# Beginning of a placeholder at the end of a text.
-BEGINNING: Final = re.compile(
-    r"\[?(?:M|MA|MAS|MASKE?|MASKED\\{0,2}(?:_[A-Z]{0,24}\\{0,2}(?:_[0-9]{0,7})?)?)\Z|\[\Z", re.IGNORECASE
+# Placeholders, as they are sent and as they are read: a model may drop the brackets or the number, change the case, and write
+# spaces, hyphens or an escaped underscore. Without a number there are brackets, or capitals alone.
+_GAP, _KIND = r"[\\_ \xa0\u2011-]{1,3}", "((?:(?!MASKED)[A-Z]){1,24})"
+PLACEHOLDER: Final = re.compile(
+    rf"(?i)\[?MASKED{_GAP}{_KIND}(?:{_GAP})?([0-9]{{1,7}})\]?|\[MASKED{_GAP}{_KIND}\]|(?-i:MASKED{_GAP}{_KIND})(?![\w\\-])"
 )
+# Beginning of a placeholder at the end of a text.
+BEGINNING: Final = re.compile(rf"(?i)\[?(?:M|MA|MAS|MASKE?|MASKED(?:{_GAP}[A-Z]{{0,24}}(?:{_GAP})?[0-9]{{0,7}})?)\Z|\[\Z")
 
 # Finders. They read a text without what hides data from them: see `_view`.
 
@@ -278,15 +280,9 @@ class Mask:
             BadInput: it has parts that are no text.
             ValueError: a finder returned no spans of the text.
         """
-        texts, data = list[tuple[str, str]](), MaskedData({})
-
-        def note(text: str, key: str) -> str:
-            """Note a text with its key, and return it unchanged."""
-            texts.append((text, key))
-            return text
-
-        _rebuild(x, note, strict=True)
-        divided: dict[int, list[Span]] = {i: [] for i, (text, key) in enumerate(texts) if text and key not in FORM}
+        texts, data = dict[int, tuple[str, str]](), MaskedData({})
+        _rebuild(x, lambda text, key: texts.setdefault(len(texts), (text, key))[0], strict=True)  # notes each text with its key
+        divided: dict[int, list[Span]] = {i: [] for i, (text, key) in texts.items() if text and key not in FORM}
         places = [*divided]
         for nth, span in self._spread([texts[i][0] for i in places]):
             divided[places[nth]].append(span)
@@ -296,14 +292,14 @@ class Mask:
     def spans(self, text: str) -> list[Span]:
         """Return the spans (start, end, kind) that all finders find in a text, in no order, perhaps overlapping.
 
-        What looks like a placeholder is one of them. A kind of a caller's function is reduced to at most 24 capital letters;
-        without any it is DATA. Raise ValueError for a span outside the text.
+        What looks like a placeholder is one of them. A kind of a caller's function is reduced to at most 24 capital letters,
+        without the word MASKED; without any it is DATA. Raise ValueError for a span outside the text.
         """
-        spans = [(*match.span(), "TEXT") for match in PLACEHOLDER.finditer(text)] if "_" in text else []
+        spans = [(*match.span(), "TEXT") for match in PLACEHOLDER.finditer(text)] if "masked" in text.casefold() else []
         for start, end, kind in (span for find in self._functions for span in find(text)):
             if not 0 <= start < end <= len(text):
                 raise ValueError("a finder returned no span of the text")
-            spans.append((int(start), int(end), re.sub("[^A-Z]", "", str(kind).upper())[:24] or "DATA"))
+            spans.append((int(start), int(end), re.sub("[^A-Z]|MASKED", "", str(kind).upper())[:24] or "DATA"))
         return spans + _found(_view(text), self._named)
 
     def _spread(self, texts: Sequence[str]) -> Iterator[tuple[int, Span]]:
@@ -415,7 +411,8 @@ class MaskedData:
             self._in_json = begun[0] == "{"
         end = match.start() if (match := BEGINNING.search(text, max(0, len(text) - BORDER))) else len(text)
         self._held = text[end:]
-        return self._text(text[:end], self._in_json)
+        shown = self._text(text[: end + 1], self._in_json)  # the next character decides whether a word has ended
+        return shown[: len(shown) - bool(self._held)]
 
     def show(self, send: Callable[[Any], object], delta: Delta) -> None:
         """Send a piece of an answer with the data; nothing while all of it may belong to a placeholder."""
@@ -433,12 +430,15 @@ class MaskedData:
     def _text(self, text: str, in_json: bool | None) -> str:
         """Return a text with the data in place of placeholders, escaped if the text is JSON.
 
-        A placeholder that was not sent stays, and is noted, so that `restore` refuses the answer.
+        A placeholder that was not sent stays, and is noted, so that `restore` refuses the answer. So is one without a number if
+        several of its kind were sent. Other spellings than that which is sent may be prose: they count for kinds that were sent.
         """
 
         def original(placeholder: re.Match[str]) -> str:
-            data = self.originals.get(f"{placeholder[1].upper()}_{int(placeholder[2])}")
-            self._unknown |= data is None
+            kind = next(filter(None, placeholder.groups())).upper()
+            several = not placeholder[2] and f"{kind}_2" in self.originals
+            data = None if several else self.originals.get(f"{kind}_{int(placeholder[2] or 1)}")
+            self._unknown |= data is None and (f"{kind}_1" in self.originals or placeholder[0].count("_") > 1)
             return placeholder[0] if data is None else json.dumps(data, ensure_ascii=False)[1:-1] if in_json else data
 
-        return PLACEHOLDER.sub(original, text) if "_" in text else text
+        return PLACEHOLDER.sub(original, text) if "masked" in text.casefold() else text

@@ -13,15 +13,17 @@ from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.answer_structure_checks import AnswerCheck, Given
-from edgeroute.errors import ModelError, PolicyError, check_number
+from edgeroute.errors import Busy, ModelError, PolicyError, check_number
+from edgeroute.http.connections import Response
 from edgeroute.http.loopback_client import SHORT, Local, exchange
-from edgeroute.http.messages_addresses_and_secrets import Call
+from edgeroute.http.messages_addresses_and_secrets import Call, retry_after_s
 from edgeroute.system.json_codec_and_short_repr import json_loads
+from edgeroute.system.wall_clock import now
 from edgeroute.text.build_openai_requests import Chat, checked_score, embedding_request
 from edgeroute.text.read_openai_replies import Gathered, answer, embeddings, events, failure
 from edgeroute.types import StopToken
 
-OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503
+OK, UNAUTHORIZED, FORBIDDEN, MISSING, MANY, LOADING = 200, 401, 403, 404, 429, 503
 
 
 class LocalServer:
@@ -115,7 +117,7 @@ class LocalServer:
         """
         with self._exchange("GET", "/models", b"", None) as (reply, parts):
             if reply.status != OK:
-                raise self._status_error(reply.status, parts, {}, is_request=False)
+                raise self._status_error(reply, parts, {}, is_request=False)
             text = b"".join(parts)
         try:
             names = [str(entry["id"]) for entry in json_loads(text)["data"]]
@@ -136,6 +138,7 @@ class LocalServer:
         Raises:
             BadInput: one is neither.
             Unfit: one is longer than the context, or contains something that the model does not take.
+            Busy: the server says when to come again.
             ModelError: the server did not answer, or the run was stopped.
         """
         return [prediction for x in inputs for prediction in self.run_one(x, cancel)]
@@ -159,7 +162,7 @@ class LocalServer:
         request |= {} if self._model is None else {"model": self._model}
         with self._exchange("POST", "/embeddings", json.dumps(request).encode(), cancel) as (reply, parts):
             if reply.status != OK:
-                raise self._status_error(reply.status, parts, request, is_request=True)
+                raise self._status_error(reply, parts, request, is_request=True)
             return embeddings(self._parse(b"".join(parts)), len(request["input"]), self._where)
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
@@ -168,12 +171,11 @@ class LocalServer:
         A reply of a server that does not stream is one piece, and so is a refusal.
 
         Raises:
-            BadInput, Unfit, ModelError: as `run`.
+            BadInput, Unfit, Busy, ModelError: as `run`.
         """
         request, chat = self._chat.request(x)
         is_request, gathered, shown = isinstance(x, Mapping), Gathered(eager=isinstance(self.score, Prefix)), False
-        if self._model is not None:
-            request["model"] = self._model
+        request |= {} if self._model is None else {"model": self._model}
         if self._logprobs:
             request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         if not (self._logprobs and request.get("tools")):  # which llama-server does not give together in pieces
@@ -183,7 +185,7 @@ class LocalServer:
             raise ModelError(f"{self._where} was stopped before the request was sent")
         with self._exchange("POST", path, json.dumps(request).encode(), cancel) as (reply, parts):
             if reply.status != OK:
-                raise self._status_error(reply.status, parts, request, is_request=is_request)
+                raise self._status_error(reply, parts, request, is_request=is_request)
             if reply.headers.get("content-type", "").lower().startswith("application/json"):  # it does not stream
                 prediction = self._answer(self._parse(b"".join(parts)), request, is_request=is_request)
                 yield Piece(prediction.value, token_logprobs(prediction.outputs))
@@ -248,26 +250,26 @@ class LocalServer:
         call = Call(method, self._local.base + path, headers, body, max_reply=self._most)
         return exchange(self._local, call, self._timeout_s, cancel)
 
-    def _status_error(self, status: int, parts: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
+    def _status_error(self, reply: Response, body: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
         """Return the exception for a status other than success, after reading the beginning of its body, about `SHORT` bytes.
 
-        A refused key has its own message; the others quote the server's error, without the key.
+        A refused key has its own message; the others quote the server's error, without the key. Busy for a server that states by
+        Retry-After when to come again.
         """
-        text = b""
-        for part in parts:
+        status, text = reply.status, b""
+        while len(text) <= SHORT and (part := next(body, None)) is not None:
             text += part
-            if len(text) > SHORT:
-                break
         if status in {UNAUTHORIZED, FORBIDDEN}:
             return ModelError(f"{self._where} refuses the key, or the lack of one: see key_env=")
         try:
             reported = json_loads(text)["error"]
         except (LookupError, RecursionError, TypeError, ValueError):
             reported = {}
-        error = reported if isinstance(reported, Mapping) else {"message": reported}
+        error = {**(reported if isinstance(reported, Mapping) else {"message": reported}), "code": status}
         hint = {MISSING: ": it has no such model, or the path of its address is wrong", LOADING: ": it may still be loading"}
-        more = f" (HTTP {status}{hint.get(status, '')})"
-        return self._error({**error, "code": status}, request, is_request=is_request, more=more)
+        failed = self._error(error, request, is_request=is_request, more=f" (HTTP {status}{hint.get(status, '')})")
+        wait_s = retry_after_s(reply.headers, now()) if status in {MANY, LOADING} else None
+        return failed if wait_s is None else Busy(str(failed), retry_after_s=min(wait_s, 86_400))  # the most that it takes
 
     def _error(self, error: Any, request: Mapping[str, Any], *, is_request: bool, more: str = "") -> Exception:
         """Return the exception for an error that the server reports, without the key in its text."""

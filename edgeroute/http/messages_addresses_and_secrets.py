@@ -1,4 +1,4 @@
-"""HTTP requests and replies as values; an endpoint's address with credentials and TLS pins; masking of secrets in texts, logs."""
+"""HTTP requests and replies as values; an endpoint's address with credentials and TLS pins; masking of secrets; Retry-After."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from base64 import b64decode
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
+from datetime import timezone
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -154,6 +155,37 @@ def checked_pins(listed: str | Collection[str] | None) -> frozenset[bytes]:
             raise PolicyError("pin takes sha256/ and the Base64 of the SHA-256 of the server's public key, 44 characters")
         hashes.add(b64decode(pin.removeprefix("sha256/")))
     return frozenset(hashes)
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds that a reply's Retry-After asks to wait; None: there is none, or it is neither a number nor a date.
+
+    A negative number is 0. A date counts from the reply's own Date, if it has one, since clocks differ; one that has passed is
+    None.
+
+    Args:
+        headers: headers of the reply, with names in lower case.
+        now: seconds since 1970.
+    """
+    if not (value := headers.get("retry-after")):
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        until, sent = _instant(value), _instant(headers.get("date", ""))
+    wait_s = 0.0 if until is None else until - (now if sent is None else sent)
+    return wait_s if wait_s > 0 else None
+
+
+def _instant(date: str) -> float | None:
+    """Return the seconds since 1970 of a date as HTTP has it, in UTC if it names no zone; None: it is no date."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        instant = parsedate_to_datetime(date)
+        return (instant if instant.tzinfo is not None else instant.replace(tzinfo=timezone.utc)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 MAX_REPLY = 1 << 20  # default maximum of a reply's body, bytes

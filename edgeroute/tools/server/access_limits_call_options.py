@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgeroute.cloud.attempt_accounting_and_turns import LEAST_LATE_S
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.policy_egress_and_options import MODES, Mode, Rules
-from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
+from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
 from edgeroute.router.private_conversations_and_digest_store import bind_within
 from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, is_too_long, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
@@ -144,8 +144,13 @@ class OneLength:
 
 
 AGAIN = {"Retry-After": "1"}
+NO_THREADS = "thread_unsupported_request"  # of Anthropic
 # Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and the rest `server_error`.
 KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class NoThreads(BadInput):
+    """Request that its conversation be kept for later messages, which Anthropic's clients then repeat with all of it."""
 
 
 class Fault(NamedTuple):
@@ -163,10 +168,11 @@ class Fault(NamedTuple):
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
     def anthropic(self) -> dict[str, Any]:
-        """Return the body in the form of Anthropic's Messages API; 503 is `overloaded_error`."""
+        """Return the body in the form of Anthropic's Messages API; 503 is `overloaded_error`, and `NoThreads` has details."""
         other = "invalid_request_error" if self.status < 500 else "api_error"  # noqa: PLR2004 - whose fault, by HTTP
         kind = "overloaded_error" if self.status == 503 else KINDS.get(self.status, other)  # noqa: PLR2004 - try again later
-        return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code}}
+        details = {"details": {"error_code": self.code}} if self.code == NO_THREADS else {}  # by which a client decides
+        return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code, **details}}
 
     def reply(self, path: str) -> Response:
         """Return the reply in the form of the path's protocol: Open Inference under /v2, Anthropic's messages, else OpenAI's."""
@@ -177,14 +183,16 @@ class Fault(NamedTuple):
 def http_fault(error: BaseException) -> Fault:
     """Return the HTTP status, message, code and headers that answer an exception; an unexpected one is a 500 without details.
 
-    400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error, a full
-    queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If each leg (one call
-    of a model or server) refused this input, a missing answer is a 400.
+    400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error, a busy
+    model, a full queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If each
+    leg (one call of a model or server) refused this input, a missing answer is a 400.
     """
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
     if isinstance(error, MayNotLeave):
         return Fault(403, clean(error), "may_not_leave")
+    if isinstance(error, NoThreads):
+        return Fault(400, clean(error), NO_THREADS)
     if is_of_input(error):  # the former are the words by which clients know that they have to send less
         long = ("prompt is too long", "context_length_exceeded") if is_too_long(error) else ("bad request", "bad_input")
         return Fault(400, f"{long[0]}: {clean(error)}", long[1])
@@ -192,6 +200,8 @@ def http_fault(error: BaseException) -> Fault:
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
     if isinstance(error, NoAnswer | CloudError):
         return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
+    if isinstance(error, Busy):
+        return Fault(503, clean(error), "busy", {"Retry-After": str(retry_after_s(error))})
     if isinstance(error, Full):
         return Fault(503, clean(error), "busy", {**AGAIN, **error.headers})
     if isinstance(error, Closed):

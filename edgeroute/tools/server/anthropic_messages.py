@@ -15,7 +15,7 @@ from edgeroute.errors import BadInput
 from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.server import openai_chat_completions as openai
-from edgeroute.tools.server.access_limits_call_options import Fault
+from edgeroute.tools.server.access_limits_call_options import Fault, NoThreads
 from edgeroute.types import Answer
 
 # Keys that usual clients send and that are not passed on. `thinking`: how a model thinks is the policy's.
@@ -36,10 +36,13 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
     is left out, and so are the keys in `IGNORED`. Tools are functions of the client.
 
     Raises:
+        NoThreads: the server shall keep the conversation (`thread`).
         BadInput: the request has an unsupported or invalid option or block.
         HTTPException: 404, for another model.
     """
     model, stream = openai.check_names(body, names)
+    if body.get("thread") is not None and "thread" not in allow:
+        raise NoThreads("no conversation is kept for later messages: send all of it, without the key 'thread'")
     if not isinstance(messages := body.get("messages"), list) or not messages:
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
     chat = [{"role": "system", "content": _text(body["system"], "system")}] if body.get("system") else []
@@ -76,11 +79,14 @@ def _text(content: Any, what: str) -> str:
 def _chat_messages(message: Any) -> list[dict[str, Any]]:
     """Return the chat messages of one message: results of tools, each its own message, then the rest of the turn, if any.
 
-    Texts alone are joined by line breaks. Blocks of `thinking` are left out. Raises BadInput for another role or block.
+    Texts alone are joined by line breaks. Blocks of `thinking` are left out. A message of the system stays at its place, and has
+    texts alone. Raises BadInput for another role or block.
     """
     role = message.get("role") if isinstance(message, Mapping) else None
+    if role == "system":
+        return [{"role": role, "content": _text(message.get("content"), "the content of the system's message")}]
     if role not in ("user", "assistant"):
-        raise BadInput("a message has the role user or assistant; the system's text is the key system")
+        raise BadInput("a message has the role user, assistant or system")
     if isinstance(content := message.get("content"), str):
         return [{"role": role, "content": content}]
     results, parts, calls = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()

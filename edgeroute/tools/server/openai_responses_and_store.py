@@ -244,7 +244,7 @@ class ResponseReply:
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
         """Return the whole response, with the answer's origin as `edgeroute`; store its messages unless the request forbids it.
 
-        Stored are those of the request, and the answer's text and calls, without reasoning. The status is "incomplete" if the
+        Stored are those of the request, and the answer's text, calls and reasoning. The status is "incomplete" if the
         model was cut off by a limit of tokens or a filter. Calls and reasoning get new random ids. Call it once.
         """
         reply, choice = openai.reply_of(answer)
@@ -257,6 +257,7 @@ class ResponseReply:
         output += [_call_item(call) for call in calls]
         if self._request.messages is not None:
             said = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
+            said |= {"reasoning_content": thought} if isinstance(thought, str) and thought else {}
             self._stored.put(self._response["id"], [*self._request.messages, {"role": "assistant", **said}])
         response = {**self._response, "status": status, "incomplete_details": {"reason": cut} if cut else None}
         return {**response, "output": output, "usage": _usage(reply), "edgeroute": openai.origin_of(answer)}
