@@ -195,8 +195,8 @@ def version_with(catalog: Path, name: str, model: EdgeModel) -> tuple[Entry, Ent
             if contents and contents == [fingerprint(path) for path in of_entry]:
                 return entry, listed[0]
     raise BadInput(
-        f"no version of {name} in {catalog} has the files and card of {model_text(model)}, and a certificate holds for these "
-        f"alone: make it without --catalog, and then edgeroute models publish {name} FILE --version VERSION --certificate CERTIFICATE"
+        f"no version of {name} in {catalog} has the files and card of {model_text(model)}, for which alone a certificate holds: "
+        f"make it without --catalog, and then edgeroute models publish {name} FILE --version VERSION --certificate CERTIFICATE"
     )
 
 

@@ -149,7 +149,7 @@ def calibrate(
         model: The edge model in the store, if the policy has several.
         only_policy: Use the audits under this policy alone, by its identity in `fleet report`.
         out: File for the certificate.
-        catalog: Also publish it: the catalog, in which the newest version with the same model is copied as --version.
+        catalog: Also publish it: the catalog, in which the model is copied as --version.
         name: The model's name in the catalog.
         version: New version in the catalog, with the certificate.
         keys: Keys of the catalog, from `models keygen`.

@@ -120,8 +120,8 @@ class Decision(NamedTuple):
         return Decision(
             "halt",
             f"{self.text}; there is no version before {name}-{data['versions'][0]['version']} to roll back to: no further device "
-            f"takes it, and those that have it keep it until edgeroute fleet publish POLICY --name {name} gives them another one; "
-            f"edgeroute fleet publish --name {name} --only-edge stops what they send meanwhile",
+            f"takes it, and those that have it keep it until there is another one: edgeroute fleet publish POLICY --name {name}; "
+            f"edgeroute fleet publish --name {name} --only-edge stops what all send meanwhile",
         )
 
 
@@ -554,7 +554,8 @@ def promote(
     last, whichever it is.
 
     Raises:
-        BadInput: there is no candidate, no version before one for all devices, or another version was published, or promoted, meanwhile.
+        BadInput: there is no candidate, or no version before one that is for all devices; or another version was published, or
+            promoted, meanwhile.
         CatalogError, PolicyError, StoreError: the catalog or a key cannot be read or written.
     """
     with publishing(catalog):
