@@ -171,8 +171,8 @@ class Fleet(Section):
     to: DigestsTo | None = Field(
         None,
         description="Where counts of each day go, without inputs and answers: a folder, `https://`, `s3://BUCKET/PREFIX` or "
-        "`mqtts://HOST/TOPIC`; with a user or a query: `{ env = ... }`. A digest's name is appended to the address, or replaces its "
-        "`{name}`, which a query needs: presigned addresses, of one object, are refused. Without it: nothing is counted.",
+        "`mqtts://HOST/TOPIC`; with a user or a query: `{ env = ... }`. A digest's name is appended to the address, or replaces "
+        "its `{name}`, which a query needs: presigned addresses, of one object, are refused. Without it: nothing is counted.",
     )
     site: Text | None = Field(None, description="Text that comes with the counts, such as a plant's name.")
     key: SecretReference | None = Field(None, description="Key with which the digests are signed. Without it they are not.")
