@@ -493,7 +493,7 @@ def test_the_certificate_is_published_with_the_model(home):
     more = ["--catalog", home / "catalog", "--name", "shop", "--keys", home / "keys"]
     assert cli("fleet", "calibrate", home / "store", "--policy", home / "policy.toml", "--max-loss", "5%", *more)[0] == 2
     code, result = calibrated(home, "--max-loss", "5%", *more, "--version", "2")
-    assert (code, result["published"]) == (0, "2")
+    assert (code, result["published"], result["copied"]) == (0, "2", "1")
     folder = home / "catalog" / "files" / "shop" / "2"
     [path] = list(folder.rglob("certificate-fleet.json"))
     assert Certificate.load(path) == Certificate.load(home / "certificate-fleet.json")

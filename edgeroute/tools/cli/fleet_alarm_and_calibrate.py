@@ -204,6 +204,7 @@ def calibrate(
         "certificate": str(out), "guarantee": certificate.guarantee, "threshold": certificate.as_dict()["threshold"],
         "deferral_rate": certificate.deferral_rate, "audits": certificate.n, "devices": audits.devices, "liars": liars,
         "liars_weight": part, "mean_over_devices": mean, "worst": [row._asdict() for row in rows], "published": version,
+        "copied": copied and copied.version,
     }  # fmt: skip
     if as_json:
         print(json.dumps(result))
