@@ -493,8 +493,39 @@ def test_the_certificate_is_published_with_the_model(home):
     more = ["--catalog", home / "catalog", "--name", "shop", "--keys", home / "keys"]
     assert cli("fleet", "calibrate", home / "store", "--policy", home / "policy.toml", "--max-loss", "5%", *more)[0] == 2
     code, result = calibrated(home, "--max-loss", "5%", *more, "--version", "2")
-    assert (code, result["published"]) == (0, "2")
+    assert (code, result["published"], result["copied"]) == (0, "2", "1")
     folder = home / "catalog" / "files" / "shop" / "2"
     [path] = list(folder.rglob("certificate-fleet.json"))
     assert Certificate.load(path) == Certificate.load(home / "certificate-fleet.json")
     assert (folder / "model.onnx").read_bytes() == (home / "model.onnx").read_bytes()
+
+
+def test_the_certificate_is_published_with_the_model_that_was_audited(home):
+    """Not with a newer one of the same name; and with none, where no version is that model."""
+    pytest.importorskip("tuf")
+    from edgeroute.tools.catalog_keys_and_publishing import keygen, publish
+
+    audited(home)
+    keygen(home / "keys")
+    other = home / "other"
+    other.mkdir()
+    tiny.linear(other / "model.onnx", weights=[[1, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]], card={"labels": ["a", "b", "c"]})
+    publish(home / "catalog", "shop", "1", [home / "model.onnx"], keys=home / "keys")
+    publish(home / "catalog", "shop", "2", [other / "model.onnx"], keys=home / "keys")
+    tiny.linear(other / "model.onnx", weights=[[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]], card={"labels": ["c", "b", "a"]})
+    publish(home / "catalog", "renamed", "1", [other / "model.onnx"], keys=home / "keys")
+    given = ["--max-loss", "5%", "--catalog", home / "catalog", "--keys", home / "keys"]
+    code, result = calibrated(home, *given, "--name", "renamed", "--version", "2")
+    assert code == 1
+    assert "edgeroute models publish renamed FILE" in result["error"]
+    assert not (home / "certificate-fleet.json").exists()
+    assert not (home / "catalog" / "files" / "renamed" / "2").exists()
+    command = ("fleet", "calibrate", home / "store", "--policy", home / "policy.toml", *given, "--name", "shop", "--version", "3")
+    code, _, err = cli(*command)
+    assert (code, "shop 3 has the model of 1" in err) == (0, True)
+    folder = home / "catalog" / "files" / "shop" / "3"
+    assert (folder / "model.onnx").read_bytes() == (home / "model.onnx").read_bytes()
+    path = folder / "policy.toml"
+    path.write_text(POLICY_TOML.replace("0.5", '"certificate-fleet.json"'))
+    with Router.from_policy(path, state=None) as router:
+        assert router.engine.snapshot.certificates[0].broken() is None

@@ -222,6 +222,39 @@ def test_a_ring_is_promoted_by_the_tables(fleet, tmp_path, bad):
     assert (code, json.loads(out)["did"]) == (5, "wait")
 
 
+def test_a_bad_first_version_is_halted(fleet, tmp_path):
+    """There are no contents before, to which all could go back: no further device takes it, day after day, until the next version.
+
+    That one reaches the same ring first. For all devices a version is not halted.
+    """
+    pytest.importorskip("duckdb")
+    from commands import cli
+
+    def change(device, day, shares):
+        if device < 30 and day >= 5:
+            shares["degraded"] = 0.3
+
+    first = fleet.publish(0.4, rings=(0.25, 1.0), halt="degraded>2%")
+    ring = lambda device, day: ("shop-1", "new") if device < 30 and day >= 5 else ("", "old")  # noqa: E731
+    store = _store(tmp_path / "store", ring, change)
+    named = ["--name", "shop", "--catalog", fleet.catalog, "--keys", fleet.keys, "--json"]
+    given = [store, *named, "--since", DAY + timedelta(days=5)]
+    for more, halted in ((["--dry-run"], False), ([], True), ([], True), (["--by-hand", "roll-back"], True)):
+        code, out, err = cli("fleet", "promote", *given, *more)
+        result = json.loads(out)
+        assert (code, result["did"]) == (4, "halt"), err
+        assert "no version before shop-1" in result["text"]
+        assert "fleet publish POLICY --name shop" in result["text"]
+        data = json.loads(signed_file(fleet.catalog, target("shop")))
+        assert [(v["version"], v["share"], v["halted"]) for v in data["versions"]] == [(1, 0.25, halted)]
+    data = fleet.publish(0.6, rings=(0.25, 1.0))
+    assert data["salt"] == first["salt"]
+    assert [(v["version"], v["halted"]) for v in data["versions"]] == [(2, False)]
+    assert cli("fleet", "promote", *named, "--by-hand", "go-on")[0] == 0
+    code, _, err = cli("fleet", "promote", *named, "--by-hand", "roll-back")
+    assert (code, "no version before 2: publish another one" in err) == (1, True)
+
+
 def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
     """As `fleet alarm` found it last; an alarm of another policy does not."""
     pytest.importorskip("duckdb")

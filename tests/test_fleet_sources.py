@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -167,14 +168,16 @@ def test_an_object_store_that_is_away_is_an_error(bucket, tmp_path):
 
 @pytest.fixture
 def broker(tmp_path):
-    """A port on which mosquitto listens; its messages outlive it."""
+    """A port on which mosquitto listens, with the settings that the page of fleets asks for."""
     pytest.importorskip("paho.mqtt")
     program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
     if program is None:
         pytest.skip("mosquitto is not installed")
     port = free_port()
     config = tmp_path / "mosquitto.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    page = (Path(__file__).parent.parent / "docs" / "fleet.md").read_text()
+    needs = [*re.findall(r"`(max_queued_messages \d+|persistence \w+)`", page), f"persistence_location {tmp_path}/"]
+    config.write_text("\n".join([f"listener {port} 127.0.0.1", "allow_anonymous true", "user root", *needs, ""]))
     with started([program, "-c", str(config)], port):
         yield port
 
@@ -248,6 +251,16 @@ def test_a_broker_is_collected_until_ctrl_c(broker, tmp_path):
     publish(broker, messages)
     collect_all(broker, store, len(digests))
     assert rows(store) == (sum(row[2] for d in digests for row in d.requests), len(digests))
+
+
+def test_a_broker_holds_a_day_of_many_devices_while_nobody_collects(broker, tmp_path):
+    """More than the thousand messages after which it loses them by default, though devices have had its acknowledgement."""
+    digests = list(fleets.random_fleet(1_100, 1))
+    store = tmp_path / "store"
+    with collecting(broker, store):
+        pass
+    publish(broker, [(f"plant/{path_of(digest)}", encode(digest)) for digest in digests])
+    collect_all(broker, store, len(digests))
 
 
 def test_a_killed_collector_loses_no_message(broker, tmp_path):

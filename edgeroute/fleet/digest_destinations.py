@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 from base64 import b64encode
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -59,10 +60,7 @@ class Folder:
 
 
 class Web:
-    """Address that takes HTTP PUT. `{name}` in it stands for the digest's name; without it that is appended to the path.
-
-    An address with a query, such as a presigned one, is used as it is: the last digest replaces those before.
-    """
+    """Address that takes HTTP PUT. `{name}` in it stands for the digest's name; without it that is appended to the path."""
 
     def __init__(self, to: SplitResult) -> None:
         self._to, host = to, to.netloc.rpartition("@")[2]
@@ -74,18 +72,14 @@ class Web:
     def put(self, name: str, data: bytes) -> None:
         """Send the data with HTTP PUT on a new connection; the name replaces `{name}` in the address, or is appended to its path.
 
-        An address with a query and without `{name}` is used as it is. Redirects are not followed. Raises CloudError, or
-        StoreError for a status other than success.
+        Redirects are not followed. Raises CloudError, or StoreError for a status other than success.
         """
         path, query = (part.replace("{name}", name) for part in (self._to.path, self._to.query))
-        if not self._to.query and "{name}" not in self._to.path:
+        if "{name}" not in self._to.path + self._to.query:
             path = f"{path.rstrip('/')}/{name}"
-        connections = Connections(self._address)
-        try:
+        with closing(Connections(self._address)) as connections:
             call = Call("PUT", path, [("Content-Type", "application/octet-stream")], data, query=query)
             reply = connections.send(call, monotonic() + TIMEOUT_S)
-        finally:
-            connections.close()
         if reply.status not in SUCCESS:
             raise StoreError(f"{self.where} answered with HTTP status {reply.status}")
 
@@ -161,7 +155,8 @@ def destination(to: str) -> Destination:
     Connects to nothing.
 
     Raises:
-        PolicyError: the text names none, or an address without TLS that is not this device's; quotes nothing of it.
+        PolicyError: the text names none, or an address without TLS that is not this device's, or one that is the same for all
+            digests, as a presigned one is: each would replace the one before. Quotes nothing of it.
     """
     if "://" not in to:
         return Folder(to)
@@ -176,6 +171,8 @@ def destination(to: str) -> Destination:
         raise PolicyError("fleet: to is a folder, or an address that begins with https://, s3:// or mqtts://")
     if parts.scheme in {"http", "mqtt"} and not _is_here(parts.hostname or ""):
         raise PolicyError(f"fleet: to begins with {parts.scheme}://, which is for this device itself: use {parts.scheme}s://")
+    if parts.scheme in {"http", "https"} and parts.query and "{name}" not in parts.path + parts.query:
+        raise PolicyError("fleet: to has a query: write {name} where a digest's name goes, or s3:// for one that is presigned")
     return _KINDS[parts.scheme](parts)  # type: ignore[no-any-return]
 
 

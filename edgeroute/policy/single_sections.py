@@ -171,15 +171,14 @@ class Fleet(Section):
     to: DigestsTo | None = Field(
         None,
         description="Where counts of each day go, without inputs and answers: a folder, `https://`, `s3://BUCKET/PREFIX` or "
-        "`mqtts://HOST/TOPIC`; with a user or a query: `{ env = ... }`. Without it: nothing is counted.",
+        "`mqtts://HOST/TOPIC`; with a user or a query: `{ env = ... }`. A digest's name is appended to the address, or replaces "
+        "its `{name}`, which a query needs: presigned addresses, of one object, are refused. Without it: nothing is counted.",
     )
     site: Text | None = Field(None, description="Text that comes with the counts, such as a plant's name.")
     key: SecretReference | None = Field(None, description="Key with which the digests are signed. Without it they are not.")
     rotate: Duration | None = Field(None, description="Age at which the device's random id is replaced. Without it: never.")
     every: Duration | None = Field(None, description="Time between two digests of a day. Without it: one, when the day is over.")
-    policy: Text | None = Field(
-        None, description="Signed policy that the device follows, under its own keys in `[local]`. Needs `state`."
-    )
+    policy: Text | None = Field(None, description="Signed policy to follow, under the device's own `[local]`. Needs `state`.")
     catalog: PathText | None = Field(None, description="Catalog with the signed policy: a folder, or an address with https://.")
     root: PathText | None = Field(None, description="The owner's `root.json`, whose signatures count.")
     refresh: Duration = Field("10m", validate_default=True, description="Time between two requests to the catalog.")

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from edgeroute.catalog.catalog_client_and_updates import NAMED
 from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
 from edgeroute.catalog.catalog_source_and_verification import INDEX, METADATA, TARGETS
 from edgeroute.catalog.model_folder_and_downloads import FILES, replace_durably
+from edgeroute.edge.edge_model_members_and_fingerprints import files as files_of_model
+from edgeroute.edge.edge_model_members_and_fingerprints import model_text
 from edgeroute.edge.model_card import card_path, sha256_of
-from edgeroute.edge.runtimes_variants_ensemble import suffix_of, suffixes
+from edgeroute.edge.runtimes_variants_ensemble import load, suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
+from edgeroute.stores.cache.input_keys_and_fingerprints import fingerprint
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import files_in
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import read_bytes
+from edgeroute.types import EdgeModel
 
 # Days that the list of keys, and that of models, are valid. An attacker can show a device an old list of models that long.
 ROOT_DAYS, LISTS_DAYS = 3650, 30
@@ -166,34 +170,61 @@ def publish(
     return entry
 
 
-def publish_certificate(catalog: Path, name: str, version: str, certificate: Path, *, keys: Path) -> Entry:
-    """Copy the newest version of a model into a new one that has another certificate, and sign the catalog.
+def version_with(catalog: Path, name: str, model: EdgeModel) -> tuple[Entry, Entry]:
+    """Return the newest version in a catalog that has the contents of a model's files and card, and the newest of all.
+
+    Only for these contents a certificate of the model holds. Reads the files of both; a version that cannot be read has others.
+
+    Args:
+        catalog: folder of the catalog.
+        name: name of the model in the catalog.
+        model: the model, as a policy names it.
+
+    Raises:
+        BadInput: the catalog has no such model, or no version of it with these contents.
+        CatalogError: the catalog cannot be read.
+        OSError: a file of the model cannot be read.
+    """
+    listed = [entry for entry in reversed(_listed(catalog)) if entry.name == name]
+    if not listed:
+        raise BadInput(f"{catalog} has no model {name}: edgeroute models publish adds one")
+    contents = [fingerprint(path) for path in files_of_model(model)]
+    for entry in listed:
+        with suppress(EdgerouteError, OSError):
+            of_entry = files_of_model(load(catalog / FILES / name / entry.version / entry.model))
+            if contents and contents == [fingerprint(path) for path in of_entry]:
+                return entry, listed[0]
+    raise BadInput(
+        f"no version of {name} in {catalog} has the files and card of {model_text(model)}, for which alone a certificate holds: "
+        f"make it without --catalog, and then edgeroute models publish {name} FILE --version VERSION --certificate CERTIFICATE"
+    )
+
+
+def publish_certificate(catalog: Path, entry: Entry, version: str, certificate: Path, *, keys: Path) -> Entry:
+    """Copy a version of a model into a new one that has another certificate, and sign the catalog.
 
     Its canary inputs, notes and requirement stay; the list is valid for 30 days.
 
     Args:
         catalog: folder of the catalog.
-        name: name of the model.
+        entry: the version to copy, for whose model the certificate holds, as of `version_with`.
         version: the new version.
         certificate: file of the certificate.
         keys: folder of the keys that `keygen` created.
 
     Raises:
-        BadInput: the catalog has no such model, or has the version already.
+        BadInput: the catalog has the version already.
         CatalogError: a name cannot be used on every system, or the catalog cannot be read.
         PolicyError: a key is missing.
         StoreError: the catalog cannot be written.
     """
-    newest = next((entry for entry in reversed(_listed(catalog)) if entry.name == name), None)
-    if newest is None:
-        raise BadInput(f"{catalog} has no model {name}: edgeroute models publish adds one")
-    folder = catalog / FILES / name / newest.version
-    more = {newest.certificate, newest.canaries}
-    tops = dict.fromkeys([newest.model, *(file.path.partition("/")[0] for file in newest.files if file.path not in more)])
-    canaries = folder / newest.canaries if newest.canaries else None
+    folder = catalog / FILES / entry.name / entry.version
+    more = {entry.certificate, entry.canaries}
+    tops = dict.fromkeys([entry.model, *(file.path.partition("/")[0] for file in entry.files if file.path not in more)])
+    canaries = folder / entry.canaries if entry.canaries else None
     return publish(
-        catalog, name, version, [folder / top for top in tops], keys=keys, certificate=certificate, canaries=canaries,
-        requires=newest.requires, notes=newest.notes,
+        catalog, entry.name, version, [folder / top for top in tops], keys=keys, certificate=certificate, canaries=canaries,
+        requires=entry.requires, notes=entry.notes,
     )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def calibrate(
 
     Raises:
         BadInput: the store has no audits of the policy's models, or so few devices that all could be liars; or no threshold
-            holds, and it was to be published.
+            holds, or the catalog has no version with the model's files, and it was to be published.
         NotEnough: there are too few audits.
         typer.BadParameter: only some of the options of the catalog are given.
     """
@@ -174,7 +174,11 @@ def calibrate(
     out = out or policy.with_name("certificate-fleet.json")
     check_output(out, CERTIFICATE, "--out")
     with reading(store), closing(FleetAlarms(store)) as tests, plain_router(policy) as router:
-        calls = _edge(router, tests, model)
+        calls, copied = _edge(router, tests, model), None
+        if catalog and name:
+            from edgeroute.tools.catalog_keys_and_publishing import publish_certificate, version_with
+
+            copied, newest = version_with(catalog, name, calls.runner.model)
         audits = tests.audits(_key(calls), only_policy or "")
         if (part := audits.liars_weight(_few(liars))) == 1:
             raise BadInput(
@@ -191,20 +195,22 @@ def calibrate(
         certificate.save(out)
         index = threshold_index(certificate.threshold)
         rows, mean = audits.worst(index), audits.mean_bound(index, risk)
-    if catalog and name and version and keys:
-        from edgeroute.tools.catalog_keys_and_publishing import publish_certificate
-
-        publish_certificate(catalog, name, version, out, keys=keys)
+    notes = [*certificate.doubts]
+    if catalog and copied and version and keys:
+        publish_certificate(catalog, copied, version, out, keys=keys)
+        if copied != newest:
+            notes.append(f"{name} {version} has the model of {copied.version}: devices take it in place of {newest.version}'s")
     result = {
         "certificate": str(out), "guarantee": certificate.guarantee, "threshold": certificate.as_dict()["threshold"],
         "deferral_rate": certificate.deferral_rate, "audits": certificate.n, "devices": audits.devices, "liars": liars,
         "liars_weight": part, "mean_over_devices": mean, "worst": [row._asdict() for row in rows], "published": version,
+        "copied": copied and copied.version,
     }  # fmt: skip
     if as_json:
         print(json.dumps(result))
         return
     _show(certificate, result)
-    print_notes(certificate.doubts)
+    print_notes(notes)
 
 
 def _show(certificate: Certificate, result: dict[str, Any]) -> None:

@@ -99,6 +99,7 @@ def promote(
 
     data = published(catalog, name)
     decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data, since)  # type: ignore[arg-type]  # one of these
+    decision = decision.possible(data)
     if decision.did != "wait" and not dry_run:
         data = promote(catalog, name, decision, keys=keys, days=days, about=data["versions"][-1])
     _print(data, as_json, did=decision.did, text=decision.text, dry_run=dry_run)

@@ -281,9 +281,17 @@ def simulate_days(as_json: bool, *fields: Any) -> None:
     out = console()
     begins = ", ".join(f"{name} {day}" for name, day in result["begins"].items())
     out.print(f"{fleet.devices:,} devices, {fleet.days} days. Days of events: {begins}.")
-    times = [(_fleet_of(row["devices"]), *(_days(row[name]) for name in ("p5", "p50", "p95"))) for row in result["times"]]
+    times = [
+        (
+            _fleet_of(row["devices"]),
+            *(_days(row[name]) for name in ("p5", "p50", "p95")),
+            *(f"{_days(row[by]['p50'])}, {_days(row[by]['p95'])}" if by in row else "" for by in ("by_days", "by_weeks")),
+        )
+        for row in result["times"]
+    ]
     out.print("Answers of all devices differ twice as often; by hourly counts there is an alarm after:")
-    table(("audits of", "5 %", "median", "95 %"), times, ("audits of",))
+    table(("audits of", "5 %", "median", "95 %", "by days", "by weeks"), times, ("audits of",))
+    out.print(f"fleet alarm counts by days; by weeks {fleet.liars * 100:.0f} % liars are allowed for. Of both median and 95 %.")
     steps = [
         (name, step["day"], step["did"].replace("_", " "), f"{step['share'] * 100:.0f} %")
         for name, rollout in result["rollouts"].items()
@@ -311,7 +319,10 @@ def days_notes(fleet: Fleet, result: dict[str, Any]) -> list[str]:
     return [
         *lines,
         *([] if bad is None else [f"The bad policy reached {bad['exposed'] * 100:.2f} % of the devices."]),
-        f"False alarms in {fleet.days} days without drift: in {false['alarms']} of {false['fleets']} fleets of 100 devices.",
+        (
+            f"Alarms in {fleet.days} days without drift, in {false['fleets']} fleets of 100 devices, {fleet.liars * 100:.0f} % "
+            f"of them liars: {false['trusting']} by the test that trusts all, {false['alarms']} by the one that allows for them."
+        ),
         f"Broken certificates of such fleets: {certificates['broken']} of {certificates['of']:,}, at a risk of 5%.",
         f"A digest has {size['mean']:.0f} bytes on average, {size['p99']:.0f} at the 99th percentile.",
     ]

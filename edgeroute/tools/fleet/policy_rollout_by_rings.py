@@ -108,6 +108,22 @@ class Decision(NamedTuple):
     did: Did
     text: str
 
+    def possible(self, data: Mapping[str, Any]) -> Decision:
+        """Return the decision itself, or `halt` in place of a `roll_back` of a candidate without a version before.
+
+        Args:
+            data: the signed file's data.
+        """
+        if self.did != "roll_back" or [v["share"] < 1 for v in data["versions"]] != [True]:
+            return self
+        name = data["name"]
+        return Decision(
+            "halt",
+            f"{self.text}; there is no version before {name}-{data['versions'][0]['version']} to roll back to: no further device "
+            f"takes it, and those that have it keep it until there is another one: edgeroute fleet publish POLICY --name {name}; "
+            f"edgeroute fleet publish --name {name} --only-edge stops what all send meanwhile",
+        )
+
 
 def decide(
     conditions: Sequence[Condition], sums: Sums, *, alarm: bool = False, alpha: float = 0.05, least_blocks: int = 1
@@ -533,16 +549,18 @@ def promote(
     """Carry out a decision about the candidate of a policy, sign it into the catalog, and return the signed file's data.
 
     go_on: the next ring gets it, after a halt too. halt: no further device does. roll_back: all get the contents before, as a new
-    version. A `wait` is not passed here. Takes the publisher's lock. `about` is the version that the decision is about, as
-    `published` gave it, which must still be the last, in the same ring; None: the last, whichever it is.
+    version; a candidate without a version before is halted. A `wait` is not passed here. Takes the publisher's lock. `about` is
+    the version that the decision is about, as `published` gave it, which must still be the last, in the same ring; None: the
+    last, whichever it is.
 
     Raises:
-        BadInput: there is no candidate, no version before, or another version was published, or promoted, meanwhile.
+        BadInput: there is no candidate, or no version before one that is for all devices; or another version was published, or
+            promoted, meanwhile.
         CatalogError, PolicyError, StoreError: the catalog or a key cannot be read or written.
     """
     with publishing(catalog):
         data = published(catalog, name)
-        versions = data["versions"]
+        versions, decision = data["versions"], decision.possible(data)
         if not versions or (decision.did in {"go_on", "halt"} and versions[-1]["share"] == 1):
             raise BadInput(f"{name} has no version in a ring")
         if about is not None and about != versions[-1]:

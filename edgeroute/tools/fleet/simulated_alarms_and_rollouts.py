@@ -305,11 +305,11 @@ def _draw_reference(rng: np.random.Generator, expected: Floats, rate: Floats, pe
     return usual, highest_usual(score, weight, device, period)
 
 
-def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, most: int = 400) -> list[float]:
+def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, most: int = 400, liars: float = 0.0) -> list[float]:
     """Simulate `runs` fleets, and return the hours from a doubled disagreement of all devices to each one's alarm.
 
     Infinite if later than `most` periods of `hours`. Of `fleet` the use, the share deferred and the seed count: its own drift and
-    liars are left out, and no device is offline.
+    liars are left out, and no device is offline. `liars` is the share for which the test allows; 0: it trusts all devices.
     """
     times = []
     for run in range(runs):
@@ -317,7 +317,7 @@ def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, mo
         world = Devices(fleet._replace(devices=devices, drift=1.0, liars=0.0, seed=fleet.seed + run))
         expected = world.a_day * (1 - fleet.defer) * AUDITED * hours / 24
         usual, level = _draw_reference(rng, expected, world.rate, max(REFERENCE, 168 // hours))
-        test = PooledDrift(level)
+        test = PooledDrift(level, liars=liars)
         rate = np.minimum(1, DRIFT * world.rate)
         for period in range(1, most + 1):
             differ = rng.poisson(expected * rate)
@@ -350,14 +350,15 @@ def times_alone(fleet: Fleet, runs: int) -> list[float]:
     return times
 
 
-def false_alarms(fleet: Fleet, fleets: int = 200, devices: int = 100) -> int:
-    """Simulate the days of so many small fleets in which no device drifts, and return how many have an alarm.
+def false_alarms(fleet: Fleet, fleets: int = 200, devices: int = 100) -> dict[float, int]:
+    """Simulate the days of so many small fleets in which no device drifts, and return how many have an alarm, by test.
 
-    The fleet's outage and liars are simulated, and its share of liars is the one for which the tests allow. The first `REFERENCE`
-    days give the usual rates.
+    The fleet's outage and liars are simulated. The keys are the shares of liars for which a test allows: 0, one that trusts all
+    devices, as that of `fleet alarm` by which an alarm is raised, and the fleet's own share. The first `REFERENCE` days give the
+    usual rates.
     """
     world = Devices(fleet._replace(devices=fleets * devices, drift=0.0))
-    tests: list[PooledDrift] = []
+    tests: dict[float, list[PooledDrift]] = {}
     rates, sums, numbers = np.ones((fleets, CELLS)), np.zeros((fleets, CELLS)), np.zeros((fleets, CELLS))
     sample: list[tuple[Counts, Counts]] = []
     for day, *counts, _ in world.days():
@@ -370,12 +371,13 @@ def false_alarms(fleet: Fleet, fleets: int = 200, devices: int = 100) -> int:
             continue
         if not tests:
             rates = np.array([usual_rates(*pair) for pair in zip(sums, numbers, strict=True)])
-            tests = [
-                PooledDrift(_reference([(a[i], x[i]) for a, x in sample], rates[i]), liars=fleet.liars) for i in range(fleets)
-            ]
-        for i, test in enumerate(tests):
-            _bet(test, audited[i], differ[i], rates[i, cell], day)
-    return sum(test.alarmed for test in tests)
+            levels = [_reference([(a[i], x[i]) for a, x in sample], rates[i]) for i in range(fleets)]
+            tests = {liars: [PooledDrift(level, liars=liars) for level in levels] for liars in {0.0, fleet.liars}}
+        for each in tests.values():
+            for i, test in enumerate(each):
+                if not test.alarmed:
+                    _bet(test, audited[i], differ[i], rates[i, cell], day)
+    return {liars: sum(test.alarmed for test in each) for liars, each in tests.items()}
 
 
 # Certificates of a fleet's audits.
@@ -450,11 +452,19 @@ RUNS: Final = ((100, 40), (1_000, 20), (10_000, 20), (100_000, 5), (1_000_000, 3
 def summary(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None) -> dict[str, Any]:
     """Simulate the days of a fleet, times to an alarm, years without a change, certificates and digests; return JSON data."""
     days = simulate(fleet, progress)
-    times = [{"devices": 1, **_quantiles(times_alone(fleet, 100))}]
+    times: list[dict[str, Any]] = [{"devices": 1, **_quantiles(times_alone(fleet, 100))}]
     for devices, runs in RUNS:
         if devices <= fleet.devices:
-            times.append({"devices": devices, **_quantiles(times_to_alarm(fleet, devices, runs, hours=1))})
+            times.append(
+                {
+                    "devices": devices,
+                    **_quantiles(times_to_alarm(fleet, devices, runs, hours=1)),
+                    "by_days": _quantiles(times_to_alarm(fleet, devices, runs)),
+                    "by_weeks": _quantiles(times_to_alarm(fleet, devices, runs, hours=168, most=60, liars=fleet.liars)),
+                }
+            )
     sizes, fleets = digest_bytes(fleet), min(200, max(10, fleet.devices // 100))
+    false = false_alarms(fleet, fleets)
     broken, certificates = broken_certificates(fleet, 5 * fleets)
     return {
         "begins": fleet.begins,
@@ -471,7 +481,7 @@ def summary(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None)
         "suspects": [named._asdict() for named in days.suspects],
         "drift": days.drift,
         "liars": days.liars,
-        "false_alarms": {"fleets": fleets, "alarms": false_alarms(fleet, fleets)},
+        "false_alarms": {"fleets": fleets, "alarms": false[fleet.liars], "trusting": false[0.0]},
         "certificates": {"broken": broken, "of": certificates},
         "bytes": {"mean": float(sizes.mean()), "p99": float(np.quantile(sizes, 0.99)), "most": int(sizes.max())},
     }
