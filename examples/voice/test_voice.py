@@ -345,6 +345,23 @@ def test_the_cloud_sees_the_turns_that_the_edge_answered(made):
     assert "Paris" in sent[2]["content"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "edge"),  # the cloud of the intents was asked, and did not answer
+        ({'may_leave = ["text"]': 'never_leave = ["text"]', 'never_leave = ["audio"]\n': ""}, "private"),
+        ({"threshold = 0.6": 'mode = "only_edge"\nthreshold = 0.6'}, "private"),
+    ],
+)
+def test_words_that_an_earlier_stage_may_have_sent_are_not_called_private(made, changes, state):
+    """However few the language model sends."""
+    steps, dialogue = [], made(intents=changes)
+    dialogue.trace = steps.append
+    reply = dialogue.of_text("What is the capital of France?", dialogue.conversation())
+    assert (reply.kind, reply.source, reply.state, steps[-1].state) == ("answer", "edge", state, state)
+    assert [step.stage for step in steps] == ["intent", "language model"]
+
+
 def test_unsure_turns_are_no_part_of_the_conversation(made):
     """Nor is an earlier answer that is given again to another question, or a number that a small language model tells."""
     answers = iter(
