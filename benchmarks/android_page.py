@@ -57,7 +57,7 @@ def pictures(browser: Any, url: str, out: Path) -> None:
     both = Image.new("RGB", (day.width + night.width, day.height))
     both.paste(day, (0, 0))
     both.paste(night, (day.width, 0))
-    both.quantize(255).save(out, optimize=True)
+    both.save(out, optimize=True)  # with fewer colours the small marks would have those of the photographs
     for shot in shots:
         shot.unlink()
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import phones
 import pytest
+from painted import is_picture_of
 
 from edgeroute import BadInput, PolicyError, Unreachable
 from edgeroute.tools.state_colours_and_marks import STATES
@@ -430,6 +431,7 @@ def test_page(browser, url, things):
     screen.shows("card3", "the cloud is away; it will be asked later.")
     screen.shows("card3", STATES["waiting"].word)
     screen.shows("status", "1 picture waits for the cloud")
+    is_picture_of(phones.APP / "screenshot.png", screen.page, {"edge", "cloud", "waiting"}, beside=2)  # by day and by night
     before = screen.places()
     assert {"card1", "card2", "card3"} <= set(before)
     assert len({before[f"card{i}"][3] for i in (1, 2, 3)}) == 1  # of one height, whatever they say

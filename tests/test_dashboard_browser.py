@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tiny
 from both import GOOD
 from lazily import Later, needs
 from live import until
@@ -17,6 +18,7 @@ from watched import EVIL, LONG, Records, page_of
 
 from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, PlainJson, Router, Unreachable
 from edgeroute.testing import CannedServer
+from edgeroute.tools.cli.servers_and_dashboards import file_monitor
 from edgeroute.tools.dashboard.dashboard_data_and_tail import Monitor
 from edgeroute.tools.dashboard.in_process import Dashboard
 
@@ -277,6 +279,26 @@ def test_a_first_visit(browser):
             playwright.expect(page.locator("#reasons tr")).to_have_count(1)
             assert page.locator("#f-reasons").get_attribute("open") is not None
             assert page.locator("#f-egress").get_attribute("open") is not None, "a person has opened it"
+
+
+def test_before_a_first_request_no_setting_is_called_missing(browser, tmp_path):
+    """Of a policy that has all that watches an edge model, nothing is known until the folder has a state."""
+    tiny.linear(tmp_path / "m.onnx")
+    lines = (
+        "threshold = 0.5",
+        'state = "state"',
+        "[edge]",
+        'path = "m.onnx"',
+        "[cloud]",
+        'url = "http://127.0.0.1:9/v2/models/m"',
+        "[audit]",
+        "[trace]",
+    )
+    (tmp_path / "policy.toml").write_text("\n".join(lines))
+    with page_of(file_monitor(tmp_path / "policy.toml", None, None)) as address, opened(browser, address) as page:
+        playwright.expect(page.locator("#first")).to_contain_text("Nothing recorded yet")
+        playwright.expect(page.locator("#f-drift > summary")).to_contain_text("nothing is known yet")
+        playwright.expect(page.locator("#f-drift > summary")).not_to_contain_text("watched")
 
 
 def test_few_audits_have_no_figure(browser):

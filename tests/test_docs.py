@@ -340,6 +340,14 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", [page for page in EXAMPLES if page.parent.name != "examples"], ids=lambda page: page.parent.name)
+def test_the_page_of_an_example_ends_with_what_was_seen(page):
+    """And with what was not."""
+    last = page.read_text().rpartition("\n## ")[2]
+    assert re.match(r"What (was|the figures are)\b", last)
+    assert re.search(r"\bNot (seen|run|tried|verified)\b", last)
+
+
 @pytest.mark.parametrize(
     "page", [page for page in EXAMPLES if list(page.parent.glob("requirements.txt")) + list(page.parent.glob("pyproject.toml"))],
     ids=lambda page: page.parent.name,

@@ -13,6 +13,8 @@ from playwright.sync_api import expect, sync_playwright
 
 HERE = Path(__file__).parent
 LONG_MS = 240_000
+SIZE = {"width": 1280, "height": 830}
+"""Pixels of the picture."""
 
 
 def main() -> None:
@@ -23,7 +25,7 @@ def main() -> None:
             assert process.stdout is not None, "a pipe"
             url = process.stdout.readline().split()[1]
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1280, "height": 830})
+            page = browser.new_page(viewport=SIZE)
             page.goto(url)
             expect.set_options(timeout=LONG_MS)
             expect(page.locator("#words")).to_contain_text("Road closed")

@@ -15,6 +15,7 @@ import pytest
 import sources
 from overlay import jpeg
 from page import Page
+from painted import is_picture_of
 
 from edgeroute.testing import CannedServer, http_reply
 
@@ -89,6 +90,12 @@ def test_a_sign_before_the_browsers_camera(browser, running, width, scheme):
     expect(view.locator("#sure")).to_have_text(re.compile(r"sure 0\.99, \d+ ms old"))
     pixel = "document.querySelector('#right canvas').getContext('2d').getImageData(5, 5, 1, 1).data.slice(0, 3).join()"
     assert np.allclose([int(one) for one in view.evaluate(pixel).split(",")], (20, 66, 140), atol=25), "the picture of the film"
+    if scheme == "light":
+        import screenshot
+
+        view.set_viewport_size(screenshot.SIZE)
+        is_picture_of(screenshot.HERE / "screenshot.jpg", view, {"edge", "cloud", "waiting", "degraded", "private"})
+        view.set_viewport_size({"width": width, "height": 800})
     view.locator("#split").uncheck()
     expect(view.locator("#left")).to_be_hidden()
     assert view.evaluate("document.documentElement.scrollWidth") <= width

@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 HERE = Path(__file__).parent
 LONG_MS = 120_000
+SIZE = {"width": 1280, "height": 720}
+"""Pixels of the picture."""
 QUESTIONS = {
     "What is the capital of Italy?": "edge",
     "Who wrote Romeo and Juliet?": "cloud",
@@ -30,7 +32,7 @@ def main() -> None:
                 if "Ctrl-C ends it" in line:
                     break
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1280, "height": 720})
+            page = browser.new_page(viewport=SIZE)
             page.goto(url)
             show(page)
             browser.close()

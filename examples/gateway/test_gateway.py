@@ -21,6 +21,7 @@ import pytest
 from cloud import Cloud
 from main import smollm
 from page import Questions
+from painted import is_picture_of
 
 from edgeroute import Egress, Options, Router
 
@@ -228,6 +229,8 @@ def ask(page, expect, question, state):
 
 def test_the_chat(page, browser):
     """Answers come with state and reason; the private switch keeps them here; a cut cloud degrades them, until it is back."""
+    import screenshot
+
     expect = browser[1]
     ask(page, expect, "What is the capital of Italy?", "edge")
     expect(page.locator(".said").last).to_contain_text("Rome")
@@ -249,6 +252,8 @@ def test_the_chat(page, browser):
     page.get_by_role("button", name="New chat").click()
     page.get_by_label("Private").check()
     ask(page, expect, "My name is Ada. Is that a good one?", "private")
+    page.set_viewport_size(screenshot.SIZE)
+    is_picture_of(HERE / "page.png", page, {"edge", "cloud", "private", "degraded"})
     expect(page.locator("#rows tr").first).to_contain_text("its text is not kept")
     expect(page.get_by_label("Private")).to_be_disabled()  # what follows carries this turn's text
     page.get_by_role("button", name="New chat").click()

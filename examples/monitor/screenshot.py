@@ -12,6 +12,7 @@ from page import shown, watch
 from playwright.sync_api import expect, sync_playwright
 
 WAIT_MS = 120_000
+HEIGHT = 920
 
 
 def take(to: Path, scheme: str = "light", width: str = "1280") -> None:
@@ -26,7 +27,7 @@ def take(to: Path, scheme: str = "light", width: str = "1280") -> None:
         try:
             chromium = shutil.which("chromium") or shutil.which("google-chrome")
             browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": int(width), "height": 920}, color_scheme=scheme)  # type: ignore[arg-type]
+            page = browser.new_page(viewport={"width": int(width), "height": HEIGHT}, color_scheme=scheme)  # type: ignore[arg-type]
             page.set_default_timeout(WAIT_MS)
             expect.set_options(timeout=WAIT_MS)
             page.goto(address)

@@ -48,6 +48,7 @@ def typed(label: str, text: str) -> Press:
     """Return a function that writes a text into the field of that label and presses Enter."""
 
     def press(frame: FrameLocator) -> None:
+        frame.get_by_label(label).first.click(timeout=2000)  # a frame that the mouse is not over gives the keyboard back
         frame.get_by_label(label).first.fill(text, timeout=2000)
         frame.get_by_label(label).first.press("Enter", timeout=2000)
 
@@ -65,7 +66,7 @@ SCENES: dict[str, tuple[int, float, dict[int, Press]]] = {
     "voice": (20, 0.7, {1: button("set a timer for fifteen seconds"), 9: button("what is the date in three weeks")}),
     "monitor": (34, 1.1, {3: button("Pull the plug"), 7: button("Break the bearing"), 25: button("Plug in")}),
     "gateway": (
-        22, 0.7, {1: typed("Question", "What is the capital of Italy?"), 11: typed("Question", "Who wrote Romeo and Juliet?")},
+        22, 0.9, {1: typed("Question", "What is the capital of Italy?"), 11: typed("Question", "Who wrote Romeo and Juliet?")},
     ),
     "app": (24, 0.8, {2: tap(364, 100), 8: tap(290, 251), 10: tap(508, 100), 17: tap(290, 251)}),
     "dashboard": (24, 1.2, {}),

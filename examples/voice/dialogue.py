@@ -71,6 +71,8 @@ class Reply(NamedTuple):
     """What a skill was given, as the seconds of a timer."""
     state: str = ""
     """A word of the palette."""
+    sent: bool = False
+    """Whether the intents' policy let a cloud be asked: its words may have been sent, whatever came of it."""
 
     @property
     def unheard(self) -> str:
@@ -153,7 +155,7 @@ class Dialogue:
         intent = self.intent(text, wish, talk)
         if intent.kind in {"skill", "intent"} or intent.text:
             return intent
-        reply = self.answer(text, talk, stopped)
+        reply = self.answer(text, talk, stopped, sent=intent.sent)
         return None if reply is None else reply._replace(reason=f"no intent ({intent.reason}); {reply.reason}")
 
     def intent(self, text: str, wish: Wish | None = None, talk: Conversation | None = None) -> Reply:
@@ -165,10 +167,11 @@ class Dialogue:
         try:
             answer = self.intents.infer(text, data_class="text")
         except EdgerouteError as e:
-            sure, name, source, reason, state = False, "", "", str(e), ""
+            sure, name, source, reason, state, sent = False, "", "", str(e), "", True  # its cloud may have been asked before
             self.trace(Step("intent", "", reason=reason))
         else:
             sure, name, source, reason, state = is_sure(answer), str(answer.value), answer.source, answer.reason, state_of(answer)
+            sent = may_send(answer)
             self.trace(Step("intent", name if sure else "", answer.latency_s, state, reason))
         if wish is not None and (wish.whole or (sure and name in INTENTS[wish.skill])):
             begun = perf_counter()
@@ -178,18 +181,23 @@ class Dialogue:
             self.trace(Step("skill", wish.skill, perf_counter() - begun, "edge", reason))
             return Reply("skill", text, said, source, reason, skill=wish.skill, value=wish.value, state=state)
         if not sure:
-            return Reply("nothing", text, "", source, reason)
+            return Reply("nothing", text, "", source, reason, sent=sent)
         if name in ASKED:
             return Reply("nothing", text, ASKED[name], source, f"{name}: its words say not enough; {reason}", state=state)
         if name in {"calculator", "measurement_conversion", "flip_coin"} or (name == "date" and re.search(DATED, text)):
-            return Reply("nothing", text, "", source, f"{name}: no sum, no units, no date in its words; {reason}", state=state)
+            reason = f"{name}: no sum, no units, no date in its words; {reason}"
+            return Reply("nothing", text, "", source, reason, state=state, sent=sent)
         return Reply("intent", text, saying(name), source, reason, skill=name, state=state)
 
-    def answer(self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
+    def answer(
+        self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False, *, sent: bool = False
+    ) -> Reply | None:
         """Return the language models' answer to anything else; None: it was stopped, and is no part of the conversation.
 
         Nor is a turn that is not sure, and the oldest turns of a long conversation are dropped. The small model repeats what it
         has said: an earlier answer to another question is unsure, and so is what it says about numbers.
+
+        sent: an earlier stage may have sent the text, so that no policy has kept it on the device.
         """
         forget(talk)
         begun, earlier = perf_counter(), talk.messages
@@ -203,6 +211,7 @@ class Dialogue:
             return Reply("nothing", text, "I have no answer to that.", "", str(e))
         found = stream.answer
         said, state, reason = str(found.value).strip(), state_of(found), found.reason
+        state = "edge" if sent and state == "private" else state
         sure = found.source == "cloud" or (found.confidence is not None and found.confidence >= SURE_ANSWER)
         if found.source == "edge" and repeats(said, text, earlier):
             sure, reason = False, f"an earlier answer again; {reason}"
@@ -249,6 +258,11 @@ def least_confidence(wish: Wish | None) -> float:
 def state_of(answer: Answer) -> str:
     """Return the palette's word for an answer."""
     return answer_state(answer.source, answer.reason_code, degraded=answer.degraded, final=answer.final)
+
+
+def may_send(answer: Answer) -> bool:
+    """Return whether the policy let a cloud be asked for this answer; True as well of one from a cache, which does not tell."""
+    return any(leg["side"] == "cloud" for leg in answer.trace.get("plan", [{"side": "cloud"}]))
 
 
 def repeats(said: str, question: str, messages: list[dict[str, Any]]) -> bool:

@@ -11,6 +11,8 @@ from playwright.sync_api import expect, sync_playwright
 
 HERE = Path(__file__).parent
 LONG_MS = 120_000
+SIZE = {"width": 1280, "height": 900}
+"""Pixels of the picture."""
 SENTENCES = {
     "turn the volume down": "Volume 40 percent.",
     "what is the capital of france": "Paris",
@@ -28,7 +30,7 @@ def main() -> None:
             url = next(line for line in process.stdout if "The page is at" in line).split()[4].rstrip(";")
             expect.set_options(timeout=LONG_MS)
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_page(viewport=SIZE)
             page.goto(url)
             for sentence, said in SENTENCES.items():
                 page.get_by_label("A sentence").fill(sentence)

@@ -20,8 +20,11 @@ from dialogue import Step
 from listen import listen
 from mouth import Mouth
 from page import MOST_BROWSERS, MOST_WAITING, Page
-from routers import opened
+from painted import is_picture_of
+from routers import HERE, opened
 from skills import Home
+
+from edgeroute.tools.state_colours_and_marks import STATES
 
 LONG_S = 300.0
 SAID = {"text": "stop", "voice": "en-us", "noise": "none"}
@@ -115,6 +118,8 @@ def test_an_utterance_lights_up_stage_by_stage():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("chromium is not installed")
+    import screenshot
+
     with contextlib.ExitStack() as stack:
         dialogue = stack.enter_context(opened())
         page = Page(dialogue)
@@ -163,6 +168,8 @@ def test_an_utterance_lights_up_stage_by_stage():
         expect(seen.locator("#why")).to_contain_text("cloud failed")
         said("seven", "seven.", lit=["command"], dark=["speech to text", "intent", "skill", "language model"])
         expect(seen.locator("#past tr")).to_have_count(3)
+        assert seen.viewport_size == screenshot.SIZE
+        is_picture_of(HERE / "page.png", seen, {*STATES})
         dialogue.home.ring("<b>It has ended.")
         expect(seen.locator("#past tr")).to_have_count(4)
         expect(seen.locator("#said")).to_have_text("<b>It has ended.")

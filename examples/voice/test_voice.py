@@ -40,7 +40,7 @@ import sound  # noqa: E402
 from bench import measured  # noqa: E402
 from dialogue import MOST_TALK, NOT_CAUGHT, SYSTEM, forget  # noqa: E402
 from listen import listen  # noqa: E402
-from matrix import played, sample, table  # noqa: E402
+from matrix import cases, played, sample, table  # noqa: E402
 from mouth import Mouth  # noqa: E402
 from routers import HERE, opened  # noqa: E402
 from service import MOST_BYTES, THREADS, Heard, Service, serve  # noqa: E402
@@ -63,6 +63,8 @@ WORD = "three"
 DEAD = "http://127.0.0.1:9"
 FLOOR, CEILING = 0.4, 0.1
 """The shares of the script's sample that are right at least, and wrong at most; of the rest it asks again, or says that it is unsure."""
+FLOOR_OF_ALL, CEILING_OF_ALL = 0.5, 0.02
+"""The same of all of it."""
 OPEN = {'never_leave = ["audio"]': 'may_leave = ["audio"]'}
 SURE = {"threshold = 0.9": "threshold = 1.0"}
 """The edge is never sure."""
@@ -345,6 +347,23 @@ def test_the_cloud_sees_the_turns_that_the_edge_answered(made):
     assert "Paris" in sent[2]["content"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "edge"),  # the cloud of the intents was asked, and did not answer
+        ({'may_leave = ["text"]': 'never_leave = ["text"]', 'never_leave = ["audio"]\n': ""}, "private"),
+        ({"threshold = 0.6": 'mode = "only_edge"\nthreshold = 0.6'}, "private"),
+    ],
+)
+def test_words_that_an_earlier_stage_may_have_sent_are_not_called_private(made, changes, state):
+    """However few the language model sends."""
+    steps, dialogue = [], made(intents=changes)
+    dialogue.trace = steps.append
+    reply = dialogue.of_text("What is the capital of France?", dialogue.conversation())
+    assert (reply.kind, reply.source, reply.state, steps[-1].state) == ("answer", "edge", state, state)
+    assert [step.stage for step in steps] == ["intent", "language model"]
+
+
 def test_unsure_turns_are_no_part_of_the_conversation(made):
     """Nor is an earlier answer that is given again to another question, or a number that a small language model tells."""
     answers = iter(
@@ -436,12 +455,23 @@ def test_an_intent_whose_words_say_not_enough_does_nothing(made):
 
 
 def test_a_script_is_heard_in_four_voices_and_three_noises(made):
-    """A sample of it; `make example-voice ARGS=matrix` plays all. What must never happen does not, and enough is right."""
+    """A sample of it; the slow test plays all, as `make example-voice ARGS=matrix` does. What must never happen does not, and enough is right."""
     found = list(played(made(), sample()))
     told = table(found)
     assert [one for one in found if one.harmful] == [], told
     assert sum(one.verdict == "right" for one in found) >= FLOOR * len(found), told
     assert sum(one.verdict == "wrong" for one in found) <= CEILING * len(found), told
+
+
+@pytest.mark.slow
+def test_of_the_whole_script_half_is_right_and_next_to_nothing_wrong(made):
+    """All 480 utterances, in two minutes of processor time; the rest are asked again, or said to be unsure."""
+    found = list(played(made(), cases()))
+    told = table(found)
+    assert len(found) == 480
+    assert [one for one in found if one.harmful] == [], told
+    assert sum(one.verdict == "right" for one in found) >= FLOOR_OF_ALL * len(found), told
+    assert sum(one.verdict == "wrong" for one in found) <= CEILING_OF_ALL * len(found), told
 
 
 def test_a_long_conversation_forgets_its_oldest_turns(made):

@@ -26,7 +26,7 @@ from edgeroute.tools.cli.tables_and_options import Json, table
 TRY_S = 60.0  # maximum seconds in which a runtime has to answer
 RUNTIMES = {  # runtime -> its module
     "onnxruntime": "onnxruntime", "litert": "ai_edge_litert.interpreter", "tflite": "tflite_runtime.interpreter",
-    "llama": "xllamacpp", "coreml": "coremltools",
+    "llama": "xllamacpp", "coreml": "coremltools.libcoremlpython",
 }  # fmt: skip
 # Programs of the child processes: a runtime may end its process, or hang.
 PROVIDERS = "import onnxruntime; print(*onnxruntime.get_available_providers())"
@@ -34,8 +34,12 @@ ANSWER = """
 import sys
 import numpy
 from edgeroute import OnnxModel, models
-model = OnnxModel(models.fashion().edge, providers=[sys.argv[1]])
-model.run([numpy.zeros((28, 28), "uint8")])
+from edgeroute.errors import ModelError
+try:
+    model = OnnxModel(models.fashion().edge, providers=[sys.argv[1]])
+    model.run([numpy.zeros((28, 28), "uint8")])
+except ModelError as e:
+    sys.exit("runs no part of the test model" if "takes none of" in str(e) else str(e))
 """
 SYSTEM, USER = Path("/etc/systemd/system"), Path("~/.config/systemd/user")
 # Settings of a unit that the service manager of a user cannot set.
@@ -56,7 +60,10 @@ def doctor(*, as_json: Json = False) -> None:
         "variables": " ".join(sorted(name for name in os.environ if name.startswith("EDGEROUTE_"))) or "none",
     }
     versions = {name: (_version(name), sorted(extras)) for name, extras in _packages().items()}
-    working = {name: _try("import " + module) for name, module in RUNTIMES.items()}
+    working = {
+        name: _try("import " + module) for name, module in RUNTIMES.items() if name != "coreml" or sys.platform == "darwin"
+    }
+    working.setdefault("coreml", "runs on macOS alone")  # elsewhere the package can be imported, and describes models
     if not working["onnxruntime"]:
         working |= {f"onnxruntime, {name}": _try(ANSWER, name) for name in _run(PROVIDERS).stdout.split()}
     if as_json:
@@ -147,7 +154,7 @@ def copy_policy(
 def install(
     server: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
     *,
-    system: bool = False,
+    system: Annotated[bool, typer.Option("--system/--user")] = False,
     name: str = "edgeroute",
     folder: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None,
     force: bool = False,
