@@ -23,13 +23,7 @@ from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, batch_steps
 from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
-from edgeroute.router.pool_calls_and_task_legs import (
-    TAKES_BACK,
-    InsideLegs,
-    in_cloud_thread,
-    in_edge_thread,
-    submit_call,
-)
+from edgeroute.router.pool_calls_and_task_legs import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.request import Request, Shows, checked_batch
 from edgeroute.router.router import Router
 from edgeroute.router.steps_and_composed_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
