@@ -19,7 +19,15 @@ from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.system.read_and_check_signatures import is_async
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
-from edgeroute.tools.measure.threshold_evaluation import COMPARED, Examples, is_right, label_matcher, reference_doubts
+from edgeroute.tools.measure.threshold_evaluation import (
+    COMPARED,
+    Examples,
+    is_blank,
+    is_missing,
+    is_right,
+    label_matcher,
+    reference_doubts,
+)
 
 
 class Question(NamedTuple):
@@ -90,9 +98,10 @@ class FunctionLabels(LabelsOnDemand):
     """Labels that a function of the application returns.
 
     Args:
-        function: returns the right answer to an input, as the edge answers, or as a class index; None or NaN: unknown. With an
-            attribute `batched` that is true, it takes a list of inputs and returns as many labels.
-        known: index of an input -> its label, for which the function is not called; None and NaN: it is.
+        function: returns the right answer to an input, as the edge answers, or as a class index; None, NaN, or an empty text
+            that no model answers: unknown. With an attribute `batched` that is true, it takes a list of inputs and returns as
+            many labels.
+        known: index of an input -> its label, for which the function is not called; if that is unknown, it is.
         every: the inputs are each `every`-th of those that the indices count.
 
     Attributes:
@@ -112,7 +121,7 @@ class FunctionLabels(LabelsOnDemand):
         if wrong := [i for i in known if not isinstance(i, int | np.integer) or i < 0]:
             raise BadInput(f"y has a label for input {wrong[0]!r}: with label= it may map indices, from 0, to labels")
         self._function, self._every = function, every
-        self.labels = {int(i): label for i, given in known.items() if not _is_blank(label := _plain(given))}
+        self.labels = {int(i): label for i, given in known.items() if not is_missing(label := _plain(given))}
         self._other_form: tuple[Any, Any] | None = None
         self._unlike = list[Any]()  # labels that equal no answer, as long as none has
         self._has_matched = False
@@ -126,6 +135,8 @@ class FunctionLabels(LabelsOnDemand):
         if (last := max(self.labels, default=0)) >= len(inputs) * self._every:
             raise BadInput(f"y has a label for input {last}, and the last input is {len(inputs) * self._every - 1} at most")
         self._answers = [*examples.edge, *self.cloud]
+        self._blank = not any(map(is_blank, [*self._answers, *(names or ())]))
+        self.labels = {i: label for i, label in self.labels.items() if not is_missing(label, blank=self._blank)}
         self._match = label_matcher(names, self._answers)
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
@@ -183,7 +194,7 @@ class FunctionLabels(LabelsOnDemand):
         if number not in self.labels:
             self.labels[number] = _plain(self._function(question.x))
         label = self.labels[number]
-        if _is_blank(label):
+        if is_missing(label, blank=self._blank):
             return None
         if self.names is not None:
             try:
@@ -223,8 +234,3 @@ class FunctionLabels(LabelsOnDemand):
 def _plain(label: Any) -> Any:
     """Return a label as Python's value; an array of several elements unchanged."""
     return plain(label) if getattr(label, "size", 1) == 1 else label
-
-
-def _is_blank(label: Any) -> bool:
-    """Return True for None and NaN."""
-    return label is None or (isinstance(label, float) and label != label)  # noqa: PLR0124 - NaN
