@@ -173,6 +173,8 @@ def test_more_examples_extend_what_is_labelled():
         full = router.calibrate(X, [right(i) for i in X], max_loss=0.05)
     assert found.certificate.threshold == full.certificate.threshold
     assert not set(asked) & set(first.labels)
+    assert "a further test with a risk of its own" in repr(found)
+    assert not any("a further test" in text for text in (repr(first), repr(full)))
 
 
 class Missing:

@@ -21,6 +21,7 @@ from edgeroute.system.read_and_check_signatures import is_async
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
 from edgeroute.tools.measure.threshold_evaluation import (
     COMPARED,
+    EXTENDED,
     Examples,
     is_blank,
     is_missing,
@@ -47,7 +48,7 @@ class LabelsOnDemand:
     """
 
     def __init__(self) -> None:
-        self.read = self._unknown = 0
+        self.read = self._unknown = self._known = 0
         self._losses = list[float]()
 
     def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
@@ -91,6 +92,8 @@ class LabelsOnDemand:
         notes = [f"{self.read:,} labels were read, where edge and cloud differ in {differ:,} of {n:,} examples: no other counts"]
         if self._unknown:
             notes.append(f"{self._unknown:,} of these labels are unknown: they count as if the cloud alone were right")
+        if 0 < self._known < self.read:
+            notes.append(f"{self._known:,} of these labels{EXTENDED}")
         return notes
 
 
@@ -137,6 +140,7 @@ class FunctionLabels(LabelsOnDemand):
         self._answers = [*examples.edge, *self.cloud]
         self._blank = not any(map(is_blank, [*self._answers, *(names or ())]))
         self.labels = {i: label for i, label in self.labels.items() if not is_missing(label, blank=self._blank)}
+        self._given = {*self.labels}
         self._match = label_matcher(names, self._answers)
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
@@ -145,6 +149,7 @@ class FunctionLabels(LabelsOnDemand):
 
         An exception, also the function's own, carries the labels so far as its attribute `labels`.
         """
+        self._known += sum(question.number * self._every in self._given for question in questions)
         try:
             self._ask_together([question for question in questions if question.number * self._every not in self.labels])
             return [self._loss(question) for question in questions]

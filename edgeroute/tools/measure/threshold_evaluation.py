@@ -72,6 +72,13 @@ def is_right(answer: Any, label: Any) -> bool:
     return len(shapes) < 2 and bool(np.all(answer == label))  # noqa: PLR2004 - two shapes
 
 
+# End of a note on labels that were known before, without their number.
+EXTENDED = (
+    " were known before: if examples were added because of an earlier result, this is a further test with a risk of its own; "
+    "valid are a number of examples set beforehand, a part of the risk for each result (sure=), and audits, at every look"
+)
+
+
 def is_missing(label: Any, *, blank: bool = False) -> bool:
     """Return True for None, NaN, and values as pandas.NA that are neither true nor false; with `blank` for empty text, too."""
     try:
