@@ -15,17 +15,18 @@ from both import LONG
 from commands import cli
 from draws import slow
 
-from edgeroute import Audit, BadInput, CallableModel, Function, Router, Trial
+from edgeroute import Audit, BadInput, CallableModel, Function, OpenAIChat, Router, Trial
 from edgeroute.confidence import Certificate, NotEnough
 from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import wall_clock
+from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.cli.calibrate_from_examples_or_audits import audited_counts, certify_audits
 from edgeroute.tools.cli.status_and_trial_arms import read_state
 from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
-from edgeroute.trials.audits_and_drift_alarms import COUNTS
+from edgeroute.trials.audits_and_drift_alarms import COUNTS, SERVED
 
 DAY = 86_400.0
 
@@ -375,3 +376,113 @@ def test_an_alarm_is_stored_at_once(tmp_path, monkeypatch):
         assert read_state(tmp_path)["audit:edge"].value["alarm"]
         (counts,) = stored(tmp_path).values()
         assert (counts.n, counts.alarms) == (0, 1)
+
+
+# ------------------------------------------------------------------------------------ the model that the server names
+def completions(models, answer="a"):
+    """Replies of these models in turn, the last one for ever; None names none."""
+    left = [*models]
+
+    def reply(_):
+        model = left.pop(0) if len(left) > 1 else left[0]
+        said = {"choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}]}
+        body = json.dumps(said if model is None else {**said, "model": model, "system_fingerprint": "f"})
+        return http_reply(body.encode(), headers=[("Content-Type", "application/json")])
+
+    return reply
+
+
+def named(*models):
+    """The identity of a server that has named these."""
+    return f"version:{','.join(f'{model}/f' for model in models)} described:openai"
+
+
+def asked(home, models):
+    """Audits a deferred request for each of these models -> the fingerprints in use, as a new process knows them."""
+    model = CallableModel(lambda x: ("a", float(x)), version="1")
+    with CannedServer(completions(models)) as server:
+        hosted = OpenAIChat("http://127.0.0.1:9", model="m", stream=False)
+        with Router(model, hosted, threshold=0.5) as router:
+            prints = router.fingerprints()
+        hosted = OpenAIChat(server.url, model="m", stream=False)
+        hosted.where = "http://127.0.0.1:9/v1 (m)"  # of each run
+        audit = Audit(share=1.0, scene=1)
+        with Router(model, hosted, threshold=0.5, audit=audit, state=home) as router:
+            for _ in models:
+                assert router.infer("0.1").source == "cloud"
+    return prints
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_audits_of_models_that_the_server_names_are_counted_apart(tmp_path, every):
+    """In one process, by several, and where the provider changes between two; the log has the names, too."""
+    prints = asked(tmp_path, ["m-1", "m-1", "m-2", "m-1", "m-2", "m-2"])
+    asked(tmp_path, ["m-1"] * 4 + ["m-2"])
+    counts, _, notes = audited_counts(tmp_path, "edge", prints, every=every)
+    assert (counts.n, counts.served, counts.alarms) == (4 // every, named("m-2"), 1)
+    assert any("left out, 7" in note and "other models of the server" in note for note in notes)
+    asked(tmp_path, ["m-1"])
+    counts, *_ = audited_counts(tmp_path, "edge", prints, every=every)
+    assert (counts.n, counts.served) == (8 // every, named("m-1"))
+
+
+def hosted_counts(home, last, prints, **audits):
+    """Stores counts of audits by the server's model: how many are the same, and how many differ."""
+    store, numbers = KeyValueStore(home / "state.db"), {}
+    for model, (same, differ) in audits.items():
+        of = f" of {named(model)}" if model != "unknown" else ""
+        numbers |= {f"0 1.0 {90 - i % 3} 0{of}": same // 3 for i in range(3)} | {f"0 1.0 90 1{of}": differ}
+    store.put(COUNTS + digest(prints), numbers)
+    store.put(SERVED + digest(prints), last)
+    store.close()
+
+
+PRINTS = {"edge": "e", "served": "version:? described:openai"}
+
+
+@pytest.mark.parametrize(("name", "differ"), [("m2", 16), ("m2", 0), ("unknown", 16)])
+def test_a_swapped_model_is_not_certified_by_audits_of_the_one_before(tmp_path, name, differ):
+    """It has too few of its own, also where the earlier ones are of a version that did not note the model."""
+    of = {"m1" if name == "m2" else name: (3000, 4), "m2" if name == "m2" else "m1": (24, differ)}
+    hosted_counts(tmp_path, named([*of][-1]), PRINTS, **of)
+    assert looked(tmp_path, PRINTS) is None
+    hosted_counts(tmp_path, named("m3"), PRINTS, **of)
+    assert looked(tmp_path, PRINTS) is None, "a swap of which no audit is counted yet"
+
+
+@pytest.mark.parametrize(("other", "covered"), [((3000, 0), True), ((3000, 900), False), ((30, 0), False)])
+def test_a_certificate_names_the_models_of_its_audits(tmp_path, other, covered):
+    """The last, and each other one whose own audits certify the threshold: a reply of any other suspends it."""
+    hosted_counts(tmp_path, named("m2"), PRINTS, m1=other, m2=(3000, 0))
+    found = looked(tmp_path, PRINTS)
+    assert found.fingerprints["served"] == (named("m1", "m2") if covered else named("m2"))
+    used = {name: found.fingerprints[name] for name in PRINTS}
+    assert BoundCertificate(found, used, inf).broken() is None
+    assert BoundCertificate(found, {**used, "served": PRINTS["served"]}, inf).broken() is None, "no reply so far"
+    for model, holds in (("m1", covered), ("m2", True), ("m3", False)):
+        broken = BoundCertificate(found, {**used, "served": named(model)}, inf).broken()
+        assert broken is None if holds else f"version {model}/f, and not" in broken
+
+
+def test_what_was_certified_of_a_model_stays_with_it(tmp_path):
+    """A look at another's counts has no part in it."""
+    hosted_counts(tmp_path, named("m1"), PRINTS, m1=(3000, 0))
+    assert looked(tmp_path, PRINTS).threshold < 1
+    hosted_counts(tmp_path, named("m2"), PRINTS, m1=(3000, 0), m2=(0, 900))
+    assert looked(tmp_path, PRINTS).threshold == inf
+
+
+def test_a_server_that_names_no_model(tmp_path):
+    """Is certified by all audits, and a note says what that leaves out."""
+    prints = asked(tmp_path, [None] * 300)
+    counts, remember, (note,) = audited_counts(tmp_path, "edge", prints)
+    assert (counts.n, counts.served, remember) == (300, "", True)
+    assert "do not tell which model" in note
+    assert looked(tmp_path, prints).fingerprints["served"] == "version:? described:openai"
+
+
+def test_a_server_of_ever_new_names(tmp_path):
+    """Has no more names than are stored: all others are one, for which no certificate of theirs holds."""
+    prints = asked(tmp_path, [f"m-{i}" for i in range(40)])
+    counts, *_ = audited_counts(tmp_path, "edge", prints)
+    assert (counts.n, counts.served, counts.alarms) == (8, "version:other described:openai", 32)

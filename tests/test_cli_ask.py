@@ -230,6 +230,17 @@ def judged(file, answers, ask):
     return [*labels.judge([Question(0, "x", *answers)])]
 
 
+def test_answers_to_fewer_examples_are_extended(tmp_path):
+    """With a note that this is a further test; a file whose answers are all used again, or not at all, has none."""
+    for inputs, noted in ((["x", "y"], False), (["x", "y"], False), (["x", "y", "z"], True)):
+        n = len(inputs)
+        with answers_file(tmp_path / "answers.jsonl") as file:
+            labels = AskedLabels(file, lambda asked: "1", None, inputs)
+            labels.begin(Examples(np.ones(n), ["a"] * n, ["b"] * n, None), inputs, None)
+            labels.losses(np.arange(n))
+            assert any("a further test with a risk of its own" in note for note in labels.notes()) == noted
+
+
 def test_what_is_shown_of_an_input():
     """Pictures as PNG, sounds as WAV, files as they are, messages by role, and text without control characters in a terminal."""
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)

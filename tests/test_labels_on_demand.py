@@ -173,9 +173,27 @@ def test_more_examples_extend_what_is_labelled():
         full = router.calibrate(X, [right(i) for i in X], max_loss=0.05)
     assert found.certificate.threshold == full.certificate.threshold
     assert not set(asked) & set(first.labels)
+    assert "a further test with a risk of its own" in repr(found)
+    assert not any("a further test" in text for text in (repr(first), repr(full)))
 
 
-@pytest.mark.parametrize("unknown", [None, float("nan"), np.float32("nan")])
+class Missing:
+    """As pandas.NA: neither true nor false."""
+
+    def __eq__(self, other):
+        return self
+
+    def __ne__(self, other):
+        return self
+
+    def __hash__(self):
+        return 7
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan"), np.float32("nan"), Missing(), "", " ", np.str_("")], ids=repr)
 def test_what_nobody_knows_counts_as_lost(unknown):
     """The threshold is that of labels by which the cloud alone is right there."""
     with closing(router_of(Threads)) as router:
@@ -187,6 +205,29 @@ def test_what_nobody_knows_counts_as_lost(unknown):
     assert found.certificate.threshold == worst.certificate.threshold
     assert any("unknown" in note for note in found.notes)
     assert nobody.certificate.threshold >= found.certificate.threshold
+
+
+@pytest.mark.parametrize("blank", ["", None, Missing()], ids=repr)
+def test_blanks_among_known_labels_are_asked_for(blank):
+    """In a list as in a mapping; without a function they are refused."""
+    known = [blank if i % 2 else right(i) for i in X]
+    with closing(router_of(Threads)) as router:
+        full = router.calibrate(X, [right(i) for i in X], max_loss=0.05)
+        found = router.calibrate(X, dict(enumerate(known)), label=right, max_loss=0.05)
+        assert found.certificate.threshold == full.certificate.threshold
+        assert found.certificate.threshold == router.calibrate(X, known, label=right, max_loss=0.05).certificate.threshold
+        with pytest.raises(BadInput, match="give each input a label, or none"):
+            router.calibrate(X, known, max_loss=0.05)
+
+
+def test_an_empty_answer_is_a_label():
+    """Where a model answers so, as one that finds nothing does."""
+    names = ["", *WORDS[1:]]
+    with closing(router_of(Threads, names, names)) as router:
+        full = router.calibrate(X, [names[c] for c in RIGHT], max_loss=0.05)
+        found = router.calibrate(X, label=lambda i: names[RIGHT[i]], max_loss=0.05)
+    assert found.certificate.threshold == full.certificate.threshold
+    assert not any("unknown" in note for note in found.notes)
 
 
 def too_few(_):

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ import routes
 from both import LONG, Tasks, Threads
 from commands import cli
 
-from edgeroute import CallableModel, Egress, Function, Limits, OpenAIChat, Options, PolicyError, Router
+from edgeroute import Audit, BadInput, CallableModel, Egress, Function, Limits, OpenAIChat, Options, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.cli.status_and_trial_arms import read_state
 from edgeroute.tools.hosted_model_sentinel import Pinned, Sentinel
+from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
+from edgeroute.tools.measure.certification_and_verdicts import audited_examples
+from edgeroute.trials.audits_and_drift_alarms import COUNTS
 
 PINNED = [f"{i} + {i}" for i in range(8)]
 
@@ -55,7 +60,7 @@ def made(request):
             certificate = certified(uncertified)
         sentinel = sentinel or Sentinel(PINNED, rounds=2)
         sentinel.opened = lambda status: None  # the tests probe
-        router = request.param(**router_of, threshold=certificate, parts=[sentinel], **options)
+        router = request.param(**{**router_of, "threshold": certificate, "parts": [sentinel], **options})
         routers.append(router)
         return router, sentinel
 
@@ -299,6 +304,78 @@ def test_another_certificate_ends_an_alarm(made):
     engine.observe()
     assert sentinel.pinned.test is None
     assert not routes.uncalibrated(router.infer("x"))
+
+
+def alarmed(sentinel, hosted):
+    """The model is swapped, and the sentinel has noticed."""
+    hosted.swapped = True
+    while not sentinel.stats()["alarm"]:
+        assert sentinel.probe()
+
+
+def counted(home):
+    """The stored counts of audits of the one edge model."""
+    (counts,) = (LossCounts.load(value.value) for name, value in read_state(home).items() if name.startswith(COUNTS))
+    return counts
+
+
+@pytest.mark.parametrize("audits", [True, False])
+def test_an_alarm_begins_the_counts_of_audits_anew(made, tmp_path, audits):
+    """They say nothing of the model that is there now; also those that other processes have made, and those in the log."""
+    hosted = Hosted()
+    watched, _ = made(hosted, state=tmp_path, audit=Audit(share=1.0, scene=1))
+    for _ in range(5):
+        assert watched.infer("x", mode="only_cloud").value == "x"
+        assert watched.infer("x").value == "edge"
+    end = time.monotonic() + LONG
+    while watched.engine.auditor.jobs.busy:
+        assert time.monotonic() < end
+        threading.Event().wait(0.001)
+    watched.close()
+    before = counted(tmp_path)
+    assert before.n
+    router, sentinel = made(hosted, state=tmp_path, **({"audit": Audit(share=0.0)} if audits else {}))
+    learned(sentinel)
+    alarmed(sentinel, hosted)
+    counts = counted(tmp_path)
+    assert (counts.n, counts.alarms, counts.begun > before.begun) == (0, 1, True)
+    if audits:
+        with pytest.raises(BadInput, match="from before the last alarm"):
+            audited_examples(tmp_path / "audit.jsonl", "edge", router.fingerprints())
+
+
+OF_AUDITS = {"method": "bets at every look", "agreement": True}
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "ends"),
+    [
+        ({}, True),
+        ({"date": "2026-01-01"}, False),
+        (OF_AUDITS, False),
+        ({**OF_AUDITS, "parameters": {"counted_since": 1}}, False),
+        ({**OF_AUDITS, "parameters": {"counted_since": 2_000_000_000_000}}, True),
+    ],
+)
+def test_a_certificate_from_before_an_alarm_does_not_end_it(made, tmp_path, fields, ends, again):
+    """Such as the one before, put in force again, or one of audits from before; in this run or the next."""
+    hosted = Hosted()
+    router, sentinel = made(hosted, state=tmp_path)
+    learned(sentinel)
+    alarmed(sentinel, hosted)
+    other = router.engine.snapshot.certificates[0].certificate._replace(**{"metric": "another", **fields})
+    if again:
+        router.close()
+        router, sentinel = made(hosted, state=tmp_path, threshold=other)
+    else:
+        bound = router.engine.snapshot.certificates[0]._replace(certificate=other)
+        router.engine.snapshot = router.engine.snapshot._replace(certificates=(bound, None))
+        router.engine.observe()
+    for _ in range(3):
+        assert ("the sentinel" in routes.label(router.infer("x"))) != ends
+        assert (sentinel.pinned.test is None) == ends
+        assert sentinel.probe()
 
 
 @pytest.mark.parametrize(

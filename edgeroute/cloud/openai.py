@@ -230,6 +230,14 @@ class OpenAIChat(OneByOne):
         """Identity of the models that have answered, for certificates: `model` and `system_fingerprint` of each reply so far."""
         return f"version:{','.join(sorted([*self._seen])) or '?'} described:openai"
 
+    def served_in(self, outputs: Any) -> str:
+        """Return the identity, as `served`, of the model that gave these outputs; empty: they name none.
+
+        It is "other" for all models beyond `MOST_SEEN`.
+        """
+        name = _model_named(outputs)
+        return name and f"version:{name if name in self._seen else 'other'} described:openai"
+
     def identity(self, of: Callable[[Any], str]) -> list[Any]:  # noqa: ARG002 - the protocol's
         """Return the settings on which an answer depends, besides the address; `of` is not used."""
         return [self.model, self.version, self._base, self._logprobs, json.dumps(self._chat.settings, sort_keys=True)]
@@ -457,8 +465,7 @@ class OpenAIChat(OneByOne):
         Stores the name and fingerprint of the model that it names, of at most `MOST_SEEN` models, for `served`.
         """
         prediction = replies.answer(reply, self._chat.rule, self.where, BadReply)
-        name = "/".join(NOT_SHOWN.sub("", str(reply.get(key) or ""))[:60] for key in ("model", "system_fingerprint")).strip("/")
-        if name and len(self._seen) < MOST_SEEN:
+        if (name := _model_named(reply)) and len(self._seen) < MOST_SEEN:
             self._seen.add(name)
         return prediction if self._logprobs else prediction._replace(confidence=None)
 
@@ -490,6 +497,12 @@ class OpenAIChat(OneByOne):
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
+
+
+def _model_named(outputs: Any) -> str:
+    """Return the name and fingerprint of the model that a completion names; empty: none, as for an array of embeddings."""
+    fields = outputs if isinstance(outputs, Mapping) else {}
+    return "/".join(NOT_SHOWN.sub("", str(fields.get(key) or ""))[:60] for key in ("model", "system_fingerprint")).strip("/")
 
 
 def _read_beginning(head: Head) -> AnswerStream[tuple[bool, list[bytes | None]]]:

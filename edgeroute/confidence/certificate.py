@@ -81,7 +81,7 @@ class Certificate(NamedTuple):
             the guarantee is about new inputs.
         unscored: share of the examples without a score, which are deferred, 0..1.
         score: name of the confidence score that the threshold applies to.
-        parameters: parameters of the score, JSON-serialisable.
+        parameters: parameters of the score, JSON-serialisable; by counts of audits, the time since which these are counted.
         fingerprints: keys of `BOUND_TO` -> fingerprint; keys may be missing.
         disagreement: upper 95 % confidence bound of the share of accepted answers that differ from the cloud's, for a fixed
             threshold. This threshold was chosen on the same examples, so the bound is a limit for alarms and no guarantee. None:
@@ -209,16 +209,9 @@ class Certificate(NamedTuple):
         return max(self.thresholds.get(label, self.threshold), min(at_least, most))
 
     def matches(
-        self,
-        *,
-        edge: str | None = None,
-        cloud: str | None = None,
-        score: str | None = None,
-        codec: str | None = None,
-        earlier: str | None = None,
-        served: str | None = None,
-        max_age_days: float = INF,
-    ) -> str | None:
+        self, *, edge: str | None = None, cloud: str | None = None, score: str | None = None, codec: str | None = None,
+        earlier: str | None = None, served: str | None = None, max_age_days: float = INF
+    ) -> str | None:  # fmt: skip
         """Compare the certificate with the setup in use. Return in words why it does not apply; None if it applies.
 
         Args:

@@ -130,16 +130,9 @@ class Reader:
     wrong: type[EdgerouteError] = ModelError
 
     def __init__(
-        self,
-        score: str | Score = "msp",
-        *,
-        labels: Iterable[Any] | None = None,
-        kind: str | None = None,
-        name: str = "the model",
-        none_found: str = "defer",
-        blank: int = 0,
-        output_name: Callable[[], str] = str,
-    ) -> None:
+        self, score: str | Score = "msp", *, labels: Iterable[Any] | None = None, kind: str | None = None,
+        name: str = "the model", none_found: str = "defer", blank: int = 0, output_name: Callable[[], str] = str
+    ) -> None:  # fmt: skip
         if isinstance(score, str) and score not in SCORES:
             raise PolicyError(f"there is no score {score!r}: expected one of {', '.join(SCORES)}, or a function of the outputs")
         self.score, self.name, self.blank, self.output_name = score, name, blank, output_name

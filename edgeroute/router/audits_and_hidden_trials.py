@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
@@ -81,6 +82,23 @@ class AuditCalls:
         if trial is not None:
             parts.append(self._alone(copied._replace(snapshot=trial), (shadow_leg(0, trial.targets[0], trial.policy),)))
         return lambda: [run for legs in parts for run in _rehearse(legs)]
+
+    def served(self, request: Any, answer: Prediction) -> str:
+        """Return the identity of the model that gave the first cloud's answer, as `served_identities`; empty: it told none.
+
+        Other clouds count as unknown.
+        """
+        asked = next(request.snapshot.backends[leg.target] for leg in request.plan.legs if leg.permit is not None)
+
+        def identity(cloud: Any) -> str:
+            endpoint = getattr(cloud, "endpoint", None)
+            text = getattr(endpoint, "served", "")
+            if cloud is asked:
+                return getattr(endpoint, "served_in", lambda _: text)(answer.outputs) or "-"
+            return re.sub(":[^ ]+", ":?", text) or "-"
+
+        identities = [*map(identity, request.snapshot.proper)]
+        return " ".join(identities) if {*identities} != {"-"} else ""
 
     def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
         """Return an executor of these legs on that input: no deadline, no batch, nothing shown, an id that ends in -shadow."""

@@ -541,14 +541,9 @@ def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def failure(
-    error: Mapping[str, Any],
-    where: str,
-    *,
-    own: bool,
-    sent: Mapping[str, Any] | None,
-    secrets: Sequence[str] | None = None,
-    more: str = "",
-) -> ModelError | BadInput:
+    error: Mapping[str, Any], where: str, *, own: bool, sent: Mapping[str, Any] | None, secrets: Sequence[str] | None = None,
+    more: str = ""
+) -> ModelError | BadInput:  # fmt: skip
     """Return the exception for an error that a runtime reports; log the text of a server at level DEBUG, unless it has a secret.
 
     `Unfit` for a prompt that is too long, or a request with parts that are not supported; `BadInput` for one that the caller

@@ -17,13 +17,14 @@ from time import gmtime, monotonic, strftime
 from typing import Any, Final, Literal
 
 from edgeroute.confidence.binomial_tests import upper_bound
+from edgeroute.confidence.certificate import Certificate, digest
 from edgeroute.confidence.output_forms_labels_and_comparison import same
 from edgeroute.core.plan import by_itself
 from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.sequential_tests import Drift
 from edgeroute.core.walk import Done, Start
 from edgeroute.errors import MayNotLeave, PolicyError, check_number
-from edgeroute.router.audits_and_hidden_trials import AuditCalls
+from edgeroute.router.audits_and_hidden_trials import AuditCalls, edge_fingerprints
 from edgeroute.router.engine import Engine, class_of
 from edgeroute.router.leg_execution import LegExecutor
 from edgeroute.router.part_hooks_and_dispatch import Part, name_of
@@ -35,6 +36,8 @@ from edgeroute.system.contained_calls_and_tasks import call_contained
 from edgeroute.system.files_and_lock_waits import sha256
 from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
+from edgeroute.tools.measure.audit_counts_and_evidence import COUNTED_SINCE, LOOKS
+from edgeroute.trials.audits_and_drift_alarms import COUNTS
 
 log = logging.getLogger("edgeroute")
 DAY_S: Final = 86_400.0
@@ -133,7 +136,8 @@ class Sentinel(Part):
 
     Probes are sent as audits are: where the policy, the egress rules, the link, the rate, the money limits and the breaker allow
     a call that nobody waits for, in a thread of its own, with a line in the ledger. An alarm suspends the certificates until
-    they are made anew: their label, which each reason has, says so. With a state folder answers and evidence outlive the process.
+    they are made anew: their label, which each reason has, says so. It also begins the counts of audits anew; a certificate of an
+    earlier day, or of audits from before, does not end it. With a state folder answers and evidence outlive the process.
 
     Args:
         inputs: pinned inputs, with nothing of a user in them; best some 10, with short answers.
@@ -179,7 +183,7 @@ class Sentinel(Part):
         self._cloud, self._data_class = cloud, data_class
         self._new = partial(Pinned, len(self.inputs), rounds, per_day * MONTH * months, agrees or same, exact=exact)
         self.pinned = self._new()
-        self._key, self._what, self._probes, self._failed = "", "", 0, 0
+        self._key, self._place, self._what, self._at, self._probes, self._failed = "", "", "", 0.0, 0, 0
         self._spent: deque[tuple[float, float]] = deque()
         self._engine: Callable[[], Engine | None] = lambda: None
         self._worker = Worker("edgeroute-sentinel", self._turn, "a probe of the sentinel failed", retry_s=10 * PACE_S)
@@ -191,14 +195,14 @@ class Sentinel(Part):
         """
         if self._engine() is not None:
             raise PolicyError("sentinel: it is another router's: make one for each")
-        self._engine, self._key = weakref.ref(engine), self._identity(engine.snapshot)
+        self._engine, (self._key, self._place) = weakref.ref(engine), self._identity(engine.snapshot)
 
     def changed(self, snapshot: Snapshot) -> None:
-        """End an alarm at once, and learn usual answers anew, if the policy has other certificates or endpoints.
+        """End an alarm at once, and learn usual answers anew, if the policy has later certificates or other endpoints.
 
         Else do nothing.
         """
-        if self._what and (engine := self._engine()) is not None and self._identity(snapshot) != self._key:
+        if self._what and (engine := self._engine()) is not None and self._is_other(snapshot):
             self._renew(engine)
 
     def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
@@ -215,7 +219,7 @@ class Sentinel(Part):
         engine = self._engine()
         if engine is None or engine.closed:
             return False
-        if self._identity(engine.snapshot) != self._key:
+        if self._is_other(engine.snapshot):
             self._renew(engine)
         now = wall_clock.now()
         while self._spent and self._spent[0][0] <= now - DAY_S:
@@ -229,11 +233,12 @@ class Sentinel(Part):
             return False
         alarms = answer is not None and self.pinned.add(i, answer[0])
         if alarms:
-            recent = self.pinned.recent
+            recent, self._at = self.pinned.recent, now
             self._what = (
                 f"the sentinel of {strftime('%Y-%m-%d', gmtime(now))} found another model: {sum(recent)} of the last "
                 f"{len(recent)} answers to pinned inputs are not the usual ones"
             )
+            self._begin_counts(engine)
         if engine.checkpoint is not None and len(self._spent) > calls:  # a router without requests stores nothing by itself
             engine.checkpoint.store.put(f"part:{name_of(self)}", to_json_types(self.dump()))
             engine.checkpoint.store.flush()
@@ -280,8 +285,17 @@ class Sentinel(Part):
 
     def _renew(self, engine: Engine) -> None:
         """Learn anew what is usual, for other certificates or endpoints; end the alarm, and put the certificates in force."""
-        self._key, self._what, self.pinned = self._identity(engine.snapshot), "", self._new()
+        self._key, self._place = self._identity(engine.snapshot)
+        self._what, self._at, self.pinned = "", 0.0, self._new()
         self._suspend(engine)
+
+    def _begin_counts(self, engine: Engine) -> None:
+        """Begin the counts of audits anew, those of other processes with the state folder included: they are of another model."""
+        if engine.auditor is not None:
+            engine.auditor.begin_counts(self._what)
+        elif engine.checkpoint is not None:  # audits of other processes, or of earlier ones
+            names = {COUNTS + digest(prints) for prints in edge_fingerprints(engine.snapshot).values()}
+            engine.checkpoint.store.add({name: {str(int(self._at)): 1} for name in names})
 
     def _suspend(self, engine: Engine) -> None:
         """Label the engine's answers uncalibrated during an alarm, and with on_alarm="defer" defer all; else undo both."""
@@ -289,10 +303,19 @@ class Sentinel(Part):
         engine.doubt = {**stands, **({"threshold": INF, "thresholds": {}} if stands and self._on_alarm == "defer" else {})}
         engine.refresh_thresholds()
 
-    def _identity(self, snapshot: Snapshot) -> str:
-        """Return a hash of what the usual answers belong to: inputs, endpoint and certificates."""
+    def _identity(self, snapshot: Snapshot) -> tuple[str, str]:
+        """Return two hashes of what the usual answers belong to: of inputs, endpoint and certificates; and without these."""
         made = [bound.certificate.checksum for bound in snapshot.certificates if bound is not None]
-        return sha256(repr((self.inputs, [cloud.where for cloud in snapshot.proper], made)).encode()).hexdigest()
+        of = self.inputs, [cloud.where for cloud in snapshot.proper]
+        whole, place = (sha256(repr(text).encode()).hexdigest() for text in ((*of, made), of))
+        return whole, place
+
+    def _is_other(self, snapshot: Snapshot) -> bool:
+        """Return True if the policy has other certificates or endpoints; with an alarm, if no certificate is from before it."""
+        key, place = self._identity(snapshot)
+        if key == self._key or not self._what or place != self._place:
+            return key != self._key
+        return all(_is_later(bound.certificate, self._at) for bound in snapshot.certificates if bound is not None)
 
     def _turn(self) -> float | None:
         """Probe once; return the seconds until the next probe, at random; None: the router is gone."""
@@ -310,19 +333,24 @@ class Sentinel(Part):
 
     def dump(self) -> dict[str, Any]:
         """Return the state to store; without answers if they cannot be stored."""
-        return {"key": self._key, "alarm": self._what, "spent": list(self._spent), **(self.pinned.dump() or {})}
+        state = {"key": self._key, "place": self._place, "alarm": self._what, "at": self._at, "spent": list(self._spent)}
+        return {**state, **(self.pinned.dump() or {})}
 
     def load(self, state: Any) -> None:
         """Restore the state of an earlier run: its costs; with the same inputs, endpoint and certificates, answers and alarm.
 
-        An alarm suspends the certificates again. What is damaged is dropped without an error.
+        Also with other certificates if these do not end the alarm, which suspends them. What is damaged is dropped without an
+        error.
         """
+        engine = self._engine()
         with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
             self._spent.extend((float(at), float(usd)) for at, usd in state["spent"])
-            if state["key"] != self._key:
+            used, (self._key, self._place) = (self._key, self._place), (str(state["key"]), str(state.get("place", "")))
+            self._what, self._at = str(state["alarm"]), float(state.get("at", 0.0))
+            if engine is None or self._is_other(engine.snapshot):
+                (self._key, self._place), self._what, self._at = used, "", 0.0
                 return
-            self._what = str(state["alarm"])
-            if self._what and (engine := self._engine()) is not None:
+            if self._what:
                 self._suspend(engine)
             if len(state["answers"]) == len(self.inputs):
                 (pinned := self._new()).load(state)
@@ -331,3 +359,10 @@ class Sentinel(Part):
     def close(self) -> None:
         """End the thread that probes; a probe under way is waited for up to a second."""
         self._worker.close(1.0)
+
+
+def _is_later(certificate: Certificate, at: float) -> bool:
+    """Return True if a certificate may be of the model since then: made no day earlier, and of audits, by those since alone."""
+    if certificate.date < strftime("%Y-%m-%d", gmtime(at)):
+        return False
+    return certificate.method != LOOKS or certificate.parameters.get(COUNTED_SINCE, 0) >= int(at)

@@ -179,6 +179,9 @@ class BackgroundCalls(Protocol):
     def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the plan's hidden edges and the one on trial, and blocks."""
 
+    def served(self, request: Audited, answer: Prediction) -> str:
+        """Return the identity of the model that gave the first cloud's answer, in words without spaces; empty: it told none."""
+
 
 class Bound(NamedTuple):
     """Models and endpoints that comparisons are about."""
@@ -257,10 +260,12 @@ MOST_WAITING = 64
 UNTIL_NEXT = "audit-next"  # name of the stored number of requests until the next that is counted for the deferral rate
 UNLABELLED_MOST = 10_000  # number of audited answers that wait for a label; the oldest is given up for another
 # Prefix of the stored counts of a model's audits, before the digest of its fingerprints, with the number of thresholds that their
-# indices are of; prefix of those with other thresholds; and the age at which unused ones go.
+# indices are of; prefix of those with other thresholds; and the age at which unused ones go. A key of counts is the time at which
+# they began, the audit's rate and index, 1 for a difference, and the identity of the server's model, if the server told it.
 COUNTS, OTHER_COUNTS, COUNTS_S = f"counts:{len(GRID)}:", "counts:", 366 * 86_400.0
 # Prefix of the stored fingerprint of the function by which those audits are compared; without one, by equality.
 AGREES: Final = "agrees:"
+SERVED: Final = "served:"  # prefix of the stored identity of the server's model that gave the last audit's answer
 _NONE: Any = object()
 
 
@@ -577,6 +582,7 @@ class Auditor(ForkSafe):
         policy in force only the lines are written. Raises PolicyError for an invalid result of `Audit.agrees`.
         """
         alarms, identity, rate = list[Mapping[str, Any]](), request.id, drawn.probability
+        served = self._asks.served(request, cloud)
         for leg, edge, how, more in edges:
             agrees = edge is not None and agreement(self.audit, edge.value, cloud.value)
             confidence = None if edge is None or edge.confidence != edge.confidence else edge.confidence  # NaN
@@ -585,7 +591,7 @@ class Auditor(ForkSafe):
                 "at": round(wall_clock.now(), 3), "id": identity, "target": leg.name,
                 "edge_confidence": None if confidence is None else float(confidence),
                 "agrees": agrees, "audited": how, "probability": rate,
-                "fingerprints": bound.prints.get(leg.name, ""), **more,
+                "fingerprints": bound.prints.get(leg.name, ""), **({"served": served} if served else {}), **more,
             }  # fmt: skip
             self._write_lines(line)
             with self._lock:
@@ -595,7 +601,9 @@ class Auditor(ForkSafe):
                 prints, print_ = bound.prints, bound.prints.get(leg.name)
                 # for certificates of its model; once, if an edge on trial is the same as the one in use
                 if self._kept is not None and print_ and leg.name == next(name for name in prints if prints[name] == print_):
-                    self._kept.add({COUNTS + print_: {f"{self._begun.get(print_, 0)} {rate!r} {index} {not agrees:d}": 1}})
+                    key = f"{self._begun.get(print_, 0)} {rate!r} {index} {not agrees:d}" + (served and f" of {served}")
+                    self._kept.add({COUNTS + print_: {key: 1}})
+                    self._kept.put(SERVED + print_, served)
                 if more:
                     self._tallies[leg.name][1].add(line, accepted=how == "shadow")
                 watch = self._watches.get(leg.name)
@@ -653,6 +661,12 @@ class Auditor(ForkSafe):
         if self._kept is not None:
             self._kept.hurry()
         return line
+
+    def begin_counts(self, why: str) -> None:
+        """Begin the counts of all models' audits anew, for an alarm of another part, with lines in the journal."""
+        with self._lock:
+            lines = [self._begin_counts(identity, "", why) for identity in {*self._bound.prints.values()}]
+        self._write_lines(*lines)
 
     def _begin_counts(self, identity: str | None, name: str, why: str) -> Mapping[str, Any]:
         """Begin the counts of a model's audits anew, in `_begun` and the store. Return the journal line that ends them."""

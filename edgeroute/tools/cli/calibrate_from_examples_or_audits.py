@@ -303,7 +303,7 @@ def _calibrate_recorded(
     calls = DirectCalls(router.engine, edge, "msp" if target.fit else target.score)
     if file_examples is None:
         log = state_folder(policy, None) / "audit.jsonl"
-        examples, notes, *_ = audited_examples(log, calls.runner.name, calls.fingerprints(), every=every)
+        examples, notes, *_ = audited_examples(log, calls.runner.name, calls.fingerprints(), every=every, one_model=False)
     else:
         outputs, notes = file_examples, file_examples.notes
         examples = recorded_examples(calls, outputs.edge, outputs.cloud, outputs.labels, outputs.groups)
@@ -329,7 +329,8 @@ def audited_counts(
 ) -> tuple[LossCounts, bool, list[str]]:
     """Return the counts of a model's audits, True if routers have stored them, False for those of the audit log, and notes.
 
-    The log is read if nothing valid is stored, or `every` is not 1; then only its audits since the stored counts began.
+    If the server tells its model, they are of the one that answered last, and a note says how many are of others. The log is read
+    if nothing valid is stored, or `every` is not 1; then only its audits since the stored counts began.
 
     Args:
         folder: the state folder.
@@ -345,16 +346,24 @@ def audited_counts(
     from edgeroute.confidence.certificate import digest
     from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
     from edgeroute.tools.measure.certification_and_verdicts import audited_examples, counts_of
-    from edgeroute.trials.audits_and_drift_alarms import COUNTS
+    from edgeroute.trials.audits_and_drift_alarms import COUNTS, SERVED
 
-    alarms = 0
+    alarms, name = 0, digest(fingerprints)
     with suppress(BadInput, KeyError, ValueError):
-        counts = LossCounts.load(read_state(folder)[COUNTS + digest(fingerprints)].value)
+        state = read_state(folder)
+        served = str(state[SERVED + name].value) if SERVED + name in state else ""
+        models = LossCounts.by_served(state[COUNTS + name].value, served)
+        counts = models.pop(served)
         if every == 1:
-            return counts, True, []
+            counts.others = models
+            others = sum(of_model.n for of_model in models.values())
+            why = f"audits left out, {others:,}: they are of other models of the server, or it is not known of which"
+            silent = "the audits do not tell which model the server had: the certificate's label will not say if it has another"
+            notes = [*([why] if others else []), *([silent] if counts.n and "served" in fingerprints and not served else [])]
+            return counts, True, notes
         since, alarms = max(since or 0.0, counts.begun), counts.alarms
     audits = audited_examples(folder / "audit.jsonl", target, fingerprints, every=every, since=since)
-    counts = counts_of(audits._replace(alarms=max(alarms, audits.alarms)))
+    counts = counts_of(audits._replace(alarms=max(alarms, audits.alarms), begun=max(audits.begun, since or 0.0)))
     return counts, False, audits.notes
 
 
@@ -375,7 +384,8 @@ def certify_audits(
     from edgeroute.tools.measure.certification_and_verdicts import certify_counts
 
     fingerprints, path = calls.fingerprints(), folder / "looks.json"
-    key, looks, reached = f"{digest(fingerprints)} {value:.12g} {1 - sure:.9g}", dict[str, Any](), NONE
+    key = " ".join(filter(None, [digest(fingerprints), f"{value:.12g} {1 - sure:.9g}", counts.served]))
+    looks, reached = dict[str, Any](), NONE
     if remember:
         with suppress(OSError, TypeError, ValueError, KeyError):
             looks = {name: look for name, look in dict(read_json(path)).items() if isinstance(look, dict)}

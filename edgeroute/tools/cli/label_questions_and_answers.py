@@ -343,6 +343,7 @@ class AskedLabels(FunctionLabels):
         before the next question.
         """
         left = sum(question.number not in self.labels and self._stored(question) is None for question in questions)
+        self._known += len(questions) - left
         for question in questions:
             if question.number in self.labels:
                 yield self._loss(question)

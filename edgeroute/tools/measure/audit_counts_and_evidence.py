@@ -13,6 +13,8 @@ from typing import Any
 
 from edgeroute.core.sequential_tests import GRID, grid_index
 
+# Method of a certificate by counts; and key of its parameters, whose value is the Unix time since which audits are counted.
+LOOKS, COUNTED_SINCE = "bets at every look", "counted_since"
 NONE = len(GRID)  # index of the lowest certified threshold, where there is none
 # Share of the risk for the first counts of one rate. Each new beginning, and each further rate, has 1 - FIRST ** .5 of it.
 FIRST = 0.75
@@ -55,13 +57,16 @@ class LossCounts:
     Attributes:
         numbers: (rate, index, loss) -> number of examples. rate: probability with which they were drawn; index: of the highest
             threshold in `GRID` that accepts them, -1 for none; loss: 1 for a harm (the cloud alone is right), -1 for a win, or 0.
-        alarms: number of times that the counts have begun anew.
+        alarms: number of times that the counts have begun anew, each further model of the server included.
         begun: Unix time at which they began; 0: at the first audit.
+        served: identity of the server's model whose answers were compared; empty: not known.
+        others: counts of the same beginning of its other models, by their identities.
     """
 
     def __init__(self) -> None:
         self.numbers: Counter[tuple[float, int, int]] = Counter()
         self.alarms = self.begun = 0
+        self.served, self.others = "", dict[str, LossCounts]()
 
     @property
     def n(self) -> int:
@@ -139,30 +144,41 @@ class LossCounts:
         return 0
 
     @classmethod
-    def load(cls, stored: Any) -> LossCounts:
-        """Return the counts of a state file since they last began; each time at which they began anew counts as an alarm.
+    def load(cls, stored: Any, served: str = "") -> LossCounts:
+        """Return the counts of a state file since they last began, of one model of the server: those of `by_served`."""
+        return cls.by_served(stored, served)[served]
 
-        A key of a time alone is a beginning without audits so far.
+    @classmethod
+    def by_served(cls, stored: Any, served: str = "") -> dict[str, LossCounts]:
+        """Return the counts of a state file since they last began, by the server's model; "": the server did not tell it.
+
+        Each time at which they began anew counts as an alarm, and so does each further model since such a time: all have parts of
+        one risk. A key of a time alone is a beginning without audits so far. `served` is among the keys in any case.
 
         Raises:
             ValueError: they are no counts.
         """
-        counts = cls()
+        counts, models = {served: cls()}, dict[int, set[str]]()
         try:
-            rows = [(*key.split(), number) for key, number in stored.items()]
-            begun = {int(row[0]) for row in rows}
+            rows = [(*key.split(" ", 5), number) for key, number in stored.items()]
+            last = max((int(row[0]) for row in rows), default=0)
             for row in rows:
                 since, *of, number = row
+                seen = models.setdefault(int(since), set())
                 if not of and int(since) > 0 and type(number) is int:
                     continue
-                text, i, loss = of
+                text, i, loss, *named = of
+                mark, name = named or ("of", "")
                 rate, index = float(text), int(i)
                 whole = type(number) is int and 0 <= number < 2**53
-                if not (whole and loss in {"-1", "0", "1"} and 0 < rate <= 1 and -1 <= index < NONE):
+                if not (whole and mark == "of" and loss in {"-1", "0", "1"} and 0 < rate <= 1 and -1 <= index < NONE):
                     raise ValueError(f"{since} {text} {i} {loss}: {number}")  # noqa: TRY301 - one message for all that may be wrong
-                if int(since) == max(begun):
-                    counts.numbers[rate, index, int(loss)] += number
+                seen.add(name)
+                if int(since) == last:
+                    counts.setdefault(name, cls()).numbers[rate, index, int(loss)] += number
         except (AttributeError, TypeError, ValueError) as e:
             raise ValueError(f"these are no counts of audits: {e}") from e
-        counts.alarms, counts.begun = sum(since > 0 for since in begun), max(begun, default=0)
+        alarms = sum((since > 0) + max(0, len(names) - 1) for since, names in models.items())
+        for name, of_model in counts.items():
+            of_model.alarms, of_model.begun, of_model.served = alarms, last, name
         return counts

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
 from hashlib import sha256
+from itertools import compress
 from math import log
 from pathlib import Path
 from time import gmtime, strftime
@@ -24,7 +27,7 @@ from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.system.wall_clock import now
-from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts, log_evidence
+from edgeroute.tools.measure.audit_counts_and_evidence import COUNTED_SINCE, LOOKS, NONE, LossCounts, log_evidence
 from edgeroute.tools.measure.independence_and_overlap import sketch
 from edgeroute.tools.measure.labels_on_demand import LabelsOnDemand
 from edgeroute.tools.measure.score_fitting import fit
@@ -42,16 +45,25 @@ class Audited(NamedTuple):
     ids: list[str]  # id of each request
     deferred: list[bool]  # True where the answer was deferred, by the threshold in force then
     alarms: int = 0  # number of alarms in the log; examples are from after the last
+    begun: float = 0.0  # Unix time of the last alarm; 0: there was none
+    served: str = ""  # identity of the server's model that all are of; empty: not known
 
 
 def audited_examples(
-    path: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1, since: float | None = None
+    path: Path,
+    target: str,
+    fingerprints: Mapping[str, str],
+    *,
+    every: int = 1,
+    since: float | None = None,
+    one_model: bool = True,
 ) -> Audited:
     """Read the audits of one edge model, made with the models, cloud and score in use, as examples; notes tell of others.
 
     Requests are drawn when they arrive, whether edge or cloud will answer, and lines that were drawn with a higher probability
     than others are thinned at random to the lowest. So the rest represents all traffic, except for requests that are withheld
-    systematically (by a limit, a metered link or a data class). Audits from before the last alarm are left out.
+    systematically (by a limit, a metered link or a data class). Audits from before the last alarm are left out, and with
+    `one_model` those of other models of the server than the one that answered last; each of these counts as an alarm.
 
     Args:
         path: path of the log.
@@ -59,6 +71,7 @@ def audited_examples(
         fingerprints: fingerprints in use, from `Router.fingerprints`.
         every: use only each `every`-th audit.
         since: use only audits from then on, seconds since 1970.
+        one_model: False: all audits, whichever model the server has named.
 
     Raises:
         BadInput: there is no log, or it has no audits of this model.
@@ -68,11 +81,15 @@ def audited_examples(
         raise BadInput(f"{path}: there is no audit log: routers with this state folder have audited nothing, or it was removed")
     wanted, left_out = digest(fingerprints), Counter[str]()
     audits, probabilities = list[tuple[float, bool, str, bool]](), list[float]()
+    models, begun = list[str](), 0.0
     log, alarms = read(path, since=since), 0
     for record in log:
         if isinstance(record.get("alarm"), str) and record.get("fingerprints") == wanted:
             left_out["are from before the last alarm"] += len(audits)
-            audits, probabilities, alarms = [], [], alarms + 1
+            alarms += max(1, len({*models}))  # a further model is a beginning, too
+            audits, probabilities, models = [], [], []
+            with suppress(TypeError, ValueError):
+                begun = float(record["at"])
             continue
         if "audit_usd" in record:  # the cost of a call
             continue
@@ -87,6 +104,7 @@ def audited_examples(
             left_out["do not say with which probability they were drawn, so that deferred inputs may be too many among them"] += 1
         else:
             probabilities.append(float(probability))
+            models.append(str(record.get("served", "")) if one_model else "")
             score, identity = np.nan if confidence is None else float(confidence), str(record.get("id", len(audits)))
             audits.append((score, agrees, identity, record.get("audited") == "deferred"))
     if log.skipped:
@@ -94,12 +112,18 @@ def audited_examples(
     notes = [f"lines of the audit log left out, {count:,}: they {why}" for why, count in left_out.items() if count]
     if not audits:
         raise BadInput("; ".join([f"{path}: there is no audit of {target} in it", *notes]))
+    kept, alarms = [model == models[-1] for model in models], alarms + len({*models}) - 1
+    if not all(kept):
+        count = len(kept) - sum(kept)
+        notes.append(f"lines of the audit log left out, {count:,}: they are of other models of the server than the last")
+        audits, probabilities = [*compress(audits, kept)], [*compress(probabilities, kept)]
     sample = _uniform(np.array(probabilities), [identity for _, _, identity, _ in audits])
     if len(sample) < len(probabilities):
         why = f"they were drawn more often than others (by {max(probabilities):g}, not {min(probabilities):g})"
         notes.append(f"{len(probabilities) - len(sample):,} lines of the audit log are left out at random: {why}")
     scores, agree, ids, deferred = map(list, zip(*(audits[i] for i in sample[::every]), strict=True))
-    return Audited(Examples(np.array(scores, float), agree, [True] * len(agree), labels=None), notes, ids, deferred, alarms)
+    examples = Examples(np.array(scores, float), agree, [True] * len(agree), labels=None)
+    return Audited(examples, notes, ids, deferred, alarms, begun, models[-1])
 
 
 def agreements(path: Path) -> dict[str, dict[str, bool]]:
@@ -142,7 +166,7 @@ def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
 def counts_of(audits: Audited) -> LossCounts:
     """Return the counts of audits, as of one rate of drawing: harms where edge and cloud disagree, no wins; and their alarms."""
     counts, score = LossCounts(), audits.examples.score
-    counts.alarms = audits.alarms
+    counts.alarms, counts.begun, counts.served = audits.alarms, int(audits.begun), audits.served
     index = np.where(np.isnan(score), -1, np.searchsorted(GRID, score, "right") - 1)
     for i, agrees in zip(index.tolist(), audits.examples.edge, strict=True):
         counts.numbers[1.0, i, int(not agrees)] += 1
@@ -154,7 +178,8 @@ def certify_counts(
 ) -> tuple[Certificate, int]:
     """Return the certificate that counts of audits give, and its index in `GRID`: the lowest certified at this look, or before.
 
-    Its deferral rate weighs each audit by the inverse of the probability with which it was drawn.
+    Its deferral rate weighs each audit by the inverse of the probability with which it was drawn. It is about the server's model
+    of these counts, and about each of `others` whose own counts certify the threshold, too.
 
     Args:
         counts: the counts.
@@ -172,6 +197,11 @@ def certify_counts(
         why = f"max_loss={value:g} with sure={sure:g} at every look needs at least {needed:,} audits, and there are {n:,}"
         raise NotEnough(f"{why}: {needed - n:,} are missing", needed=needed, missing=needed - n)
     certified = counts.lowest(value, risk, reached)
+    bound = dict(fingerprints)
+    if counts.served:
+        known = counts.others.items() if certified < NONE else ()
+        also = [served for served, of_model in known if served and of_model.lowest(value, risk) <= certified]
+        bound["served"] = reduce(_any_of, also, counts.served)
     lowest = min((i for _, i, _ in counts.numbers if i >= certified), default=NONE)  # a higher one that accepts the same
     (kept, harms, _), (_, differ, _), wide = counts.accepted(lowest), counts.accepted(-1), spread(n, risk)
     weights = np.array([[number / rate, number / rate * (i < lowest)] for (rate, i, _), number in counts.numbers.items()])
@@ -182,7 +212,7 @@ def certify_counts(
         kind="max_loss",
         value=value,
         sure=sure,
-        method="bets at every look",
+        method=LOOKS,
         agreement=True,
         n=n,
         date=strftime("%Y-%m-%d", gmtime(now())),
@@ -193,12 +223,19 @@ def certify_counts(
         accuracy={"edge": 1 - differ / n} | ({"accepted": 1 - harms / kept} if kept else {}),
         unscored=1 - counts.accepted(0)[0] / n,
         score=score,
-        parameters={},
-        fingerprints=dict(fingerprints),
+        parameters={COUNTED_SINCE: counts.begun} if counts.begun else {},
+        fingerprints=bound,
         disagreement=upper_bound(harms, kept, RISK) if kept else None,
         doubts=(alike,) if len({i for _, i, _ in counts.numbers}) == 1 else (),
     ).sealed()
     return certificate, certified
+
+
+def _any_of(served: str, other: str) -> str:
+    """Return the identity of a server with either model, in the form of a certificate: the names of both in each word."""
+    words = [(one.partition(":"), two.partition(":")[2]) for one, two in zip(served.split(" "), other.split(" "), strict=False)]
+    names = (",".join(sorted({*known.split(","), *more.split(",")} - {""})) for (_, _, known), more in words)
+    return " ".join(f"{kind}{colon}{joined}" for ((kind, colon, _), _), joined in zip(words, names, strict=True))
 
 
 class Comparison(NamedTuple):

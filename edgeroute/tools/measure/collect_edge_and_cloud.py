@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from math import exp, isnan
+from math import exp
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -33,7 +33,7 @@ from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.router.steps_and_composed_stages import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.score_fitting import probabilities_by_class
-from edgeroute.tools.measure.threshold_evaluation import Examples, answer_names, label_matcher
+from edgeroute.tools.measure.threshold_evaluation import Examples, answer_names, is_blank, is_missing, label_matcher
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -408,7 +408,7 @@ def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, fir
     known = Labels(names, "the edge model")
     for i, label in enumerate(labels, first):
         number = isinstance(label, int | float | np.number)
-        if label is None or (number and isnan(label)):
+        if is_missing(label):
             raise BadInput(f"label {i} is {label!r}: give each input a label, or none")
         if names is None or isinstance(label, list):
             values.append(int(label) if isinstance(label, float | np.number) and _is_whole(label) else label)
@@ -440,8 +440,10 @@ def _matched(
         names: names of the edge's classes; None: unknown, so the labels that occur are all.
 
     Raises:
-        BadInput: no answer of a target can be a label, so nothing would be compared.
+        BadInput: no answer of a target can be a label, so nothing would be compared; or a label is empty, as no answer is.
     """
+    if any(map(is_blank, labels or ())) and not any(map(is_blank, [*edge, *(cloud or ()), *(names or ())])):
+        raise BadInput("a label is an empty text, and no model answers that: give each input a label, or none")
     known, notes = names or labels or edge, list[str]()
     match = label_matcher(names, [*edge, *(cloud or [])])
     matched_sides = list[list[Any] | None]()

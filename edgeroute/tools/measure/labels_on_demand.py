@@ -19,7 +19,16 @@ from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.system.read_and_check_signatures import is_async
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
-from edgeroute.tools.measure.threshold_evaluation import COMPARED, Examples, is_right, label_matcher, reference_doubts
+from edgeroute.tools.measure.threshold_evaluation import (
+    COMPARED,
+    EXTENDED,
+    Examples,
+    is_blank,
+    is_missing,
+    is_right,
+    label_matcher,
+    reference_doubts,
+)
 
 
 class Question(NamedTuple):
@@ -39,7 +48,7 @@ class LabelsOnDemand:
     """
 
     def __init__(self) -> None:
-        self.read = self._unknown = 0
+        self.read = self._unknown = self._known = 0
         self._losses = list[float]()
 
     def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
@@ -83,6 +92,8 @@ class LabelsOnDemand:
         notes = [f"{self.read:,} labels were read, where edge and cloud differ in {differ:,} of {n:,} examples: no other counts"]
         if self._unknown:
             notes.append(f"{self._unknown:,} of these labels are unknown: they count as if the cloud alone were right")
+        if 0 < self._known < self.read:
+            notes.append(f"{self._known:,} of these labels{EXTENDED}")
         return notes
 
 
@@ -90,9 +101,10 @@ class FunctionLabels(LabelsOnDemand):
     """Labels that a function of the application returns.
 
     Args:
-        function: returns the right answer to an input, as the edge answers, or as a class index; None or NaN: unknown. With an
-            attribute `batched` that is true, it takes a list of inputs and returns as many labels.
-        known: index of an input -> its label, for which the function is not called; None and NaN: it is.
+        function: returns the right answer to an input, as the edge answers, or as a class index; None, NaN, or an empty text
+            that no model answers: unknown. With an attribute `batched` that is true, it takes a list of inputs and returns as
+            many labels.
+        known: index of an input -> its label, for which the function is not called; if that is unknown, it is.
         every: the inputs are each `every`-th of those that the indices count.
 
     Attributes:
@@ -112,7 +124,7 @@ class FunctionLabels(LabelsOnDemand):
         if wrong := [i for i in known if not isinstance(i, int | np.integer) or i < 0]:
             raise BadInput(f"y has a label for input {wrong[0]!r}: with label= it may map indices, from 0, to labels")
         self._function, self._every = function, every
-        self.labels = {int(i): label for i, given in known.items() if not _is_blank(label := _plain(given))}
+        self.labels = {int(i): label for i, given in known.items() if not is_missing(label := _plain(given))}
         self._other_form: tuple[Any, Any] | None = None
         self._unlike = list[Any]()  # labels that equal no answer, as long as none has
         self._has_matched = False
@@ -126,6 +138,9 @@ class FunctionLabels(LabelsOnDemand):
         if (last := max(self.labels, default=0)) >= len(inputs) * self._every:
             raise BadInput(f"y has a label for input {last}, and the last input is {len(inputs) * self._every - 1} at most")
         self._answers = [*examples.edge, *self.cloud]
+        self._blank = not any(map(is_blank, [*self._answers, *(names or ())]))
+        self.labels = {i: label for i, label in self.labels.items() if not is_missing(label, blank=self._blank)}
+        self._given = {*self.labels}
         self._match = label_matcher(names, self._answers)
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
@@ -134,6 +149,7 @@ class FunctionLabels(LabelsOnDemand):
 
         An exception, also the function's own, carries the labels so far as its attribute `labels`.
         """
+        self._known += sum(question.number * self._every in self._given for question in questions)
         try:
             self._ask_together([question for question in questions if question.number * self._every not in self.labels])
             return [self._loss(question) for question in questions]
@@ -183,7 +199,7 @@ class FunctionLabels(LabelsOnDemand):
         if number not in self.labels:
             self.labels[number] = _plain(self._function(question.x))
         label = self.labels[number]
-        if _is_blank(label):
+        if is_missing(label, blank=self._blank):
             return None
         if self.names is not None:
             try:
@@ -223,8 +239,3 @@ class FunctionLabels(LabelsOnDemand):
 def _plain(label: Any) -> Any:
     """Return a label as Python's value; an array of several elements unchanged."""
     return plain(label) if getattr(label, "size", 1) == 1 else label
-
-
-def _is_blank(label: Any) -> bool:
-    """Return True for None and NaN."""
-    return label is None or (isinstance(label, float) and label != label)  # noqa: PLR0124 - NaN

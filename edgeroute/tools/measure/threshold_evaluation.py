@@ -72,6 +72,30 @@ def is_right(answer: Any, label: Any) -> bool:
     return len(shapes) < 2 and bool(np.all(answer == label))  # noqa: PLR2004 - two shapes
 
 
+# End of a note on labels that were known before, without their number.
+EXTENDED = (
+    " were known before: if examples were added because of an earlier result, this is a further test with a risk of its own; "
+    "valid are a number of examples set beforehand, a part of the risk for each result (sure=), and audits, at every look"
+)
+
+
+def is_missing(label: Any, *, blank: bool = False) -> bool:
+    """Return True for None, NaN, and values as pandas.NA that are neither true nor false; with `blank` for empty text, too."""
+    try:
+        bool(label)
+    except TypeError:
+        return True
+    except Exception:  # noqa: BLE001 - of several elements, in the words of any library
+        return False
+    unknown = label is None or (isinstance(label, float | np.floating) and bool(np.isnan(label)))
+    return unknown or (blank and is_blank(label))
+
+
+def is_blank(label: Any) -> bool:
+    """Return True for a text without a character, but for white space."""
+    return isinstance(label, str | bytes) and not label.strip()
+
+
 def answer_names(reader: Reader, answers: Sequence[Any] = ()) -> Sequence[Any] | None:
     """Return the names of the classes where each answer is one; None: there are none, or answers are lists or texts of them."""
     made_of_them = reader.kind in {"boxes", "multilabel", "ctc"} or any(isinstance(answer, list) for answer in answers)

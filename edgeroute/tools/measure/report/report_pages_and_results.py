@@ -25,7 +25,7 @@ from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_verdicts_and_table_rows as words
 from edgeroute.tools.measure.report import page_sections as sections
 from edgeroute.tools.measure.report.html_blocks import escape, side_by_side
-from edgeroute.tools.measure.threshold_evaluation import QUANTILES, Evaluation, Share
+from edgeroute.tools.measure.threshold_evaluation import EXTENDED, QUANTILES, Evaluation, Share
 from edgeroute.tools.state_colours_and_marks import css, marked
 
 if TYPE_CHECKING:
@@ -531,7 +531,7 @@ class CalibrationResult:
         if self.labels_read is not None:
             text += f", {words.count_text(self.labels_read, 'label')} read"
         doubts = [f"a router will call it uncalibrated: {self.uncounted}"] if self.uncounted else []
-        doubts += [note for note in self.notes if note.endswith(UNHASHED)]
+        doubts += [note for note in self.notes if note.endswith((UNHASHED, EXTENDED))]
         return f"<CalibrationResult {'; '.join([text, *doubts, *certificate.doubts])}>"
 
 
