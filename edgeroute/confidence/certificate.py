@@ -402,29 +402,29 @@ def digest(used: Mapping[str, str]) -> str:
     return sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def effective_target(target: Target, promise: BoundCertificate | None, alarm: str = "", at_least: float = -INF) -> Target:
+def effective_target(target: Target, bound: BoundCertificate | None, alarm: str = "", at_least: float = -INF) -> Target:
     """Return the target with the threshold and label currently in force.
 
     A broken certificate keeps its threshold; only the label turns to `uncalibrated`.
 
     Args:
         target: target with any threshold and label.
-        promise: certificate that the threshold comes from; None: a plain number, left unchanged.
+        bound: certificate that the threshold comes from; None: a plain number, left unchanged.
         alarm: why a drift alarm invalidates the certificate; empty: no alarm.
         at_least: lower bound of all thresholds, which raises none above the highest that is certified. inf: defer everything.
     """
-    if promise is None:
+    if bound is None:
         return target
-    certificate, broken = promise.certificate, alarm or promise.broken()
+    certificate, broken = bound.certificate, alarm or bound.broken()
     return target._replace(
         threshold=certificate.raised(at_least),
         thresholds={label: certificate.raised(at_least, label) for label in certificate.thresholds},
         label=certificate.label if broken is None else f"uncalibrated: {broken}",
-        moved=promise.moved,
+        moved=bound.moved,
     )
 
 
-def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificate | None]) -> list[Target]:
+def ladder_targets(targets: Sequence[Target], bounds: Sequence[BoundCertificate | None]) -> list[Target]:
     """Return the targets with labels about all edge models together, where several may answer: a copy.
 
     Each certificate bounds the loss on inputs that reach its edge model. The whole loses at most the sum of these bounds, each
@@ -435,22 +435,22 @@ def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificat
 
     Args:
         targets: targets in the order in which they are tried, as `effective_target` returns them.
-        promises: certificate of each.
+        bounds: certificate of each.
     """
-    edges = [(target, promise) for target, promise in zip(targets, promises, strict=True) if target.side == "edge"]
+    edges = [(target, bound) for target, bound in zip(targets, bounds, strict=True) if target.side == "edge"]
     # of a group one takes the other's place
     steps = [[pair for _, pair in step] for _, step in groupby(enumerate(edges), lambda edge: edge[1][0].group or edge[0])]
-    together = [target for target, promise in edges if promise is not None and promise.certificate.ladder]
+    together = [target for target, bound in edges if bound is not None and bound.certificate.ladder]
     if together:  # one guarantee for all: where it is broken at one, it holds of none
         broken = next((target.label for target in together if target.label.startswith("uncalibrated")), "")
         return [target._replace(label=broken) if broken and target in together else target for target in targets]
-    by_loss = [target for target, promise in edges if _is_loss(target, promise)]
+    by_loss = [target for target, bound in edges if _is_loss(target, bound)]
     if len(steps) < 2 or not by_loss:  # noqa: PLR2004 - a ladder
         return list(targets)
     loss, reach, risk = 0.0, 1.0, 0.0
     metrics = set[str]()
     for step in steps if len(by_loss) == len(edges) else ():
-        certificates = [promise.certificate for _, promise in step if promise is not None]
+        certificates = [bound.certificate for _, bound in step if bound is not None]
         metrics |= {certificate.metric for certificate in certificates}
         loss += reach * max(certificate.value for certificate in certificates)
         reach *= max(certificate.deferral_interval[1] for certificate in certificates)
@@ -465,6 +465,6 @@ def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificat
     return [t._replace(label=f"{t.label}, of this edge model alone") if t in by_loss else t for t in targets]
 
 
-def _is_loss(target: Target, promise: BoundCertificate | None) -> bool:
+def _is_loss(target: Target, bound: BoundCertificate | None) -> bool:
     """Return True if a target's label is about a loss, and holds."""
-    return promise is not None and promise.certificate.kind == "max_loss" and target.label == promise.certificate.label
+    return bound is not None and bound.certificate.kind == "max_loss" and target.label == bound.certificate.label

@@ -93,14 +93,14 @@ def release_certificate(model: Any) -> Certificate | None:
     return Certificate.load(release.certificate)
 
 
-def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
+def only_if_it_holds(bound: BoundCertificate | None) -> BoundCertificate | None:
     """Return the certificate that came with a model; with infinite thresholds, which defer all, if it does not hold here.
 
     Its age does not count.
     """
-    if promise is None or promise._replace(max_age_days=routing.INF).broken() is None:
-        return promise
-    return promise._replace(certificate=promise.certificate._replace(threshold=routing.INF, thresholds={}, seal=""))
+    if bound is None or bound._replace(max_age_days=routing.INF).broken() is None:
+        return bound
+    return bound._replace(certificate=bound.certificate._replace(threshold=routing.INF, thresholds={}, seal=""))
 
 
 # Validation of a policy and its thresholds against the targets.
@@ -368,15 +368,15 @@ def _build_without_edge_trial(
         sends_edge=check_send_edge(policy, targets, backends, egress, hidden=hidden),
         before=any(isinstance(backend, InputScoredBackend) for backend in backends),
     )  # fmt: skip
-    promised = draft.promised
-    certificates = tuple(_promise(promised.get(i), snapshot, i, arguments.certificate_max_age) for i in range(len(targets)))
+    certified_by = draft.certified_by
+    certificates = tuple(_bound(certified_by.get(i), snapshot, i, arguments.certificate_max_age) for i in range(len(targets)))
     if certified:
         certificates = tuple(map(only_if_it_holds, certificates))
     if arguments.uncalibrated == "error":
         _all_hold(targets, certificates)
         if any(candidate.share and candidate.shown and candidate.side == "cloud" for candidate in trials) and any(certificates):
             raise PolicyError("trial: its endpoint has no certificate, and uncalibrated is 'error': try it with shown=False")
-    if promised:
+    if certified_by:
         from edgeroute.confidence.certificate import effective_target, ladder_targets
 
         snapshot = snapshot._replace(
@@ -415,7 +415,7 @@ class _Draft:
         self.targets: list[routing.Target] = []
         self.backends: list[Backend] = []
         self.specs: list[tuple[Any, ...]] = []
-        self.promised: dict[int, Certificate] = {}  # number of a target -> the certificate that its threshold comes from
+        self.certified_by: dict[int, Certificate] = {}  # number of a target -> the certificate that its threshold comes from
 
     def _add(self, spec: tuple[Any, ...], target: routing.Target, backend: Any) -> None:
         """Append a target with its backend and the arguments it was made of.
@@ -455,7 +455,7 @@ class _Draft:
             if isinstance(limit, float | None):
                 target = target._replace(threshold=limit)
             else:
-                own = self.promised[len(self.targets)] = limit.of_edge(i, len(edges))
+                own = self.certified_by[len(self.targets)] = limit.of_edge(i, len(edges))
                 target = target._replace(threshold=own.threshold, thresholds=own.thresholds)
                 target = target._replace(certified=True, together=bool(own.ladder))
             score = member(model, "score") or arguments.score
@@ -574,10 +574,10 @@ def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
 
 def calibrated_target(snapshot: Snapshot, i: int) -> routing.Target:
     """Return a target with the threshold of its certificate, without the effect of alarms."""
-    target, promise = snapshot.targets[i], snapshot.certificates[i]
-    if promise is None:
+    target, bound = snapshot.targets[i], snapshot.certificates[i]
+    if bound is None:
         return target
-    return target._replace(threshold=promise.certificate.threshold, thresholds=promise.certificate.thresholds)
+    return target._replace(threshold=bound.certificate.threshold, thresholds=bound.certificate.thresholds)
 
 
 def _models_print(snapshot: Snapshot, numbers: Sequence[int]) -> str:
@@ -597,7 +597,7 @@ def _models_print(snapshot: Snapshot, numbers: Sequence[int]) -> str:
     return unknown + sha256(text.encode()).hexdigest()
 
 
-def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
+def _bound(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
     """Return a target's certificate, bound to this snapshot's fingerprints; None without a certificate. Reads files.
 
     Raises PolicyError if answers without a confidence are accepted.
@@ -618,10 +618,10 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
 
 def _all_hold(targets: Sequence[routing.Target], certificates: Sequence[BoundCertificate | None]) -> None:
     """Raise PolicyError if a threshold is a plain number, or its certificate does not hold here."""
-    for target, promise in zip(targets, certificates, strict=True):
+    for target, bound in zip(targets, certificates, strict=True):
         if target.threshold is None:
             continue
-        broken = "it is a plain number" if promise is None else promise.broken()
+        broken = "it is a plain number" if bound is None else bound.broken()
         if broken is not None:
             error = PolicyError(f"the threshold of {target.name} guarantees nothing here ({broken}), and uncalibrated is 'error'")
             error.key = "uncalibrated"

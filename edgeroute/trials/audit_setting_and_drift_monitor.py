@@ -62,7 +62,7 @@ class DriftMonitor:
     """Drift monitor of one edge model with a threshold: tests, alarms, and the target in effect. Not synchronised; needs a lock.
 
     Args:
-        promise: the certificate of its threshold; None: a plain number, for which there are no alarms.
+        bound: the certificate of its threshold; None: a plain number, for which there are no alarms.
         audit: the settings.
         counters: values of the two counters (judged, below the threshold) from which `add_totals` counts.
 
@@ -70,8 +70,8 @@ class DriftMonitor:
         at_least: lower bound of the threshold, raised by alarms; -inf: as certified.
     """
 
-    def __init__(self, promise: BoundCertificate | None, audit: Audit, counters: tuple[int, int] = (0, 0)) -> None:
-        self.promise, self._audit = promise, audit
+    def __init__(self, bound: BoundCertificate | None, audit: Audit, counters: tuple[int, int] = (0, 0)) -> None:
+        self.bound, self._audit = bound, audit
         self.audited = self.disagreed = self.labelled = 0
         self.alarm: Alarm | None = None
         self.limit: float | None = None
@@ -87,14 +87,14 @@ class DriftMonitor:
         # And "harm", of the share in which the cloud alone is right: at most the limit, and that in which the edge alone is.
         self._audits: dict[str, Drift] = {}
         self._deferrals: ShareTest | None = None
-        if promise is not None:
-            self.limit = loss_limit(promise) if audit.labelled else limit(promise)
+        if bound is not None:
+            self.limit = loss_limit(bound) if audit.labelled else limit(bound)
             self._begin()
-            self._deferrals = ShareTest(*promise.certificate.deferral_interval, independent=audit.scene == 1)
+            self._deferrals = ShareTest(*bound.certificate.deferral_interval, independent=audit.scene == 1)
 
     def target(self, target: Target) -> Target:
         """Return the target with its effective threshold and label, and store it."""
-        self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
+        self._stands = effective_target(target, self.bound, "" if self.alarm is None else self.alarm.what, self.at_least)
         return self._stands
 
     @property
@@ -136,10 +136,10 @@ class DriftMonitor:
         """
         if not (0 <= edge <= 1 and 0 <= cloud <= 1):
             raise ValueError(f"how right an answer is, is a number from 0 to 1, not {edge} or {cloud}")
-        if not self._audit.labelled or self.promise is None:
+        if not self._audit.labelled or self.bound is None:
             return False
         self.labelled += 1
-        errors = self.promise.certificate.kind == "max_error"
+        errors = self.bound.certificate.kind == "max_error"
         alarms = self._add_to_test(1 - edge if errors else (1 + cloud - edge) / 2, max(0.0, cloud - edge), counted=counted)
         self._right.append((edge, cloud))
         if not alarms:
@@ -181,9 +181,9 @@ class DriftMonitor:
         tested, and a multiple of the limit at once. Each test has its part of the risk.
         """
         self._audits = {}
-        if self.limit is None or self.promise is None:
+        if self.limit is None or self.bound is None:
             return
-        made, labelled = self.promise.certificate, self._audit.labelled
+        made, labelled = self.bound.certificate, self._audit.labelled
         halved = labelled and made.kind != "max_error"
         wins = made.disagreement if halved else None
         if wins is not None and not made.agreement:
@@ -211,7 +211,7 @@ class DriftMonitor:
         threshold than the certificate's own, or once an alarm has raised that.
         """
         tests = self._deferrals
-        if tests is None or self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
+        if tests is None or self.bound is None or threshold != self.bound.certificate.threshold or self.at_least > threshold:
             return False  # not the certified threshold, to which the certified rate does not apply
         tests.add(one=below, time_s=wall_clock.now())
         for what, test in tests.tests.items():
@@ -244,7 +244,7 @@ class DriftMonitor:
 
         `defer`: to infinity; `raise`: to the next bound, and new tests begin; `tell`, and a certificate of deferrals: not at all.
         """
-        defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
+        defers = self.bound is not None and self.bound.certificate.kind == "max_defer"
         action = "tell" if defers else self._audit.on_alarm
         self._set_alarm(what, action)
         if action == "defer":
@@ -252,7 +252,7 @@ class DriftMonitor:
         elif action == "raise":
             # Half of the accepted answers are below it. Not above the highest threshold at which the guarantee was certified,
             # where what is accepted may be worse; if there is an alarm even there, nothing is accepted.
-            higher, highest = [c for c in self._accepted if c > self.at_least], highest_certified(self.promise)
+            higher, highest = [c for c in self._accepted if c > self.at_least], highest_certified(self.bound)
             half = median(higher) if len(higher) > 1 else INF
             self.at_least = half if half <= highest else highest if self.at_least < highest else INF
             self._accepted.clear()
@@ -266,11 +266,11 @@ class DriftMonitor:
     def dump(self) -> dict[str, Any]:
         """Return the state for later runs, in JSON types."""
         return {
-            "certificate": None if self.promise is None else self.promise.certificate.checksum,
-            "date": None if self.promise is None else self.promise.certificate.date,
+            "certificate": None if self.bound is None else self.bound.certificate.checksum,
+            "date": None if self.bound is None else self.bound.certificate.date,
             "label": "" if self._stands is None else self._stands.label,
             "threshold": None if self._stands is None else str(self._stands.threshold),
-            "deferral_interval": None if self.promise is None else self.promise.certificate.deferral_interval,
+            "deferral_interval": None if self.bound is None else self.bound.certificate.deferral_interval,
             "audited": self.audited,
             "disagreed": self.disagreed,
             "labelled": self.labelled,
@@ -285,7 +285,7 @@ class DriftMonitor:
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Restore the state of an earlier run if it had the same certificate. Unreadable parts are skipped."""
-        if self.promise is None or dumped.get("certificate") != self.promise.certificate.checksum:
+        if self.bound is None or dumped.get("certificate") != self.bound.certificate.checksum:
             return
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             self.audited, self.disagreed = int(dumped["audited"]), int(dumped["disagreed"])
@@ -305,28 +305,28 @@ class DriftMonitor:
         return {**self._audits, **({} if self._deferrals is None else {"deferrals": self._deferrals})}
 
 
-def highest_certified(promise: BoundCertificate | None) -> float:
+def highest_certified(bound: BoundCertificate | None) -> float:
     """Return the highest threshold at which the guarantee was certified; inf: it holds at all above the certificate's own."""
-    highest = None if promise is None else promise.certificate.highest
+    highest = None if bound is None else bound.certificate.highest
     return INF if highest is None else float(highest)
 
 
-def loss_limit(promise: BoundCertificate) -> float | None:
+def loss_limit(bound: BoundCertificate) -> float | None:
     """Return the loss, or the error rate, that a certificate allows for each accepted answer; None: it promises neither."""
-    certificate = promise.certificate
+    certificate = bound.certificate
     if certificate.kind == "max_defer" or not 0 <= certificate.deferral_rate < 1:
         return None
     most = certificate.value if certificate.kind == "max_error" else certificate.value / certificate.accepted
     return most if most < 1 else None
 
 
-def limit(promise: BoundCertificate) -> float | None:
+def limit(bound: BoundCertificate) -> float | None:
     """Return the upper limit of the share of accepted answers that differ from the cloud's, by calibration or the guarantee.
 
     With labels, some of the answers that differ are correct ones of the edge, so that share alone does not measure the loss; but
     more of it than in calibration shows a change. None: calibration did not measure it.
     """
-    certificate = promise.certificate
+    certificate = bound.certificate
     seen = certificate.disagreement
     if seen is None or not 0 <= certificate.deferral_rate < 1:
         return None

@@ -380,12 +380,12 @@ class Auditor(ForkSafe):
         for name, print_digest in bound.prints.items():
             of, had = (print_digest, thresholds.get(name)), self._tallies.get(name)
             tallies[name] = had if had is not None and had[0] == of else (of, Tally())
-        for target, promise in zip(targets, certificates, strict=True):
+        for target, of_edge in zip(targets, certificates, strict=True):
             if target.side != "edge" or target.threshold is None:
                 continue
             known = self._watches.get(target.name)
             dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
-            watch = DriftMonitor(promise, self.audit, self._counts.judged(target.name))  # after the dump: nothing counts twice
+            watch = DriftMonitor(of_edge, self.audit, self._counts.judged(target.name))  # after the dump: nothing counts twice
             if isinstance(dumped, dict):
                 watch.load(dumped)
             watches[target.name] = watch

@@ -183,7 +183,7 @@ def state_of(engine: Engine) -> dict[str, Any]:
     for target in snapshot.targets:
         if target.side == "edge" and target.threshold is not None:
             watch, audit = None if engine.auditor is None else engine.auditor.watch(target.name), audits.get(target.name)
-            certificate = None if watch is None or watch.promise is None else watch.promise.certificate
+            certificate = None if watch is None or watch.bound is None else watch.bound.certificate
             judged, deferred = engine.counts.judged(target.name)
             edges.append({
                 "target": target.name, "threshold": finite(target.threshold), "promise": target.label,
