@@ -16,7 +16,7 @@ from lazily import Later
 from edgeroute import Router
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
 from edgeroute.tools.measure.deferral_curve import student_quantile
-from edgeroute.tools.measure.independence_and_overlap import correlations, dependence
+from edgeroute.tools.measure.independence_and_overlap import correlations, dependence, overlap_beyond_chance
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import least_deferral, spread
 
 stats = Later("scipy.stats")
@@ -117,6 +117,28 @@ def test_coarse_confidences_of_other_examples_are_not_those_of_the_calibration()
     with Router(small, large, threshold=result.certificate) as router:
         assert router.evaluate(inputs[1000:]).evaluation.seen_before == 0
         assert router.evaluate(inputs[:1000]).evaluation.seen_before == 1
+
+
+@pytest.mark.parametrize("rare", [0, 1, 2, 3])
+def test_a_rare_output_of_other_examples_is_not_one_of_the_calibration(rare):
+    """A tree of eight leaves, of which one has an example or a few: seen once here and in the calibration, it proves nothing."""
+    kept = sketch(np.arange(400) % 8)
+    here = np.append(np.arange(400 - rare) % 7, [7] * rare)
+    assert overlap_beyond_chance(kept, here, 400) == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_part_of_the_calibration_is_known_again(seed):
+    """Also a small one of many examples, as its rows are all distinct; others with rows that repeat are not."""
+    rng = np.random.default_rng(seed)
+    made, others = rng.random(1000), rng.random(1000)
+    kept = sketch(made)
+    assert overlap_beyond_chance(kept, made[:250], 1000) == 1
+    assert 0.3 < overlap_beyond_chance(kept, np.append(made[:500], others[:500]), 1000) < 0.7
+    few = np.append(made[:20], np.repeat(made[20:30], 8))
+    assert 0 <= overlap_beyond_chance(kept, few, 10**6) <= 1
+    coarse = sketch(np.round(made, 2))
+    assert overlap_beyond_chance(coarse, np.round(others[:400], 2), 1000) == 0
 
 
 def example(n, seed, rank=1.0, graded=False):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from hashlib import blake2b
-from math import sqrt
+from math import comb, exp, log, log1p, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,8 @@ REPEATED = 0.02  # share of examples that look like copies of others from which 
 COARSE = 0.05  # scores that use at least this share of the levels between their extremes are on a grid, and tie by chance
 ALIKE = 0.1  # lag-1 correlation of scores from which a warning is given, if it is also beyond 5 standard errors
 SKETCH = 64  # hashes in a sketch
+SIGMAS = 4  # standard errors by which matches must exceed what repeats explain
+UNLIKELY = 0.01  # or the probability below which as many pairs are no chance
 _HASH = 8  # hexadecimal digits of a hash
 
 
@@ -122,25 +124,50 @@ def overlap(sketched: str, rows: ArrayLike) -> float:
 
     rows: as for `sketch`, of the same kind, which is not checked: those of another kind give about 0.
     """
-    hashes = {sketched[i : i + _HASH] for i in range(0, len(sketched), _HASH)}
-    if not hashes:
-        return 0.0
-    last = max(hashes) if len(hashes) == SKETCH else "g"
+    hashes, last = _read_sketch(sketched)
     near = {h for h in _hashes(rows) if h <= last}
-    return len(near & hashes) / len(near) if near else 0.0
+    return len(near & hashes) / len(near) if near and hashes else 0.0
 
 
 def overlap_beyond_chance(sketched: str, rows: ArrayLike, n: int) -> float:
-    """Estimate the share of these examples that were among the `n` of a sketch, 0..1, less what chance may explain.
+    """Estimate the share of these examples that were among the `n` of a sketch, 0..1; 0 where chance may explain the matches.
 
-    Different inputs may have equal rows, as of a small tree: how often is bounded by the rows that another of these repeats.
+    Different inputs may have equal rows, as of a small tree. How many of these examples have the row of another of them says how
+    often: a match in as many other examples of the same source is as likely. Either of two tests has to exclude that: more
+    examples match than this explains, or too many rows that are here once do for those that are here twice.
     """
-    counts = np.array([*Counter(_hashes(rows)).values()])
-    if not len(counts):
+    hashes, last = _read_sketch(sketched)
+    counts = Counter(_hashes(rows))
+    near = {h: count for h, count in counts.items() if h <= last}
+    once = sum(h in hashes for h, count in near.items() if count == 1)
+    if not once:
         return 0.0
-    size = counts.sum()
-    chance = min(1.0, counts[counts > 1].sum() / size * max(1.0, n / size))
-    return 0.0 if chance == 1 else float(max(0.0, (overlap(sketched, rows) - chance) / (1 - chance)))
+    size, ratio = sum(near.values()), n / sum(counts.values())
+    repeated = sum(count for count in near.values() if count > 1) / size
+    chance = 1 - (1 - repeated) ** max(1.0, ratio)  # a bound by Jensen's inequality, if the sketch is of more
+    weight = chance / repeated if repeated else 1.0
+    beyond = [count * ((h in hashes) - (count > 1) * weight) for h, count in near.items()]
+    twice = sum(count == 2 for count in counts.values())  # noqa: PLR2004 - a pair
+    kept = int(last, 16) / 16**_HASH  # share of all possible rows that the sketch holds, if they were there
+    if sum(beyond) < SIGMAS * sqrt(sum(value**2 for value in beyond)) and _pairs(once, twice, 2 * kept * ratio) > UNLIKELY:
+        return 0.0
+    matched = sum(count for h, count in near.items() if h in hashes) / size
+    return float(max(0.0, (matched - chance) / (1 - chance))) if chance < 1 else 0.0
+
+
+def _pairs(once: int, twice: int, odds: float) -> float:
+    """Return the probability that so many or more of these rows are one here and one in the sketch, and not both here.
+
+    odds: of that for two equal rows of the same source, by the sizes of the samples; for three or more it is less likely.
+    """
+    n, rate = once + twice, odds / (1 + odds)
+    return 1 - sum(exp(log(comb(n, k)) + k * log(rate) + (n - k) * log1p(-rate)) for k in range(once))
+
+
+def _read_sketch(sketched: str) -> tuple[set[str], str]:
+    """Return the hashes of a sketch, and the last hash up to which it holds those of all its rows."""
+    hashes = {sketched[i : i + _HASH] for i in range(0, len(sketched), _HASH)}
+    return hashes, max(hashes) if len(hashes) == SKETCH else "f" * _HASH
 
 
 def _hashes(rows: ArrayLike) -> list[str]:
