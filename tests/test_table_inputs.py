@@ -160,9 +160,39 @@ def test_the_commands_read_it(tmp_path, policy):
         assert (code, err) == (0, "")
     with data.open("a") as file:
         file.write("1,2\n")
-    code, out, err = cli("infer", "-p", policy, data, "--label", "label")
-    assert code != 0
-    assert f"{data}:122: this row has 2 cells" in out + err
+        file.write(",".join(map(str, rows[0])) + ",a\n")
+    code, out, err = cli("infer", "-p", policy, data, "--label", "label", "--json")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert (code, len(told), told[-1]["input"]) == (1, 121, f"{data}:123"), "the rows behind it are answered"
+    assert f"{data}:122: this row has 2 cells" in err
+    assert f"{data}:122: this row has 2 cells" in cli("evaluate", "-p", policy, "-d", data, "--label", "label")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "wrong"),
+    [
+        ("w,x\n1,2\n3\n4,5,6\n7,8\n", [[1, 2], [7, 8]], ["csv:3: this row has 1 cells", "csv:4: this row has 3 cells"]),
+        ("w\n" + "1\n" * 1200 + "x\n2\n", [[1]] * 1200 + [[2]], ["csv:1202: expected a number in the column 'w'"]),
+        ("w,x\n1\n", [], ["csv:2: this row has 1 cells"]),
+    ],
+)
+def test_rows_that_do_not_fit_are_left_out_where_that_is_told(tmp_path, text, left, wrong):
+    """In whatever part of the file they are."""
+    path, errors = tmp_path / "x.csv", []
+    path.write_text(text)
+    assert [item.x.tolist() for item in read_inputs(path, failed=errors.append)] == left
+    for error, why in zip(errors, wrong, strict=True):
+        assert why in str(error)
+
+
+def test_lines_that_are_no_json_are_left_out_where_that_is_told(tmp_path, policy):
+    path = tmp_path / "x.jsonl"
+    path.write_text("[1, 2, 3, 4]\n[1, 2\n\n[4, 3, 2, 1]\n")
+    with pytest.raises(BadInput, match="jsonl:2: expected an input as JSON"):
+        read_inputs(path)
+    code, out, err = cli("infer", "-p", policy, path, "--json")
+    assert (code, [json.loads(line)["input"] for line in out.splitlines()]) == (1, [f"{path}:1", f"{path}:4"])
+    assert f"{path}:2: expected an input as JSON" in err
 
 
 def test_a_column_that_is_no_input_is_named(tmp_path, policy):

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,6 +144,10 @@ def infer(
             failures.append(error)
             progress.print(line(error, as_json=as_json, **about), markup=False, highlight=False, soft_wrap=True)
 
+        def report_in_file(path: Path, error: EdgerouteError) -> None:
+            """Print an error in a file, whose message contains the path, and count it."""
+            report_failure(error, **({"input": str(path)} if as_json else {}))
+
         def print_note(note: str) -> None:
             """Print a note above the progress bar, as JSON with --json."""
             text = json.dumps({"note": note}) if as_json else printable(note)
@@ -153,13 +158,14 @@ def infer(
             total, by_class = len(paths), folder_labels(given, edge_labels(router), print_note)
             for path in paths:
                 total -= 1
+                in_file = partial(report_in_file, path)
                 try:
-                    for item in read_inputs(path, keys, print_note, label, fitted):
+                    for item in read_inputs(path, keys, print_note, label, fitted, in_file):
                         total += 1
                         progress.update(task, total=total)
                         yield item._replace(label=by_class[path]) if path in by_class else item
-                except EdgerouteError as e:  # its message contains the path
-                    report_failure(e, **({"input": str(path)} if as_json else {}))
+                except EdgerouteError as e:
+                    in_file(e)
 
         before = router.status().outbox or {"waiting": 0}
         if before["waiting"] and not as_json:

@@ -19,7 +19,17 @@ from edgeroute.confidence.output_forms_labels_and_comparison import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.untrusted_files import load_arrays, open_file, parse_json, read_bytes
-from edgeroute.tools.cli.labelled_table_reader import SEPARATORS, Columns, Item, Note, array_of, label_of, pixels_in, read_table
+from edgeroute.tools.cli.labelled_table_reader import (
+    SEPARATORS,
+    Columns,
+    Failed,
+    Item,
+    Note,
+    array_of,
+    label_of,
+    pixels_in,
+    read_table,
+)
 
 IMAGES = (".png", ".jpg", ".jpeg")
 TABLES = (".csv", ".tsv", ".parquet")
@@ -138,6 +148,7 @@ def read_inputs(
     note: Note = lambda _: None,
     label: str | None = None,
     fitted: Columns = Columns(),  # noqa: B008 - a tuple
+    failed: Failed | None = None,
 ) -> Iterable[Item]:
     """Read the inputs of one file or of stdin (`-`), each with its name, and with label and group if the file has them.
 
@@ -152,6 +163,7 @@ def read_inputs(
         note: called with a message about unused arrays.
         label: column of a table that has the labels; see `read_table`.
         fitted: columns of a table that the model was fitted on.
+        failed: called with the error of a row of a table, or of a line of JSON, and the others are read; None: it is raised.
 
     Raises:
         BadInput: the file cannot be read, or lacks keys that the views take.
@@ -159,15 +171,16 @@ def read_inputs(
     """
     suffix = _suffix(path)
     if path == STDIN and not suffix:
-        return _lines(path, ())
+        return _lines(path, (), failed)
     if suffix in TABLES and (path == STDIN or path.is_file()):
-        return read_table(path, keys, label, note, fitted, _piped() if path == STDIN else None)
+        piped = _piped() if path == STDIN else None
+        return read_table(path, keys, label, note, fitted, piped, **({"failed": failed} if failed else {}))
     if path.is_dir() or suffix not in SUFFIXES:
         if not path.exists():
             raise BadInput(f"{path}: there is no such file")
         raise BadInput(f"{path}: expected {', '.join((*SUFFIXES, *TABLES))}, or a folder with such files")
     if suffix == ".jsonl":
-        return _lines(path, keys)
+        return _lines(path, keys, failed)
     with _reading(path):
         if suffix in IMAGES:
             return [Item(str(path), _image(path, keys) if keys else _pixels(path))]
@@ -253,29 +266,39 @@ def _open(path: Path) -> IO[bytes]:
     return io.BytesIO(_piped()) if path == STDIN else open_file(path)
 
 
-def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
+def _lines(path: Path, keys: Sequence[str], failed: Failed | None) -> list[Item]:
     """Parse each line that is not blank of stdin, or of a .jsonl file, as an input, named by path and line number.
 
     Lines of a .jsonl file with `prompt` or `messages` are prompts, with label and group, unless views take `keys`.
 
     Raises:
-        BadInput: a line is no JSON, has an empty prompt, or there are none.
+        BadInput: a line is no JSON or has an empty prompt, and there is no `failed` to be called with that; or there are none.
     """
-    items = []
-    for where, line in numbered_lines(path):
-        try:
-            data = parse_json(line)
-            plain = path == STDIN or keys or not isinstance(data, dict) or {"prompt", "messages"}.isdisjoint(data)
-            x = _value(data) if plain else None
-        except ValueError as e:
-            other = f", or a {', '.join(SUFFIXES)} file" if path == STDIN else ""
-            raise BadInput(f"{where}: expected an input as JSON{other}: {_why(e)}") from e
-        items.append(Item(where, x) if plain else Item(where, prompt_of(data, where), data.get("label"), data.get("group")))
-    if not items and path == STDIN:
+    lines, items = numbered_lines(path), list[Item]()
+    if not lines and path == STDIN:
         raise BadInput("-: there is nothing on stdin: expected lines of JSON, CSV, or a .npy, .npz, .png or .jpg file")
-    if not items:
+    if not lines:
         raise BadInput(f"{path} has no lines")
+    for where, line in lines:
+        try:
+            items.append(_line(where, line, stdin=path == STDIN, plain=bool(keys)))
+        except BadInput as e:  # noqa: PERF203 - one line must not lose the others
+            if failed is None:
+                raise
+            failed(e)
     return items
+
+
+def _line(where: str, line: bytes, *, stdin: bool, plain: bool) -> Item:
+    """Parse a line of JSON as an input; raise `BadInput` if it is none. plain: True reads no prompt in it."""
+    try:
+        data = parse_json(line)
+        plain = stdin or plain or not isinstance(data, dict) or {"prompt", "messages"}.isdisjoint(data)
+        x = _value(data) if plain else None
+    except ValueError as e:
+        other = f", or a {', '.join(SUFFIXES)} file" if stdin else ""
+        raise BadInput(f"{where}: expected an input as JSON{other}: {_why(e)}") from e
+    return Item(where, x) if plain else Item(where, prompt_of(data, where), data.get("label"), data.get("group"))
 
 
 def numbered_lines(path: Path) -> list[tuple[str, bytes]]:

@@ -28,6 +28,12 @@ PARQUET = "Parquet is read by pyarrow, which is not installed: pip install pyarr
 
 
 Note: TypeAlias = Callable[[str], object]
+Failed: TypeAlias = Callable[[BadInput], object]  # takes the error of one input, so that the others are read
+
+
+def _raise(error: BadInput) -> object:
+    """Raise the error of one input, which ends the reading."""
+    raise error
 
 
 class Columns(NamedTuple):
@@ -54,6 +60,7 @@ def read_table(
     note: Note,
     fitted: Columns = Columns(),  # noqa: B008 - a tuple
     piped: bytes | None = None,
+    failed: Failed = _raise,
 ) -> Iterator[Item]:
     """Yield the rows of a table, CSV or Parquet, as inputs with label and group; memory is needed for some rows alone.
 
@@ -67,6 +74,7 @@ def read_table(
         note: called with a message about the columns.
         fitted: columns that the model was fitted on.
         piped: content in CSV, in place of the file's; None: the file is read.
+        failed: called with the error of a row that differs from the others, which is left out; as it is, it raises the error.
 
     Raises:
         BadInput: there are no rows, a column of `fitted` or of labels is missing or ambiguous, a row differs from the others, or
@@ -74,7 +82,7 @@ def read_table(
         RuntimeMissing: pyarrow is not installed.
     """
     try:
-        columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, note, piped)
+        columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, note, piped, failed)
     except OSError as e:
         raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
@@ -99,7 +107,8 @@ def read_table(
     for where, row in rows:
         values = {name: row[name] for name in named}
         if (absent := next((name for name, value in values.items() if value is None), None)) is not None:
-            raise BadInput(f"{path}{where}: there is no value in the column {absent!r}")
+            failed(BadInput(f"{path}{where}: there is no value in the column {absent!r}"))
+            continue
         texts = [name for name, value in values.items() if isinstance(value, str)] if fitted.numbers else []
         if texts:
             cells = ((at, str(other[texts[0]])) for at, other in chain([(where, row)], rows))
@@ -154,15 +163,15 @@ def _plain(value: Any) -> Any:
 # CSV, as spreadsheets and pandas write it.
 
 
-def _csv(path: Path, note: Note, piped: bytes | None) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
+def _csv(path: Path, note: Note, piped: bytes | None, failed: Failed) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
     """Return the names of the columns, by number without a header, and the rows with their places, read as they are taken.
 
     The first row is a header if it has no numbers, counts 0, 1, 2, or has a text above a number. A column has numbers if the
     first 1,000 rows have no other text in it; an empty cell is NaN there. `note` is told of a missing header, or of a first
-    column without a name.
+    column without a name, and `failed` (also later) of a row with another width or text among numbers.
 
     Raises:
-        BadInput: there are no rows, a column has no name, or (also later) a row has another width or text among numbers.
+        BadInput: there are no rows, or a column has no name.
     """
     rows = _cells(path, piped)
     begin = [*islice(rows, HEAD + 1)]
@@ -186,31 +195,32 @@ def _csv(path: Path, note: Note, piped: bytes | None) -> tuple[list[str], Iterat
     head = begin[has_header:]
     if not head:
         raise BadInput(f"{path} has a header, and no rows")
-    for number, row in head:
-        _check_width(path, number, row, columns)
+    head = [row for row in head if _fits(path, row, columns, failed)]
     by_column = [[row[i].strip() for _, row in head] for i in range(len(columns))]
     numbers = [any(cells) and all(not cell or _number(cell) is not None for cell in cells) for cells in by_column]
     has_fractions = any(type(_cell(cell)) is float for i, numeric in enumerate(numbers) if numeric for cell in by_column[i])
 
     def values() -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each row's values by column."""
-        for number, row in chain(head, rows):
-            _check_width(path, number, row, columns)
+        for number, row in chain(head, (row for row in rows if _fits(path, row, columns, failed))):
             parsed: list[Any] = [
                 _cell(cell, has_fractions) if numeric else cell for cell, numeric in zip(row, numbers, strict=True)
             ]
             if None in parsed:
                 column = columns[parsed.index(None)]
-                raise BadInput(f"{path}:{number}: expected a number in the column {column!r}, as in the rows before it")
+                failed(BadInput(f"{path}:{number}: expected a number in the column {column!r}, as in the rows before it"))
+                continue
             yield f":{number}", dict(zip(columns, parsed, strict=True))
 
     return columns, values()
 
 
-def _check_width(path: Path, number: int, row: Sequence[str], columns: Sequence[str]) -> None:
-    """Raise BadInput for a row with more or fewer cells than there are columns."""
+def _fits(path: Path, numbered: tuple[int, Sequence[str]], columns: Sequence[str], failed: Failed) -> bool:
+    """Return True if a row has as many cells as there are columns; call `failed` with an error if not."""
+    number, row = numbered
     if len(row) != len(columns):
-        raise BadInput(f"{path}:{number}: this row has {len(row)} cells, and there are {len(columns)} columns")
+        failed(BadInput(f"{path}:{number}: this row has {len(row)} cells, and there are {len(columns)} columns"))
+    return len(row) == len(columns)
 
 
 def _cells(path: Path, piped: bytes | None) -> Iterator[tuple[int, list[str]]]:
