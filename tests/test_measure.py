@@ -449,6 +449,30 @@ def test_what_this_router_cannot_do(model):
         router.evaluate(X, Y)
 
 
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({}, "needs at least 149 examples, and there are 100: 49 are missing"),
+        ({"y": NAMES[:100]}, "149 examples, and there are 100"),
+        ({"groups": [i // 2 for i in range(100)]}, "needs at least 149 groups, and there are 50: 99 are missing"),
+        ({"per_class": True}, r"needs at least \d+ examples of one predicted class, and there are \d+"),
+        ({"label": "a".format}, "149 examples, and there are 100"),
+        ({"score": "auto"}, "149 examples, and there are 100"),
+        ({"every": 2}, "149 examples, and there are 50"),
+        ({"edge": "all"}, "needs at least 223 examples, and there are 100"),
+        ({"max_loss": None, "max_defer": 0.005, "sure": None, "score": "auto"}, "needs at least 199 examples, and there are 100"),
+    ],
+)
+@BOTH
+def test_too_few_examples_cost_no_call(kind, model, asked, why):
+    """The number that is needed is known before the cloud is asked, and paid."""
+    cloud = FakeCloud([("a", 1.0)])
+    edges = [model, model] if asked.get("edge") == "all" else model
+    with closing(kind(edges, cloud, threshold=0.5)) as router, pytest.raises(NotEnough, match=why):
+        router.calibrate(X[:100], **{"max_loss": 0.02, **asked})
+    assert cloud.runs == 0
+
+
 # ------------------------------------------------------------------------------------------- a router that goes on
 @BOTH
 def test_the_router_is_as_before(kind, model, tmp_path):

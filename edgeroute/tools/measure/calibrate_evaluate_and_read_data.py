@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgeroute.confidence.certificate import UNVERSIONED, BoundCertificate, Certificate, Kind
+from edgeroute.confidence.output_forms_labels_and_comparison import label_form
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, class_name
 from edgeroute.core.policy_egress_and_options import INF
@@ -29,13 +31,13 @@ from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.request import is_read_once, read_once_error, rows_of_pandas
 from edgeroute.router.steps_and_composed_stages import Block, Steps
 from edgeroute.system import wall_clock
-from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
+from edgeroute.tools.measure.certificate_of_several_edges import certify_together, check_units, joined
 from edgeroute.tools.measure.certification_and_verdicts import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect, score_name
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.report_pages_and_results import UNHASHED, CalibrationResult, EvaluationResult
-from edgeroute.tools.measure.threshold_calibration_and_crossfit import checked_target
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import check_sizes, checked_target, group_numbers
 from edgeroute.tools.measure.threshold_evaluation import Evaluation, Examples, Names, answer_names
 
 if TYPE_CHECKING:
@@ -294,8 +296,9 @@ def calibration(
         raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
     known = y if label is not None and isinstance(y, Mapping) else None
     inputs, labels, parts, notes = yield from _examples(
-        calls, X, y if known is None else None, ask_cloud, on_demand=label is not None, **reading
-    )
+        calls, X, y if known is None else None, ask_cloud, on_demand=label is not None, check=partial(_check_number, want, calls),
+        **reading,
+    )  # fmt: skip
     if len(parts) > 1:
         together: CalibrationResult = yield Block(partial(certify_ladder, calls, parts, want, notes, policy=policy), INF)
         return together
@@ -359,12 +362,13 @@ def _examples(
     progress: Progress,
     groups: Any = None,
     on_demand: bool = False,
+    check: Callable[[list[Any], list[Any] | None], object] = lambda _, __: None,
 ) -> Steps[tuple[list[Any], list[Any] | None, list[Examples], list[str]]]:
     """Read the inputs and collect the examples of each edge model, with progress; return inputs, labels, examples and notes.
 
     Runs the edge models, and asks the cloud if `ask_cloud`; errors as `rows` and `collect`. The notes are on dropped inputs.
 
-    on_demand: True leaves the labels out of the examples: some may be None.
+    on_demand: True leaves the labels out of the examples: some may be None. check: as of `collect`.
     """
     check_number("batch", batch, least=1, whole=True)
     function = getattr(calls.runner.model, "function", None)
@@ -374,7 +378,7 @@ def _examples(
     with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
         parts, reached = yield from collect(
             calls, inputs, None if on_demand else labels, group_list,
-            ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance,
+            ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance, check=check,
         )  # fmt: skip
     left_out = {
         "the edge models before it keep them": total - reached,
@@ -382,6 +386,24 @@ def _examples(
     }
     notes = [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
     return inputs, labels, parts, notes
+
+
+def _check_number(want: Target, calls: DirectCalls, answers: list[Any], groups: list[Any] | None) -> None:
+    """Raise `NotEnough` if there are too few examples whatever the cloud answers: before it is asked, and paid.
+
+    answers: the edge's, one for each example. groups: their groups, each of which counts once.
+    """
+    count, what = len(answers), "examples"
+    if groups is not None:
+        numbers = group_numbers(groups, count)
+        count, what = count if numbers is None else int(numbers.max()) + 1, "groups"
+    if len(calls.numbers) > 1:
+        check_units(want.value, want.sure or 0.0, count, what)
+    elif want.per_class:
+        sizes = Counter(label_form(answer) or "" for answer in answers)
+        check_sizes(want.kind, want.value, want.sure, [*sizes.values()], "examples of one predicted class")
+    else:
+        check_sizes(want.kind, want.value, want.sure, [count], what)
 
 
 def certify_examples(

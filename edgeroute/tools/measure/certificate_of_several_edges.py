@@ -27,6 +27,17 @@ from edgeroute.tools.measure.threshold_evaluation import Bools, Examples, chance
 from edgeroute.tools.measure.thresholds_of_several_edges import MOST, PART, accepting, lowest_thresholds, test_size
 
 
+def check_units(value: float, sure: float, units: int, what: str) -> None:
+    """Raise `NotEnough` if even as many examples without an error would not prove a loss below this limit.
+
+    units: number of examples, or groups, of which a part chooses the thresholds. what: their name, for the message.
+    """
+    enough = max(PART, least_n(value, round(1 - sure, 12)))
+    if test_size(units) < enough:
+        needed = min((PART * enough - 1) // (PART - 1), enough + MOST)
+        raise not_enough("max_loss", value, sure, needed, units, what)
+
+
 def joined(parts: Sequence[Examples], accepts: Sequence[Bools]) -> Examples:
     """Return the answers of edge models together, as examples of one: of the first that accepts its own, or else of the last.
 
@@ -95,10 +106,7 @@ def certify_together(
     groups = group_numbers(parts[0].groups, n)
     units = n if groups is None else int(groups.max()) + 1
     delta = round(1 - sure, 12)
-    enough = max(PART, least_n(value, delta))
-    if test_size(units) < enough:
-        needed = min((PART * enough - 1) // (PART - 1), enough + MOST)
-        raise not_enough("max_loss", value, sure, needed, units, "examples" if groups is None else "groups")
+    check_units(value, sure, units, "examples" if groups is None else "groups")
     path = lowest_thresholds(value, delta, table, loss, wins=clouds[0] is not None, groups=groups)
     model = accepting(table, path.thresholds)
     weights = None if groups is None else 1 / np.bincount(groups)[groups]

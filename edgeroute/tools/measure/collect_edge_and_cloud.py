@@ -260,6 +260,7 @@ def collect(
     data_class: str | None = None,
     batch: int = 1,
     advance: Advance = lambda _: None,
+    check: Callable[[list[Any], list[Any] | None], object] = lambda _, __: None,
 ) -> Steps[tuple[list[Examples], int]]:
     """Run the edge models and the cloud on each input that reaches the first of them, whatever the thresholds; the first twice.
 
@@ -278,6 +279,7 @@ def collect(
         batch: inputs per cloud request. With more than one, cloud latency is not measured, and cost is that of fewer, larger
             requests.
         advance: called with the number of inputs just answered, by edge or cloud.
+        check: called before the cloud is asked, with the first edge model's answers and their groups; may raise.
 
     Raises:
         BadInput: there are no inputs, none reaches the edge model, one does not fit it, a label is not one of its classes, or no
@@ -319,6 +321,7 @@ def collect(
             ran = [reply.prediction.value for reply in replies]
             all_known.append(answer_names(reader, ran) or right or ran)
             check_possible("edge", ran, all_known[-1], [], labelled=right is not None)
+        check([runs[i][0].prediction.value for i in reached], None if groups is None else [groups[i] for i in reached])
         for start in range(0, len(reached), size):
             yield from cloud.ask(reached[start : start + size])
             if not checked and len(cloud.replies) >= FOREIGN:  # before the others are paid for

@@ -275,11 +275,9 @@ def calibrate(
     in_groups = group_ids if kind == "max_loss" else None
     sizes = {label: len(rows) if in_groups is None else len(np.bincount(in_groups)) for label, rows in each.items()}
     risk = None if delta is None else delta / len(each)
-    enough = ceil(1 / value) - 1 if risk is None else least_n(value, risk)
+    what = "groups" if group_ids is not None else "examples" if per_class is None else "examples of one predicted class"
+    enough = check_sizes(kind, value, sure, [*sizes.values()], what)
     too_few = {label for label, size in sizes.items() if size < enough}
-    if len(too_few) == len(sizes):
-        what = "groups" if group_ids is not None else "examples" if per_class is None else "examples of one predicted class"
-        raise not_enough(kind, value, sure, enough, max(sizes.values()), what)
     if too_few:
         messages.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(too_few))}")
     messages += dependence(scores, edge, cloud, group_ids)
@@ -387,6 +385,18 @@ def _agree(agree: ArrayLike | None, n: int) -> Floats | None:
     if is_graded(same):
         raise PolicyError("agree must hold the agreement of edge and cloud for each example: bool, or 0 and 1")
     return same
+
+
+def check_sizes(kind: Kind, value: float, sure: float | None, sizes: Sequence[int], what: str) -> int:
+    """Return how many examples of each class this guarantee needs at least, of as many classes as there are sizes.
+
+    Raises:
+        NotEnough: no class has as many; its message calls the examples `what`.
+    """
+    enough = ceil(1 / value) - 1 if sure is None else least_n(value, round(1 - float(sure), 12) / len(sizes))
+    if max(sizes) < enough:
+        raise not_enough(kind, value, sure, enough, max(sizes), what)
+    return enough
 
 
 def not_enough(kind: Kind, value: float, sure: float | None, enough: int, have: int, what: str) -> NotEnough:
