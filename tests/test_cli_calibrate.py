@@ -890,6 +890,8 @@ def test_status_says_what_routers_found(home, used):
     alone = json.loads(cli("status", "--state", home / "state", "--json")[1])
     assert alone["edges"] == told["edges"]
     assert alone["spent"]["usd_per_day"]["limit"] is None
+    assert "unknown without --policy" in cli("status", "--state", home / "state")[1]
+    assert "unknown" not in out
     assert listing(home / "state") == before
 
 

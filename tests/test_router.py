@@ -355,6 +355,27 @@ def test_decide_knows_what_is_spent(limits, terms):
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("limits", "terms", "why"),
+    [
+        (Limits(usd_per_day=1), {"usd_per_call": 0.6}, "usd_per_day = 1 is spent (0.6 so far, and a call takes 0.6)"),
+        (Limits(calls_per_minute=1), {}, "calls_per_minute = 1 is spent (1 so far, and a call takes 1)"),
+    ],
+)
+def test_check_knows_what_is_spent(limits, terms, why):
+    """It says until when, and that is no problem; before that it says nothing."""
+    with (
+        CannedServer(http_reply(b'{"value": 1}')) as server,
+        Router(edge=edge, cloud=PlainJson(f"{server.url}/ask", **terms), threshold=0.85, limits=limits) as router,
+    ):
+        before = router.check(timeout=LONG)
+        assert router.infer(-1).source == "cloud"
+        after = router.check(timeout=LONG)
+        (told,) = set(after.lines) - set(before.lines)
+    assert told.startswith(f"cloud is not called now: {why}, and such a call may be made again in ")
+    assert before.ok == after.ok
+
+
 def test_decide_sends_nothing_and_says_why():
     """A dry run: the plan with reasons, what the edge says, and where the input would go."""
     asked = []

@@ -249,7 +249,8 @@ def status(*, policy: ui.OptionalPolicy = None, state: ui.OptionalState = None, 
     for name, link in links.items():
         speed = "" if link["bytes_per_s"] is None else f", and its bytes go at {link['bytes_per_s'] / MB:.3g} MB/s"
         print(printable(f"{name}: a call takes {_ms(link['call_s'])}{speed}"))
-    rows = [(name, f"{use['spent']:.4g}", "none" if use["limit"] is None else f"{use['limit']:g}") for name, use in spent.items()]
+    unset = "none" if snapshot is not None else "unknown" if policy else "unknown without --policy"
+    rows = [(name, f"{use['spent']:.4g}", unset if use["limit"] is None else f"{use['limit']:g}") for name, use in spent.items()]
     ui.table(("spent", "so far", "limit"), rows, ("spent",))
     for name, one_call in joules.items():
         print(printable(f"energy: {one_call:.3g} J a call of {name}"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeroute.confidence.certificate import UNVERSIONED
 from edgeroute.core import reason_text_and_trace_record as explain
-from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, error_text, failure_text
+from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, Lasting, Rejection, error_text, failure_text
 from edgeroute.core.plan import Plan, judged_leg
 from edgeroute.core.policy_egress_and_options import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
@@ -46,7 +46,7 @@ def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Gener
         leg, start = judged_leg(plan, i, below), Start(i)
         if leg.permit is not None:
             cloud: Any = legs.backend(start)
-            if why := cloud.guard.why() or _spent(cloud, x):
+            if why := cloud.guard.why() or ((spent := _spent(cloud, x)) and spent.text):
                 steps.append(f"=> {leg.name}: would not be asked now: {why}")
             else:
                 sends.append(cloud.where)
@@ -71,11 +71,22 @@ def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Gener
     return Decision(plan, tuple(steps), tuple(sends))
 
 
-def _spent(cloud: Any, x: Any) -> str:
-    """Return why limits of spending forbid a call of an endpoint for this input; empty: they allow it. Books nothing."""
+def _spent(cloud: Any, x: Any) -> Rejection | None:
+    """Return why limits of spending forbid a call of an endpoint for this input; None: they allow it. Books nothing."""
     cost = impossible_router_settings.smallest_cost(cloud, [x])
-    rejection = cloud.guard.spending.reserve(cost, now(), book=False)
-    return "" if rejection is None else str(rejection.text)
+    rejection: Rejection | None = cloud.guard.spending.reserve(cost, now(), book=False)
+    return rejection
+
+
+def _spent_line(cloud: Any) -> str:
+    """Return a line if limits of spending forbid even the cheapest call of an endpoint now; empty if not, or if they always do.
+
+    It is no problem: limits are there to be reached, and other targets answer meanwhile.
+    """
+    rejection = _spent(cloud, impossible_router_settings.SHORTEST)
+    if rejection is None or (isinstance(rejection, Lasting) and not rejection.wait_s):
+        return ""
+    return f"{cloud.name} is not called now: {rejection.text.replace('this call', 'a call')}"
 
 
 def check(engine: Engine, timeout: float) -> Check:
@@ -90,6 +101,7 @@ def check(engine: Engine, timeout: float) -> Check:
     result = _targets(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
     lines = [*observer.rule_lines(), *observer.budget_lines(), *observer.lacking_lines(snapshot.backends)]
+    lines += filter(None, map(_spent_line, snapshot.clouds))
     lines += impossible_router_settings.settings_to_confirm(snapshot, spending.limits)
     lines += [line for part in engine.fixed for line in part.check_lines()]
     never = impossible_router_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused, engine.counts.unsure)
