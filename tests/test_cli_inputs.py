@@ -218,3 +218,6 @@ def test_a_column_of_texts_for_a_model_of_numbers(tmp_path):
         ), err
     code, _, err = cli("evaluate", "-p", policy, "-d", rows, "--no-cloud", "--label", "city")
     assert code == 0, err
+    rows.write_text("age,city\n9,\n3, \n")
+    code, _, err = cli("infer", rows, "-p", policy)
+    assert (code, "rows.csv: the column 'city' is empty, and the model takes numbers" in err) == (1, True), err

@@ -335,7 +335,10 @@ WRONG = [
     ({"X": X, "y": Y[:5]}, "600 inputs in X and 5 labels in y"),
     ({"X": X, "y": iter(Y)}, r"pass list\(y\)"),
     ({"X": X, "y": "ab"}, "y must hold a label for each input, and is a str"),
-    ({"X": X, "y": np.eye(3)[Y]}, r"is \[600, 3\]: pass the class, as with y.argmax\(1\)"),
+    (
+        {"X": X, "y": np.eye(3)[Y]},
+        r"is \[600, 3\]: pass the class, as with y.argmax\(1\), or for a regression .* grade each answer",
+    ),
     ({"X": X, "y": [*Y[:-1], np.nan]}, "label 599 is nan: give each input a label, or none"),
     ({"X": X, "y": [None, *Y[1:]]}, "label 0 is None"),
     ({"X": X, "y": [7, *Y[1:]]}, "label 0 is 7, and the edge model's classes are numbers 0 to 2"),

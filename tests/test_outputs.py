@@ -424,6 +424,15 @@ def test_what_are_no_boxes(row):
         ReplyReader(kind="boxes", labels=["cat"]).read_answer(row)
 
 
+@pytest.mark.parametrize("row", [[(0, 0, 9, 9, 0.9, "dog")], np.array([[0, 0, 9, 9, 0.9, None]], object)])
+def test_a_class_as_text_among_numbers_of_boxes(row):
+    """The error says what else than numbers may be given; such a list is read."""
+    with pytest.raises(ModelError, match=r'text or what else is no number \(then give a list of {"label"'):
+        Reader(kind="boxes").read_answer(row)
+    listed = [{"label": "dog", "score": 0.9, "box": [0, 0, 9, 9]}]
+    assert Reader(kind="boxes").read_answer(listed).value[0]["label"] == "dog"
+
+
 def test_the_kinds_are_the_same_everywhere():
     """In Python, in the policy and in the page about them."""
     from typing import get_args

@@ -26,6 +26,7 @@ RAW: Final = 100  # minimum number of boxes in an array before suppression
 RULES: Final = ("defer", "accept", "score")  # values of `none_found`
 NEGATIVE: Final = 0.1  # share of right and lower sides below 0 from which many boxes are offsets
 _SIDES = 4
+_TEXT = ', with text or what else is no number (then give a list of {"label", "score", "box"})'
 _COLUMNS = 6  # columns of a detector that gives one array: x1, y1, x2, y2, score, class
 
 
@@ -164,14 +165,13 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
         columns = _columns(array, labels) if array.ndim == 2 and array.dtype.kind in "fiub" else None  # noqa: PLR2004
         if columns is None:
             raise wrong(
-                f"gives an output {list(array.shape)}: boxes are [n, {_COLUMNS}] (x1, y1, x2, y2, score, class), or before "
-                f"non-maximum suppression [4 + classes, n] or [n, 5 + classes], of at least {RAW} boxes"
+                f"gives an output {list(array.shape)}{_TEXT * (array.dtype.kind in 'USO')}: boxes are [n, 6] (x1, y1, x2, y2, "
+                f"score, class), or before non-maximum suppression [4 + classes, n] or [n, 5 + classes], of at least {RAW} boxes"
                 + (f" and with {len(labels)} labels" if labels else "")
             )
         parts = columns
     boxes, scores, classes, more = parts
-    if boxes.size == 0:
-        boxes = boxes.reshape(0, _SIDES)
+    boxes = boxes if boxes.size else boxes.reshape(0, _SIDES)
     if boxes.ndim == 2 and boxes.shape[1] == _SIDES and _before_anchors(boxes, scores):  # noqa: PLR2004 - [n, 4]
         raise wrong(before_anchors(row) or _to_decode(len(boxes), len(scores) // len(boxes), "scores"))
     if boxes.ndim != 2 or boxes.shape[1] != _SIDES or not len(boxes) == len(scores) == len(classes):  # noqa: PLR2004

@@ -112,7 +112,12 @@ def read_table(
         texts = [name for name, value in values.items() if isinstance(value, str)] if fitted.numbers else []
         if texts:
             cells = ((at, str(other[texts[0]])) for at, other in chain([(where, row)], rows))
-            place = next((at for at, cell in cells if cell.strip() and _number(cell) is None), where)
+            place = next((at for at, cell in cells if cell.strip() and _number(cell) is None), None)
+            if place is None:
+                raise BadInput(
+                    f"{path}: the column {texts[0]!r} is empty, and the model takes numbers: write them, or nan if it may have "
+                    "no number, or remove a column that is no input"
+                )
             raise BadInput(
                 f"{path}{place}: the column {texts[0]!r} has text, and the model takes numbers alone: remove it, write it as the "
                 "numbers that the model was trained on, or name it by --label if it has the labels"

@@ -193,7 +193,8 @@ def _labels(y: Any, name: str = "y", noun: str = "a label") -> list[Any]:
     shape = getattr(y, "shape", None)
     if shape is not None and len(shape) != 1:
         if len(shape) != 2 or shape[1] != 1:  # noqa: PLR2004 - a table
-            hint = ": pass the class, as with y.argmax(1)" if name == "y" else ""
+            graded = "or for a regression of several outputs grade each answer: `edgeroute docs calibrate`"
+            hint = f": pass the class, as with y.argmax(1), {graded}" if name == "y" else ""
             raise BadInput(f"{name} must hold {noun} for each input, [n], and is {list(shape)}{hint}")
         y = y.reshape(-1)
     return list(y.tolist()) if hasattr(y, "tolist") else list(y)
