@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import threading
 from math import inf
 from random import Random
@@ -883,7 +884,15 @@ def test_the_command(tmp_path):
     assert (told["recorded"]["requests"], told["recorded"]["cloud"], told["replayed"]["cloud"]) == (20, 10, 14)
     assert told["values"] == {"same": 16, "seen": 0, "unknown": 4}
     assert told["energy"]["empty_after_s"] is None
+    given = cli("replay", trace, "-p", policy, "--json", "--threshold", "0.95")[1]
+    written = tmp_path / "written.toml"
+    written.write_text(re.sub("threshold = .*", "threshold = 0.95", policy.read_text()))
+    assert json.loads(given) == json.loads(cli("replay", trace, "-p", written, "--json")[1])
+    assert json.loads(given)["replayed"]["cloud"] != told["replayed"]["cloud"]
+    written.write_text(re.sub("threshold = .*", 'threshold = "gone.json"', policy.read_text()))
+    assert cli("replay", trace, "-p", written, "--json", "--threshold", "0.95")[1] == given
     for arguments, code, message in (
+        ((trace, "-p", policy, "--threshold", "0.9", "--sweep", "0.5"), 2, "--sweep has thresholds of its own"),
         ((tmp_path / "nowhere", "-p", policy), 1, "there is no such file"),
         ((policy, "-p", policy), 1, "lines that are no record"),
         ((trace, "-p", tmp_path / "none.toml"), 2, "no such file"),

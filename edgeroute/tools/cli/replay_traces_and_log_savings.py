@@ -106,6 +106,7 @@ def replay(
     trace: Annotated[list[Path], typer.Argument(metavar="FILE")],
     *,
     policy: ui.OptionalPolicy = None,
+    threshold: Annotated[float | None, typer.Option(show_default="the policy's")] = None,
     network: ui.Name | None = None,
     server_time: ui.Seconds | None = None,
     battery: ui.Share | None = None,
@@ -147,6 +148,7 @@ def replay(
     Args:
         trace: Trace of a router, with its rotated files, or a folder of devices' traces; with --from one or more files of a log;
             or `-` for stdin.
+        threshold: Of each edge model.
         network: wifi, 4g, 3g, edge, satellite, offline or flapping, with typical figures. Without it: as recorded.
         server_time: With a network, an endpoint's time for an answer. Without it: as its fastest recorded one.
         battery: Charge of the battery at the first request, as 20%.
@@ -214,7 +216,7 @@ def replay(
     if len(trace) > 1:
         raise typer.BadParameter("only one trace at a time: its rotated files are read with it", param_hint="FILE")
 
-    from edgeroute.tools.replay import Battery, Replay
+    from edgeroute.tools.replay import Battery, Replay, Setup
     from edgeroute.tools.replay import replay as run
     from edgeroute.tools.replay.logs.answer_pairs_and_samples import regular_files
 
@@ -223,20 +225,23 @@ def replay(
         "battery": None if battery is None else Battery(battery, battery_wh, idle_watts), "keep_deadline": keep_deadline,
         "seed": seed,
     }  # fmt: skip
+    if sweep and threshold is not None:
+        raise typer.BadParameter("--sweep has thresholds of its own", param_hint="--threshold")
+    setup = policy if threshold is None else Setup.read(policy, threshold)
     if sweep:
         from edgeroute.tools.replay.threshold_sweep import sweep as count
 
-        counted = count(trace[0], policy, _numbers(sweep, "--sweep"), _numbers(prices, "--prices"))
+        counted = count(trace[0], setup, _numbers(sweep, "--sweep"), _numbers(prices, "--prices"))
         print(json.dumps(counted.as_dict()) if as_json else printable(str(counted)))
         return OK
     if trace[0].is_dir():
         from edgeroute.tools.replay.sharded_replay import FleetReplay, replay_fleet
 
-        replayed: Replay | FleetReplay = replay_fleet(trace[0], policy, engine=engine or "local", processes=processes, **options)
+        replayed: Replay | FleetReplay = replay_fleet(trace[0], setup, engine=engine or "local", processes=processes, **options)
     elif engine is not None or processes:
         raise typer.BadParameter("it is for a folder with a trace for each device", param_hint="--engine")
     else:
         with regular_files(trace) as (file,):
-            replayed = run(file, policy, **options)
+            replayed = run(file, setup, **options)
     print(json.dumps(replayed.as_dict()) if as_json else printable(str(replayed)))
     return OK

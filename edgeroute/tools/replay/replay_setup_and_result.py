@@ -49,10 +49,12 @@ class Setup(NamedTuple):
     cached: bool = True
 
     @classmethod
-    def read(cls, path: str | Path) -> Setup:
+    def read(cls, path: str | Path, threshold: float | None = None) -> Setup:
         """Read a policy file. Opens no model and no connection; a missing model is assumed to exist.
 
         Sections about storage and background work are ignored, and an uncalibrated threshold is accepted.
+
+        threshold: of each edge model, in place of the policy's, whose certificate is not read then; None: the policy's.
 
         Raises:
             PolicyError: one message with all problems.
@@ -63,6 +65,7 @@ class Setup(NamedTuple):
         path = Path(path)
         sections = policy.load(path)
         bare: dict[str, Any] = dict.fromkeys(KEPT & {*type(sections).model_fields})
+        bare |= {} if threshold is None else {"threshold": threshold}
         arguments = sections.model_copy(update={**bare, "edge": [], "parts": {}}).arguments(path.parent)
         for name in KEPT:
             arguments.pop(name, None)
