@@ -27,6 +27,7 @@ from edgeroute import (
     Limits,
     OpenAIChat,
     Outbox,
+    PlainJson,
     PolicyError,
     Refused,
     Router,
@@ -656,6 +657,29 @@ def test_an_answer_that_says_nothing_is_a_fault(ask, reply, why):
         assert len(server.requests) == 3
         with pytest.raises(BadReply, match="without a text"):
             ask.infer(endpoint(server.url), "hi", edge=None, offline="raise")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_text_that_is_no_label_is_no_fault(ask, stream):
+    """The server answered, and the prompt may be the reason: the next call is made. Of other endpoints it is a fault as before."""
+    said = sse_reply(chat_events(["It is ", "positive."])) if stream else whole_reply(content="It is positive.")
+    with CannedServer(said) as server:
+        answers = ask.infer(endpoint(server.url, labels=["positive", "negative"]), *["hi"] * 4)
+        assert [routes.error(one) for one in answers] == [
+            "BadReply: the answer, text of 15 characters, is none of the 2 labels"
+        ] * 4
+        assert len(server.requests) == 4
+    with CannedServer(http_reply(b'{"value": "It is positive."}', headers=JSON)) as server:
+        ask.infer(PlainJson(server.url, labels=["positive", "negative"]), *["hi"] * 4)
+        assert len([one for one in server.requests if one.startswith(b"POST")]) == 3
+
+
+@pytest.mark.parametrize("said", ["Positive.", "**Positive**", " POSITIVE! ", '"positive"'])
+def test_texts_that_are_a_label(ask, said):
+    """But for case, marks around it and space; the answer is the label."""
+    with CannedServer(whole_reply(content=said)) as server:
+        (answer,) = ask.infer(endpoint(server.url, labels=["positive", "negative"]), "hi")
+        assert (answer.value, answer.source) == ("positive", "cloud")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class ReplyReader(Reader):
     # Kind of the edge's outputs: behind multilabel an answer is a list of labels, or a probability each; behind value numbers,
     # and behind boxes perhaps none.
     behind: str | None = None
+    speaks = False  # True if a language model writes the answers: for one that is no label the prompt may be the reason
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions in the outputs of `count` inputs.
@@ -135,10 +136,11 @@ class ReplyReader(Reader):
             raise BadReply("the answer has no value (null)")
         self._check_confidence(sure)
         structured = not isinstance(value, str | int | float | bytes | np.generic)
-        if self.labels is None or (structured and self._custom is not None):
-            return
-        if structured or self._names.same(_item(value)) not in self.labels:
-            raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
+        labels = None if structured and self._custom is not None else self.labels
+        if labels is not None and (structured or self._names.same(_item(value)) not in labels):
+            error = BadReply(f"the answer, {_kind(value)}, is none of the {len(labels)} labels")
+            error.counts = not self.speaks
+            raise error
 
     def _check_confidence(self, sure: Any) -> None:
         """Raise BadReply unless a confidence is a finite number, finite log-probabilities of tokens, or None.
@@ -151,11 +153,9 @@ class ReplyReader(Reader):
             known = np.isfinite(np.asarray(sure, np.float64)).all()
         except (TypeError, ValueError, OverflowError):  # none is chained: its text quotes the value
             known = None
-        if known is None:
-            if self._custom is None:
-                raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number")
-            return
-        if not known:
+        if known is None and self._custom is None:
+            raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number")
+        if known is not None and not known:
             raise BadReply("the answer's confidence is NaN or infinity")
 
     def _check_row(self, row: Any) -> None:

@@ -50,6 +50,7 @@ class HttpBackend(AbandonedRuns):
         self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
         super().__init__(functions.MAX_ABANDONED)
         self._speak: Callable[[Any], AnswerStream[Any]] | None = getattr(endpoint, "speak", None)
+        self.reader.speaks = self._speak is not None
         payload = getattr(endpoint, "payload", None)
         self._ladder: Ladder | None = payload if hasattr(payload, "rungs") else None
         # Encodes inputs for `run_async`, off the event loop; None: that takes no time.
@@ -69,8 +70,7 @@ class HttpBackend(AbandonedRuns):
         is wanted; its name is stored in the exchange, whose end then tells the ladder whether it was late. Without a deadline it
         is the best one, otherwise none above the one that was late before.
         """
-        ladder = self._ladder
-        if ladder is None:
+        if (ladder := self._ladder) is None:
             return self.endpoint.pack(inputs)  # type: ignore[no-any-return]
         link, wanted_by = self.guard.rules.link, exchange.wanted_by
 
