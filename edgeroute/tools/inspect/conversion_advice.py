@@ -74,7 +74,7 @@ def of_address(address: str, *, chats: bool) -> str:
     text = address.strip("'\"").rstrip("/")
     if "://" not in text and address.startswith("'"):
         return f"cloud={address} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
-    if text.endswith("/messages"):
+    if "api.anthropic.com" in text:
         return f"{address} speaks as Anthropic does: pass OpenAIChat('https://api.anthropic.com/v1', model=...), its other API"
     if chats or "api.openai.com" in text:
         return f"{address} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
