@@ -6,13 +6,14 @@ import json
 
 import httpx
 import pytest
-from gateways import CHAT, HELLO, LONG, connected, events, post, serving
+from gateways import CHAT, HELLO, LONG, connected, events, post, raw, serving
 
 from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAIChat, Secret
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Breaker
-from edgeroute.router.private_conversations_and_digest_store import WHY
+from edgeroute.router.private_conversations_and_digest_store import WHY, within
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.tools.server.access_limits_call_options import http_fault
+from edgeroute.tools.server.socketless_gateway import InProcess
 
 PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
 CHATS = "/v1/chat/completions"
@@ -292,6 +293,46 @@ def test_a_conversation_that_had_to_stay():
                 for key in ("one", "two")
             ]
             assert sources == ["edge", "cloud"]
+
+
+@pytest.mark.parametrize("size", [9, 300_000], ids=["small", "large"])
+def test_a_conversation_s_key_ends_with_its_request(size):
+    """A server may begin the next request of a connection in the task of the former one, which reads a large body, or replies."""
+    first = {**CHAT, "messages": [{"role": "user", "content": "x" * size}]}
+    secret = {**CHAT, "messages": [{"role": "user", "content": "my number is 1234 5678, and nobody knows it"}]}
+    rules = Egress(never_leave=["private"], may_leave=["chat"], default_class="chat")
+    with CannedServer(sse_reply(PARIS)) as far:
+        cloud = OpenAIChat(far.url, model="far-model", timeout_s=LONG, between_s=LONG, retries=0)
+        with serving(AsyncRouter(unsure, cloud, threshold=0.5, egress=rules)) as url:
+            pair = [
+                post(CHATS, first, "x-edgeroute-conversation: one", "x-edgeroute-mode: only_edge"),
+                post(CHATS, secret, "x-edgeroute-data-class: private", "Connection: close"),
+            ]
+            both = raw(url, b"".join(pair))
+            again = httpx.post(url + CHATS, json=secret, timeout=LONG).json()
+        assert far.requests == []
+    assert both.count(b"200 OK") == 2
+    assert WHY in again["edgeroute"]["reason"]
+
+
+def test_a_key_given_around_the_application():
+    """Holds within it, unless the request has another; and after a request with another the program's own holds again."""
+    secret = {**CHAT, "messages": [{"role": "user", "content": "my number is 1234 5678, and nobody knows it"}]}
+    headers = {"x-edgeroute-data-class": "private"}
+    rules = Egress(never_leave=["private"], may_leave=["chat"], default_class="chat")
+    sources = []
+    with InProcess(AsyncRouter(unsure, lambda _: "far", threshold=0.5, egress=rules)) as local, local.client() as client:
+        for key, options in (
+            ("one", headers),
+            ("two", {}),
+            ("one", {}),
+            ("one", {"x-edgeroute-conversation": "three"}),
+            ("one", {}),
+        ):
+            with within(key):
+                reply = client.post(local.root_url + CHATS, json=secret, headers=options)
+            sources.append(reply.json()["edgeroute"]["source"])
+    assert sources == ["edge", "cloud", "edge", "cloud", "edge"]
 
 
 def test_what_the_cache_has():

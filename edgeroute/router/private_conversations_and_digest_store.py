@@ -1,7 +1,7 @@
 """Private conversations: recognises calls of a conversation with a turn that may not leave, by stored digests, so that they stay.
 
-If the digests, or the form of an input, cannot be read, the conversation stays. `within` and `bind_within` limit the effect to
-calls with the same key.
+If the digests, or the form of an input, cannot be read, the conversation stays. `within` limits the effect to calls with
+the same key.
 
 Keyed digests of the content are stored (`Digests`), never the texts.
 """
@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -382,14 +382,9 @@ MOST_SHARED: Final = 20_000  # maximum texts remembered that have left the devic
 SHARE: Final = 0.1  # share of the deadline for which an answer waits until its digests are in the file
 WRITTEN_S: Final = 0.5  # maximum time for which an answer waits for that, seconds
 MUTE: Final = SCALARS | {str, np.ndarray}  # types of inputs that have no messages, or of which none is compared
-# Digest of the key given to `bind_within`; empty: none.
+# Digest of the key given to `within`; empty: none.
 SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
 _MARK: Final = b"any"  # stored with each call that may not leave, so that it is known that there was one
-
-
-def bind_within(key: str) -> Token[bytes]:
-    """Let calls of this task or thread that may not leave bind only calls with the same key, from now on; see `within`."""
-    return SCOPE.set(_content().scope_digest(key))
 
 
 def within(key: str) -> AbstractContextManager[None]:

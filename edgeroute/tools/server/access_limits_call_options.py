@@ -28,7 +28,9 @@ from edgeroute.cloud.attempt_accounting_and_turns import LEAST_LATE_S
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.policy_egress_and_options import MODES, Mode, Rules
 from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
-from edgeroute.router.private_conversations_and_digest_store import bind_within
+from edgeroute.router.message_forms_and_digests import scope_digest
+from edgeroute.router.private_conversations_and_digest_store import SCOPE
+from edgeroute.system.contained_calls_and_tasks import set_within
 from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, is_too_long, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.tools.server.oip_requests_media_routes import reply
@@ -141,6 +143,28 @@ class OneLength:
         if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
             app = reply({"error": TWO_LENGTHS}, 400, CLOSE)
         await app(scope, receive, send)
+
+
+class OfRequest(bytes):
+    """Value of `SCOPE` that a request has set, and not the program around the application."""
+
+
+class OwnContext:
+    """ASGI middleware by which no request has the conversation or the least lateness of another one.
+
+    A server may begin a request within the task of an earlier one of its connection, whose context variables it then has. A
+    conversation that the program set around the application stays.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request to the application; what is set within it ends with it."""
+        given = SCOPE.get()
+        # Reset also as it begins: the next one may begin before the end of this one.
+        with set_within(SCOPE, b"" if isinstance(given, OfRequest) else given), set_within(LEAST_LATE_S, 0.0):
+            await self.app(scope, receive, send)
 
 
 AGAIN = {"Retry-After": "1"}
@@ -361,8 +385,8 @@ NONE = Options()
 def parse_options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
     """Parse a request's options from its headers `x-edgeroute-*`; `NONE` without any.
 
-    Also sets two context variables of this task: its conversation, within which private calls are bound, and, if the client chose
-    a time, that a cloud's lateness counts for its breaker only from 1 s on.
+    Also sets two context variables until the end of the request (`OwnContext`): its conversation, within which private calls are
+    bound, and, if the client chose a time, that a cloud's lateness counts for its breaker only from 1 s on.
 
     Args:
         headers: headers of the request, with names in lower case.
@@ -402,10 +426,10 @@ def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
         hint = nearest(data_class, sorted(classes)) if classes else "it has no classes, see [egress]"
         raise BadInput(f"x-edgeroute-data-class is {clean(data_class, 40)!r}, which the policy does not name: {hint}")
     if key := texts.get("conversation"):
-        bind_within(key)  # each request has a task of its own
+        SCOPE.set(OfRequest(scope_digest(key)))
     deadline, first_token = _seconds("deadline", texts), _seconds("first-token", texts)
     if deadline or first_token:
-        LEAST_LATE_S.set(CLIENT_LATE_S)  # likewise
+        LEAST_LATE_S.set(CLIENT_LATE_S)
     return Options(mode, deadline, first_token, data_class)
 
 

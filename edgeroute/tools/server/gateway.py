@@ -245,7 +245,7 @@ class Completions:
             del body
             if request.scope and SCOPE.get() not in {b"", request.scope}:
                 raise BadInput("x-edgeroute-conversation is another one than that of the response which this request continues")
-            SCOPE.set(request.scope or SCOPE.get())
+            SCOPE.set(access.OfRequest(request.scope) if request.scope else SCOPE.get())
             with self.calls.place(scope):
                 respond = self._stream if request.stream else self._whole
                 await unless_left(respond(request, wanted, send), receive)
@@ -460,7 +460,8 @@ def app(
     if metrics:
         all_routes.append(Route("/metrics", metrics_page(router)))
     guard = Middleware(access.Guard, hosts=tuple(hosts), token=token, links=("/",) if own else (), own_pages=bool(own))
-    application = Starlette(routes=all_routes, exception_handlers=access.HANDLERS, middleware=[guard], lifespan=lifespan)
+    layers = [Middleware(access.OwnContext), guard]
+    application = Starlette(routes=all_routes, exception_handlers=access.HANDLERS, middleware=layers, lifespan=lifespan)
     application.router.redirect_slashes = False
     application.state.calls = calls
     return application
