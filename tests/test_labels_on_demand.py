@@ -180,6 +180,9 @@ def test_more_examples_extend_what_is_labelled():
 class Missing:
     """As pandas.NA: neither true nor false."""
 
+    def __repr__(self):
+        return "Missing()"
+
     def __eq__(self, other):
         return self
 
