@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import json
@@ -31,6 +32,7 @@ from edgeroute.router import private_conversations_and_digest_store as private_c
 from edgeroute.router.message_forms_and_digests import (
     MOST_COMPARED,
     MOST_LEAVES,
+    answer_digests,
     bound_digests,
     looked_up,
     read_conversation,
@@ -1025,9 +1027,11 @@ def test_a_conversation_in_itself_ends():
         ("data:" * 50_000, True),
         ("a." * 4_000_000, True),
         ("data:,a " * 500_000, True),
+        ("data:text/plain,a " * 200_000, True),
+        ("\\" * 200_000, False),
         ([text("word " * 20_000)] * 3, True),
     ],
-    ids=["line breaks", "beginnings of data", "sentences", "data", "parts"],
+    ids=["line breaks", "beginnings of data", "sentences", "data", "data with a type", "backslashes", "parts"],
 )
 def test_a_long_text_is_read_soon(made, content, unknown):
     """In linear time, and of too long ones only a part: the gateway reads them on its event loop."""
@@ -1038,6 +1042,126 @@ def test_a_long_text_is_read_soon(made, content, unknown):
     router = made()
     router.infer([user(SECRET)], data_class="medical")
     assert router.infer([user(SECRET), user(content)]).source == "edge"
+
+
+class Related:
+    """An object whose related ones are made as they are read, without end, as by a database's mapper."""
+
+    @property
+    def conversation(self):
+        """Another one."""
+        return Related()
+
+    history = input = conversation
+
+
+class Relations(dict):
+    """A mapping of the same kind."""
+
+    def get(self, key, default=None):
+        """Return another one under two keys."""
+        return Relations() if key in {"conversation", "history"} else default
+
+
+@pytest.mark.parametrize("form", [Related, Relations])
+@pytest.mark.parametrize("whole", [False, True])
+def test_objects_that_are_made_as_they_are_read(form, whole):
+    """Count, though none is there twice: they would be 3 ** 16."""
+    began = time.thread_time()
+    assert read_conversation(form(), whole=whole).unknown
+    assert time.thread_time() - began < 5.0
+
+
+DRUGS = ["Metformin", "Lisinopril", "Atorvastatin", "Semaglutide", "Pregabalin", "Sertraline", "Dolutegravir"]
+ESCAPED = "Seit Tagen habe ich Übergewicht\nund nehme ab Grünkohl\t\U00020000 zu"
+PROSE = "Here is my data: HIV positive since Monday, and what should I eat"
+SPELT = {
+    "capitals": ("\n".join(DRUGS), "\n".join(DRUGS).upper()),
+    "commas": ("\n".join(DRUGS), ", ".join(DRUGS)),
+    "a quotation": ("\n".join(DRUGS), "Again:\n" + "\n".join(DRUGS) + "\nWhat is the last for?"),
+    "hyphens": (" ".join(DRUGS), "-".join(DRUGS)),
+    "lines": ("_".join(DRUGS), "\r\n".join(DRUGS)),
+    "JSON": (ESCAPED, json.dumps({"note": ESCAPED})),
+    "of JSON": (json.dumps(ESCAPED), ESCAPED),
+    "data": (PROSE, PROSE.replace("data: HIV", "data:HIV,")),
+    "a document": (SECRET, f"data:text/plain;base64,{base64.b64encode(SECRET.encode()).decode()}"),
+}
+
+
+@pytest.mark.parametrize(("private", "later"), SPELT.values(), ids=SPELT)
+def test_however_its_words_are_joined(made, private, later):
+    """Also where they look like Base64, or a data URL, and as JSON or a file has them."""
+    router = made()
+    router.infer([user(private)], data_class="medical")
+    assert stays(router.infer([user(later)]))
+    assert router.infer([user("What is the capital of France?")]).source == "cloud"
+
+
+class Said:
+    """An answer of an application's own class, part of which cannot be read now."""
+
+    def __init__(self, text):
+        self.text = text
+
+
+ADVICE = "You should eat plenty of vegetables, since your medication strains the kidneys"
+ARGUMENTS = json.dumps({"diagnosis": "HIV positive since March", "ward": "17 B"})
+CALLED = {"role": "assistant", "content": None, "tool_calls": [
+    {"id": "1", "type": "function", "function": {"name": "save", "arguments": ARGUMENTS}}
+]}  # fmt: skip
+ANSWERED = {
+    "dict": ({"text": ADVICE}, assistant(ADVICE)),
+    "list": ([ADVICE], assistant(ADVICE)),
+    "bytes": (ADVICE.encode(), assistant(ADVICE)),
+    "object": (Said(ADVICE), assistant(ADVICE)),
+    "a call": ({"choices": [{"message": CALLED}]}, CALLED),
+    "thoughts": ({"choices": [{"message": {**assistant("so"), "reasoning_content": ADVICE}}]}, user(ADVICE)),
+}
+
+
+@pytest.mark.parametrize(("answer", "later"), ANSWERED.values(), ids=ANSWERED)
+def test_an_answer_of_any_form(answer, later):
+    """Is recognised as a text is, with the calls and thoughts of a model."""
+    reply = answer if isinstance(answer, dict) and "choices" in answer else None
+    found = answer_digests("" if reply else answer, reply)
+    assert {*found} & {*looked_up(read_conversation([later]))}
+    assert not {*found} & {*looked_up(read_conversation([user("What is the capital of France?")]))}
+
+
+@pytest.mark.parametrize("answer", [np.zeros(3), Odd(), 7, None])
+def test_an_answer_without_words(answer):
+    """Binds nothing, and is no error."""
+    for outputs in (answer, {"choices": 3}, {"choices": [{"text": "so"}]}):
+        assert answer_digests(answer, outputs) == []
+
+
+@pytest.mark.parametrize("kind", [Threads, Tasks])
+def test_an_answer_that_is_no_text(kind):
+    """Binds, as a text does; so does what a model called."""
+    for answer, later in ANSWERED.values():
+        router = kind(lambda _, answer=answer: (answer, 0.1), lambda _: "so", threshold=0.5, egress=Egress(**EGRESS))
+        try:
+            router.infer([user("Hm")], data_class="medical")
+            assert stays(router.infer([later, user("And?")]))
+        finally:
+            router.close()
+
+
+def test_a_stream_binds_within_the_key_with_which_it_was_asked_for():
+    """Though it is read within another one."""
+    router = Threads(lambda _: (f"{SECRET} Less sugar.", 0.1), lambda _: "so", threshold=0.5, egress=Egress(**EGRESS))
+    sources = []
+    try:
+        with within("client 1"):
+            stream = router.stream([user("Hm")], data_class="medical")
+        with within("client 2"), stream:
+            said = "".join(stream)
+        for key in ("client 1", "client 2"):
+            with within(key):
+                sources.append(router.infer([assistant(said), user("And?")]).source)
+    finally:
+        router.close()
+    assert sources == ["edge", "cloud"]
 
 
 @pytest.mark.parametrize("call", CALLS)

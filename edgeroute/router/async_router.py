@@ -24,12 +24,13 @@ from edgeroute.router.engine import Engine, batch_steps
 from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.leg_execution import LegExecutor, run_first, stuck_error
 from edgeroute.router.pool_calls_and_task_legs import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
+from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.router.request import Request, Shows, checked_batch
 from edgeroute.router.router import Router
 from edgeroute.router.steps_and_composed_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams_sessions_chats import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, models_to_warm, warm_up, warm_up_async
-from edgeroute.system.contained_calls_and_tasks import ClosedByAsyncWith
+from edgeroute.system.contained_calls_and_tasks import ClosedByAsyncWith, set_within
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.types import Answer, Batch, V
 
@@ -298,17 +299,18 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
 
         Clouds may be asynchronous generator functions.
         """
-        return AsyncStream(self._pieces(x, mode, deadline, first_token, restart, data_class))
+        shows: Shows = "restarts" if restart else "pieces"
+        return AsyncStream(self._pieces(x, mode, deadline, first_token, shows, data_class, SCOPE.get()))
 
     async def _pieces(
-        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
+        self, x: Any, mode: Mode | None, deadline: float | None, first: float | None, shows: Shows, kind: str | None, scope: bytes
     ) -> AsyncGenerator[Any, None]:
         """Yield the pieces of an answer, and the answer as `Last`. An answer without pieces is one piece.
 
-        Raises NoAnswer and the like.
+        Arguments as of `Router._pieces`. Raises NoAnswer and the like.
         """
-        shows: Shows = "restarts" if restart else "pieces"
-        request = await self._loop.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
+        with set_within(SCOPE, scope):
+            request = await self._loop.request(x, mode, deadline, kind, shows=shows, first_token=first)
         spoken = False
         async with aclosing(self._shown(request)) as pieces:
             async for shown in pieces:

@@ -61,7 +61,9 @@ _SYMBOLS: Final = re.compile(r"([^\w\s]{30})[^\w\s]+")  # normalising many combi
 # `_BORDERS`, case and `_FORM` for a text of ASCII: a translation of its bytes, and bytes that are dropped.
 _ASCII_BORDERS: Final = bytes.maketrans(b'ABCDEFGHIJKLMNOPQRSTUVWXYZ\r.,!?;:"()<>|', b"abcdefghijklmnopqrstuvwxyz" + b"\n" * 13)
 _ASCII_FORM: Final = bytes(n for n in range(128) if not chr(n).isalnum() and chr(n) not in '\n\r.,!?;:"()<>|')
-_DATA_URL: Final = re.compile(r"data:([^,:\s]{0,200}),\s*([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
+# With a media type or `;base64`: `data:` is in prose, too.
+_DATA_URL: Final = re.compile(r"(?ai)data:((?:image|audio|video|text|application)/[^,:\s]{0,200}|;base64),\s*([\w+/=%.~-]+)")
+_ESCAPES: Final = re.compile(r"(?:\\(?:u[0-9a-fA-F]{4}|[nrt]))+")  # as JSON has letters beyond ASCII, and white space
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 _OF_ANSWER: Final = b"answer"  # end of a short answer's digest: other messages alone are compared with it
@@ -106,6 +108,7 @@ def _segments(text: str) -> list[bytes]:
     Pieces without content are left out.
     """
     text = import_late("html").unescape(text) if "&" in text else text
+    text = _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), text) if "\\" in text else text
     if text.isascii():
         return [*filter(None, text.replace(" - ", "\n").encode().translate(_ASCII_BORDERS, _ASCII_FORM).split(b"\n"))]
     pieces = _BORDERS.split(normalize("NFKC", _SYMBOLS.sub(r"\1", text)).casefold())
@@ -171,8 +174,10 @@ class _Search:
     def requested(self, x: Any, depth: int) -> dict[Any, Any]:
         """Return the items of a request, or attributes, that have its messages: by their names, or else by their form."""
         is_mapping = isinstance(x, Mapping)
-        asked = {key: x.get(key) if is_mapping else getattr(x, key, None) for key in REQUEST_KEYS}
-        asked = {k: v for k, v in asked.items() if isinstance(v, str) or (v is not None and self.is_conversation(v, depth + 1))}
+        given = {key: x.get(key) if is_mapping else getattr(x, key, None) for key in REQUEST_KEYS}
+        # A property may return a new object each time, of which none was examined before.
+        self.left -= 0 if type(x) is dict else OBJECT * sum(v is not None for v in given.values())
+        asked = {k: v for k, v in given.items() if isinstance(v, str) or (v is not None and self.is_conversation(v, depth + 1))}
         if asked or type(x) in (list, tuple):
             return asked
         items = x if is_mapping else _attributes(x)
@@ -252,7 +257,7 @@ class _Reader:
         A text is one message without a role. In a request, all beside its messages is the content of a message of the system.
         """
         if isinstance(x, str):
-            return [self._message("", x)]
+            return [self.message("", x)]
         if _is_message(x):
             return [self._read_message(x)]
         if hasattr(x, "dtype"):
@@ -266,16 +271,16 @@ class _Reader:
                 if depth < DEEPEST and not isinstance(value, str) and self.search.is_conversation(value):
                     found += self.messages(value, depth + 1)
                 else:
-                    found.append(self._message("", value))
+                    found.append(self.message("", value))
             return found
         fields = _fields(x) or {}
-        found = [self._message("system", {key: value for key, value in fields.items() if key not in asked})]
+        found = [self.message("system", {key: value for key, value in fields.items() if key not in asked})]
         for value in asked.values():
             if isinstance(value, str):
-                found.append(self._message("user", value))
-            elif depth < DEEPEST:
+                found.append(self.message("user", value))
+            elif depth < DEEPEST and not self.is_full:
                 found += self.messages(value, depth + 1)
-        self.unknown = self.unknown or depth >= DEEPEST
+        self.unknown = self.unknown or depth >= DEEPEST or self.is_full
         return found
 
     def _read_message(self, value: Any) -> Message:
@@ -283,9 +288,9 @@ class _Reader:
         fields = _fields(value) or {}
         names = (fields.get(key) for key in ("role", "from", "type"))
         role = next((str(name.value if isinstance(name, Enum) else name).lower() for name in names if name), "user")
-        return self._message(role, {key: part for key, part in fields.items() if key not in {"role", "from"}})
+        return self.message(role, {key: part for key, part in fields.items() if key not in {"role", "from"}})
 
-    def _message(self, role: str, value: Any) -> Message:
+    def message(self, role: str, value: Any) -> Message:
         """Return a message with the content of a value."""
         message = Message(role, [], [], [], [])
         self._read(value, message, "", 0)
@@ -316,8 +321,7 @@ class _Reader:
         elif isinstance(value, _PLAIN):
             message.beside.append(self._segments(f"{key} {value}"))
         elif callable(getattr(value, "tobytes", None)) or callable(getattr(value, "numpy", None)):
-            array = value if hasattr(value, "tobytes") else value.numpy()
-            message.media.append(_digest(b"media", array.tobytes()))
+            message.media.append(_digest(b"media", (value if hasattr(value, "tobytes") else value.numpy()).tobytes()))
         elif (fields := _fields(value)) is not None or isinstance(value, Collection):
             for name, part in ((key, part) for part in value) if fields is None else fields.items():
                 if self.is_full:
@@ -332,16 +336,16 @@ class _Reader:
         Of too many data URLs it sets `unknown`, and adds no text.
         """
         for url in islice(_DATA_URL.finditer(text), self._left):
-            data = _decoded(url[2]) if "base64" in url[1].lower() else unquote_to_bytes(url[2])
-            message.media.append(_digest(b"media", data))
-            self._left -= 1
-        if not self._left:
+            self._read(_decoded(url[2]) if "base64" in url[1].lower() else unquote_to_bytes(url[2]), message, "", 0)
+        if self._left <= 0:
             self.unknown = True
             return
         text = _DATA_URL.sub("\n", text).strip()
         if _BASE64.fullmatch(text):
-            message.media.append(_digest(b"media", _decoded(text)))
-        elif key in _TEXT_KEYS:
+            self._read(_decoded(text), message, "", 0)
+            # Words that nothing but line breaks or hyphens join look like it, too; a large picture is no text.
+            text = text if key in _TEXT_KEYS and len(text) <= self._letters else ""
+        if key in _TEXT_KEYS:
             message.texts.append(self._segments(text))
         elif text.lower().startswith(("http://", "https://", "file:")):
             message.media.append(_digest(b"media", text.encode("utf-8", "surrogatepass")))
@@ -424,6 +428,11 @@ def text_digest(content: bytes) -> bytes:
     return _digest(b"text", content)
 
 
+def _beside_texts(messages: list[Message]) -> list[bytes]:
+    """Return the digests of messages' pictures, and of the arguments of their calls that are long enough."""
+    return [d for m in messages for d in [*m.media, *(text_digest(call) for call in m.calls if len(call) >= SHORTEST)]]
+
+
 def chains(spoken: Iterable[Message]) -> Iterator[bytes]:
     """Yield the digest of the conversation up to each message; empty for a list of texts that is too short."""
     chain, size = b"", 0
@@ -465,17 +474,14 @@ def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) 
     last = max((i for i, m in enumerate(spoken) if m.role not in ANSWER_ROLES), default=0)  # the turn ends there, or with answers
     begins = max((i + 1 for i, m in enumerate(spoken[:last]) if m.role in ANSWER_ROLES and not m.calls), default=0)
     turn = spoken[begins:]
-    found = [digest for m in turn for digest in m.media]
-    for m in turn:
-        found += [text_digest(call) for call in m.calls if len(call) >= SHORTEST]
+    found = _beside_texts(turn)
     answers = [content for m in turn if m.role in ANSWER_ROLES and len(content := m.content) >= SHORTEST_ANSWER]
     texts = [*_identifying(turn, is_shared)] or ([] if found else [*_identifying(turn)][:2])
     if not texts and not found:
         texts = [*_identifying(spoken)][:2] or [*_identifying(conversation.messages, is_shared)][:2]
     whole = b"".join(m.content for m in turn if m.role not in ANSWER_ROLES)
     texts += [whole] if texts and len(whole) >= SHORTEST else []
-    found += map(text_digest, [*answers, *texts])
-    return [*chain_digests(conversation), *[*dict.fromkeys(found)][:MOST_BOUND]]
+    return [*chain_digests(conversation), *[*dict.fromkeys([*found, *map(text_digest, [*answers, *texts])])][:MOST_BOUND]]
 
 
 def _identifying(messages: list[Message], is_shared: Any = lambda _: False) -> Iterator[bytes]:
@@ -505,16 +511,25 @@ def shared_digests(conversation: Conversation) -> list[bytes]:
     return [*map(text_digest, islice(contents, MOST_BOUND))]
 
 
-def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:
+def answer_digests(answer: Any, outputs: Any = None, begun: bytes = b"") -> list[bytes]:
     """Return the digests to store of an answer, and of the answer after the beginning that the call gave.
 
-    One of less than `SHORTEST_ANSWER` bytes has only a digest that is compared with other messages than answers; of less than
-    `SHORTEST` none.
+    A text of less than `SHORTEST_ANSWER` bytes has only a digest that is compared with other messages than answers; of less than
+    `SHORTEST` none. At most `MOST_BOUND`.
+
+    Args:
+        answer: a text, or a value of any form; arrays alone count as no answer.
+        outputs: what a model replied; of a reply in OpenAI's form its messages are read, with calls and thoughts.
+        begun: content of the beginning.
     """
-    content = b"".join(_segments(answer))
-    contents = {content, begun + content}
-    long = [text_digest(content) for content in contents if len(content) >= SHORTEST_ANSWER]
-    return long + [text_digest(content) + _OF_ANSWER for content in contents if len(content) >= SHORTEST]
+    reader, said = _Reader(True), list[Message]()
+    with suppress(Exception):  # an attribute of the application's object may raise anything, and a reply have another form
+        said.append(reader.message("assistant", {"content": None if hasattr(answer, "dtype") else answer}))
+        said += [reader.message("assistant", choice["message"]) for choice in outputs["choices"]]
+    contents = {a + b: 0 for m in said for b in (m.content, *map(b"".join, [*m.texts, *m.beside])) for a in (b"", begun)}
+    found = _beside_texts(said) + [text_digest(content) for content in contents if len(content) >= SHORTEST_ANSWER]
+    found += [text_digest(content) + _OF_ANSWER for content in contents if len(content) >= SHORTEST]
+    return [*dict.fromkeys(found)][:MOST_BOUND]
 
 
 def looked_up(conversation: Conversation) -> Iterator[bytes]:

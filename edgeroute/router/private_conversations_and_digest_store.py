@@ -358,10 +358,10 @@ def _put(digests: OrderedDict[bytes, int], digest: bytes, day: int) -> None:
         digests.move_to_end(digest)
 
 
-def _limit(digests: OrderedDict[bytes, int]) -> None:
-    """Delete the oldest digests beyond `MOST`."""
+def _limit(digests: OrderedDict[bytes, Any], most: int | None = None) -> None:
+    """Delete the oldest digests beyond `most`; None: `MOST`."""
     with suppress(KeyError):  # other threads have emptied it
-        while len(digests) > MOST:
+        while len(digests) > (most or MOST):
             digests.popitem(last=False)
 
 
@@ -410,8 +410,8 @@ class PrivateConversations(Part):
         self._digests = Digests(path, submit)
         self._is_lost = False  # True once a private call could not be read: all conversations stay
         self._shared: OrderedDict[bytes, None] = OrderedDict()  # digests of texts that have left the device
-        # Ids of calls that stay, and that have not ended -> beginning of the answer; None: the answer binds nothing.
-        self.awaited: dict[str, bytes | None] = {}
+        # Ids of calls that stay, and that have not ended -> beginning of the answer, and `SCOPE`; None: the answer binds nothing.
+        self.awaited: dict[str, tuple[bytes, bytes] | None] = {}
 
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
         """Return the reason why a call stays although its own data class may leave; empty: it may leave, or stays by itself.
@@ -432,10 +432,10 @@ class PrivateConversations(Part):
         conversation: Conversation | None = content.read_conversation(x, whole=private)
         if conversation is None:
             return ""
-        scope, begun = SCOPE.get(), None
+        scope, awaited = SCOPE.get(), None
         if private:
             last = conversation.messages[-1] if conversation.messages else None
-            begun = last.content if last is not None and last.role in content.ANSWER_ROLES else b""
+            awaited = (last.content if last is not None and last.role in content.ANSWER_ROLES else b""), scope
             found = [_within(digest, scope) for digest in content.bound_digests(conversation, self._shared.__contains__)]
             self._digests.add([_MARK, *found])
         elif self._digests.blind:
@@ -451,7 +451,7 @@ class PrivateConversations(Part):
         if len(self.awaited) >= MOST_AWAITED:
             with suppress(RuntimeError, StopIteration):  # other threads add to it, and take from it
                 self.awaited.pop(next(iter(self.awaited)), None)
-        self.awaited[identity] = begun
+        self.awaited[identity] = awaited
         return "" if private else WHY
 
     def check_examples(self, inputs: Iterable[Any], classes: Iterable[str | None], rules: Rules) -> None:
@@ -463,10 +463,8 @@ class PrivateConversations(Part):
 
     def _is_bound(self, conversation: Conversation, scope: bytes) -> bool:
         """Return True if a digest of a conversation is stored, in general or for calls with the same key."""
-        digests: Iterable[bytes] = _content().looked_up(conversation)
-        return self._digests.any_of(
-            digests if not scope else (each for digest in digests for each in (digest, _within(digest, scope)))
-        )
+        digests = _content().looked_up(conversation)
+        return self._digests.any_of(each for digest in digests for each in {digest, _within(digest, scope)})
 
     def walk_ended(self, request: Request, outcome: Outcome | Left) -> None:
         """Store the digests of the answer to a call that may not leave, once; remember the texts of a call that has left.
@@ -474,10 +472,10 @@ class PrivateConversations(Part):
         Never raises for a form of input.
         """
         if request.id in self.awaited:
-            begun, prediction = self.awaited.pop(request.id, None), outcome.prediction
-            if begun is not None and prediction is not None and isinstance(prediction.value, str):
-                scope = SCOPE.get()
-                self._digests.add([_within(digest, scope) for digest in _content().answer_digests(prediction.value, begun)])
+            awaited, prediction = self.awaited.pop(request.id, None), outcome.prediction
+            if awaited is not None and prediction is not None:
+                digests = _content().answer_digests(prediction.value, prediction.outputs, awaited[0])
+                self._digests.add([_within(digest, awaited[1]) for digest in digests])
         elif type(request.inputs) not in MUTE and any(
             mark.kind == "start" and request.plan.legs[mark.leg].permit is not None for mark in outcome.log
         ):
@@ -485,9 +483,7 @@ class PrivateConversations(Part):
             # What a private call has in common with these texts binds nothing. No lock is held.
             for digest in () if conversation is None else _content().shared_digests(conversation):
                 self._shared[digest] = None
-            while len(self._shared) > MOST_SHARED:
-                with suppress(KeyError):
-                    self._shared.popitem(last=False)
+            _limit(self._shared, MOST_SHARED)
 
     def saving(self, request: Request) -> Block | None:
         """Return the step by which an answer waits until its digests are in the file; None: there is nothing to write.

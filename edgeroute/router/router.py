@@ -19,9 +19,10 @@ from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, batch_steps, decide_alone
 from edgeroute.router.engine_assembly import Spawn
 from edgeroute.router.leg_execution import LegExecutor, run_first
+from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.router.request import Request, Shows, checked_batch
 from edgeroute.router.steps_and_composed_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.system.contained_calls_and_tasks import ClosedByWith
+from edgeroute.system.contained_calls_and_tasks import ClosedByWith, set_within
 from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.types import Answer, Batch, V
@@ -166,23 +167,24 @@ class Router(BaseRouter[V], ClosedByWith):
         """
         from edgeroute.router.streams_sessions_chats import Stream
 
-        return Stream(self._pieces(x, mode, deadline, first_token, restart, data_class))
+        return Stream(self._pieces(x, mode, deadline, first_token, "restarts" if restart else "pieces", data_class, SCOPE.get()))
 
     def _pieces(
-        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
+        self, x: Any, mode: Mode | None, deadline: float | None, first: float | None, shows: Shows, kind: str | None, scope: bytes
     ) -> Generator[Any, None, Answer]:
         """Yield the pieces of an answer, each as `Shown`, and return the answer; raises as `infer`.
 
         An answer without pieces is one piece. Closing it early cancels the call.
+
+        Arguments are those of `stream` in its order, and `SCOPE` as that was called: the `for` may begin within another `within`.
         """
-        shows: Shows = "restarts" if restart else "pieces"
-        request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
+        with set_within(SCOPE, scope):
+            request = self.engine.request(x, mode, deadline, kind, shows=shows, first_token=first)
         spoken, pieces = False, pump(self.engine.steps([request]), self.engine)
         try:
             while True:
-                piece = next(pieces)
+                yield next(pieces)
                 spoken = True
-                yield piece
         except StopIteration as end:
             answer = answer_of(end.value[0])
         finally:
