@@ -100,6 +100,7 @@ LARGE = {
     "picture of a file": lambda n: _in_file(Image.new("RGB", (n // 50 + 1, 1))),
     "bytes of a subclass": lambda n: type("Body", (bytes,), {})(2 * n),
     "text of a subclass": lambda n: type("Text", (str,), {})("x" * 2 * n),
+    "array of objects": lambda n: np.array([np.zeros(n // 4, np.float32), None], object),
     "numbers of C": lambda n: (ctypes.c_float * n)(),
 }
 

@@ -121,9 +121,9 @@ def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
         raise TypeError(f"a {kind.__name__} cannot be copied: its values are not its own")
     dtype = getattr(x, "dtype", None)
     if hasattr(kind, "__array_finalize__"):
-        if not x.dtype.hasobject:
-            return _with_attributes(x, x.copy("K") if kind.__name__ == "ndarray" else x.copy(), memo)
-    elif dtype is not None or hasattr(x, "dtypes"):
+        copied = _rebuild(x, memo) if x.dtype.hasobject else x.copy("K") if kind.__name__ == "ndarray" else x.copy()
+        return _with_attributes(x, copied, memo)
+    if dtype is not None or hasattr(x, "dtypes"):
         if dtype is None or getattr(dtype, "hasobject", False):
             return _rebuild(x, memo)  # the own copy of a table shares what its cells refer to
         if hasattr(kind, "clone") and not getattr(x, "__dict__", None) and type(copied := x.clone()) is kind:
@@ -152,7 +152,8 @@ def _rebuild(x: Any, memo: Memo) -> Any:
 
     The protocol is `pickle`'s 4, by which buffers are copied and types that hide their state refuse.
     """
-    reduced: Any = copyreg.dispatch_table.get(type(x), lambda x: x.__reduce_ex__(4))(x)
+    reducer: Any = copyreg.dispatch_table.get(type(x))
+    reduced = x.__reduce_ex__(4) if reducer is None else reducer(x)
     if isinstance(reduced, str):  # a global name
         return x
     make, args, state, items, pairs = (*reduced, None, None, None)[:5]
