@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
+from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,7 +170,7 @@ def _agree_on_spelling(one: Sequence[Any], other: Sequence[Any]) -> bool:
         if min(len(left), len(right)) > 1:
             count, equal = count + len(pairs), equal + sum(a == b for a, b in pairs)
             expected += sum(times * right[spelling] for spelling, times in left.items()) / len(pairs)
-    return abs(equal - expected) > 3 * (expected * (1 - expected / max(count, 1))) ** 0.5
+    return abs(equal - expected) > 3 * sqrt(expected * (1 - expected / max(count, 1)))
 
 
 def _spellings(values: Iterable[Any]) -> set[str]:
