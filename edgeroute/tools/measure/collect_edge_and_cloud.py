@@ -455,9 +455,8 @@ def _matched(
             check_possible(side, answers, known, notes, labelled=labels is not None, key=match.key)
             _note_unknown(known, side, answers, notes, match.key)
         matched_sides.append(_in_form_of(match, f"the {side} gives labels", answers, notes))
-    for one, other, *_ in match.ambiguous.values() if names is None else ():
-        notes.append(f"{one!r} and {other!r} are different labels, which are compared as they are spelt")
-        break
+    if names is None and (one_form := next(iter(match.ambiguous.values()), None)):
+        notes.append(f"{one_form[0]!r} and {one_form[1]!r} are different labels, which are compared as they are spelt")
     edge_values, cloud_values = matched_sides
     return edge_values or [], cloud_values, _in_form_of(match, "y has labels", labels, notes), tuple(notes)
 
@@ -490,14 +489,7 @@ def check_possible(
 ) -> None:  # fmt: skip
     """Check that some answers of a target are among the known labels; append a note if they never are, without ground truth.
 
-    Args:
-        side: "edge" or "cloud".
-        answers: the target's answers.
-        known: the known labels.
-        notes: notes so far.
-        labelled: True: there is ground truth.
-        least: number of answers of the same kind from which it is no chance that none is a label.
-        key: what is compared of an answer and a label.
+    least: number of answers of the same kind from which it is no chance that none is a label. key: what is compared of a label.
 
     Raises:
         BadInput: they are of another kind, or never are in `least` answers or more. None could be right, and where no answer of
