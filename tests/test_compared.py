@@ -205,6 +205,45 @@ def test_without_labels_edge_and_cloud_are_compared():
     assert any(note.startswith("none of the cloud's 400 answers") for note in made.notes)
 
 
+LETTERS = ["A", "a", "B", "b"]
+CASES = np.where(SURE < 0.3, (Y % 2) * 2 + 1 - np.arange(N) % 2, (Y % 2) * 2 + np.arange(N) % 2)
+"""What an edge answers that takes A for a and B for b on the 30 % of the inputs on which it is least sure: an index of LETTERS."""
+
+
+@pytest.mark.parametrize("given", ["y", "answers", "label"])
+@BOTH
+def test_labels_that_differ_in_case_alone_are_different_labels(kind, given):
+    """Nothing else is certified than with the labels written down, and an evaluation finds the errors."""
+    letters = [LETTERS[(Y[i] % 2) * 2 + i % 2] for i in X]
+
+    def answers(i):
+        return LETTERS[CASES[i]], float(SURE[i])
+
+    answers.version = "1"
+    right = {"y": (letters,), "answers": (), "label": ()}[given]
+    asked = {"label": lambda i: letters[i]} if given == "label" else {}
+    thresholds = []
+    for small in (answers, CallableModel(answers, version="1", labels=LETTERS)):
+        with closing(kind(small, Function(lambda i: letters[i], version="1"), threshold=0.5)) as router:
+            made = router.calibrate(X, *right, max_loss=0.05, **asked)
+            thresholds.append(made.certificate.threshold)
+            result = router.evaluate(X, *right)
+            assert made.certificate.deferral_rate > 0.2
+            assert result.accuracy["edge"].value == pytest.approx((SURE >= 0.3).mean())
+            if given == "y":
+                assert result.accuracy["cloud"].value == 1
+        if small is answers:
+            assert any("are different labels" in note for note in made.notes)
+    assert thresholds[0] == pytest.approx(thresholds[1])
+
+
+def test_one_spelling_too_many_is_no_other_label():
+    """A target that writes one label in two ways gives that label, also without ground truth."""
+    with Router(edge(PETS), Function(lambda i: PETS[CLOUD[i]].title() if i % 2 else PETS[CLOUD[i]]), threshold=0.5) as router:
+        assert router.evaluate(X, known(PETS)).accuracy["cloud"].value > 0.95
+        assert router.evaluate(X).accuracy["edge"].value == pytest.approx((EDGE == CLOUD).mean())
+
+
 def test_a_class_under_another_name():
     """Answers that are no label are noted where there are more than a few."""
     with Router(edge(PETS), cloud(lambda c: ["cat", "dog", "parrot"][c]), threshold=0.5) as router:

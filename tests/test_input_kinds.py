@@ -1,6 +1,8 @@
 """Some hundred kinds of input, written to once `infer` has returned: what is sent later is the input of the call."""
 
 import contextlib
+import ctypes
+import io
 import random
 import threading
 import weakref
@@ -15,6 +17,7 @@ import pytest
 import routes
 from both import CALLS, LONG, ask, makes
 from input_kinds import KINDS
+from PIL import Image
 
 from edgeroute import Audit, Cache, Egress, NoAnswer, Options, Outbox, Trial
 from edgeroute.router import leg_inputs_views_and_copies
@@ -91,7 +94,22 @@ LARGE = {
     "bytes": lambda n: (bytearray(4 * n),),
     "deque": lambda n: deque([0.5] * n),
     "numbers": lambda n: array("f", [0.5]) * n,
+    "channels, reversed": lambda n: np.zeros((n // 5 + 1, 3), np.uint8)[:, ::-1],
+    "view of columns": lambda n: memoryview(np.zeros((2, n // 10), np.uint8).T),
+    "picture": lambda n: Image.new("RGB", (n // 10, 1)),
+    "picture of a file": lambda n: _in_file(Image.new("RGB", (n // 50 + 1, 1))),
+    "bytes of a subclass": lambda n: type("Body", (bytes,), {})(2 * n),
+    "text of a subclass": lambda n: type("Text", (str,), {})("x" * 2 * n),
+    "array of objects": lambda n: np.array([np.zeros(n // 4, np.float32), None], object),
+    "numbers of C": lambda n: (ctypes.c_float * n)(),
 }
+
+
+def _in_file(image):
+    """The image, as Pillow opens it from a file: nothing is decoded yet."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return Image.open(file)
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -106,6 +124,18 @@ def test_what_a_deadline_leaves_no_time_to_copy_costs_no_answer_of_the_edge(make
     assert "cannot be copied" in routes.error(answer)
     assert router.infer(small, deadline=LONG).value == "cloud"
     assert [x is given for x, given in zip(read, (large, small), strict=True)] == [True, False]
+
+
+@pytest.mark.parametrize("size", [100_000, 10])
+def test_a_view_is_copied_within_that_time(monkeypatch, size):
+    """What the application's function has made of the input counts as the input does."""
+    monkeypatch.setattr(leg_inputs_views_and_copies, "COPIED_BYTES_PER_S", 4e5 / LONG)
+    targets = (SimpleNamespace(side="edge", name="edge"),)
+    request = SimpleNamespace(inputs=size, id="1", plan=SimpleNamespace(deadline_s=LONG))
+    inputs = CallInputs([request], targets, TargetViews({"edge": lambda n: np.zeros(n, np.float32)}, targets))
+    (view,) = inputs.of(0)
+    assert isinstance(inputs.copy_inputs(0.25), TimeoutError) == (size > 10)
+    assert (inputs.of(0)[0] is view) == (size > 10)
 
 
 @dataclass(frozen=True)

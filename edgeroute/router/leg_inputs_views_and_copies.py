@@ -128,7 +128,7 @@ class CallInputs:
             try:
                 self._inputs = [call_contained(copy_input, x, most) for x in self._inputs]
                 if self._views.given:
-                    self._seen = {cell: (call_contained(copy_input, seen), error) for cell, (seen, error) in self._seen.items()}
+                    self._seen = {cell: (call_contained(copy_input, x, most), e) for cell, (x, e) in self._seen.items()}
                 self._copied = True
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                 self._copied = BaseException.with_traceback(e, None)  # its frames, and earlier errors', would keep the inputs

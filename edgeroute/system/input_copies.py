@@ -5,9 +5,9 @@ from __future__ import annotations
 import copyreg
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from math import inf
+from math import inf, prod
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
@@ -16,8 +16,9 @@ from edgeroute.system.contained_calls_and_tasks import call_contained
 
 # Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`.
 Memo = dict[int, Any]
+_APART = 4  # times that the copy of an array's bytes takes if they do not lie in one piece, at most, about
 _LEFT = -1  # key of a memo, no object's id: how many bytes may still be copied
-_LISTS, _BYTES = (list, dict, tuple, set, frozenset, deque), (bytearray, array)  # also their subclasses
+_LISTS, _BYTES = (list, dict, tuple, set, frozenset, deque), (bytes, str, bytearray, array)  # also their subclasses
 
 
 def copy_input(x: Any, most: float = inf) -> Any:
@@ -28,17 +29,18 @@ def copy_input(x: Any, most: float = inf) -> Any:
 
     Args:
         x: the input.
-        most: maximum size, bytes; a list's item counts as 300, an object as 5,000, as they take so long.
+        most: maximum size, bytes; a list's item counts as 300, an object as 5,000, and the numbers of a picture, and of what
+            does not lie in one piece, as several times their bytes, as they take so long.
 
     Raises:
-        TimeoutError: it is larger; at once for an array, else once so much is copied.
+        TimeoutError: it is larger; at once for an array or a picture, else once so much is copied.
         TypeError: a part has no copy: a generator, a lock, an open file, a closure, or a type that hides its state.
         Exception: as raised by the type's own method.
     """
     kind = type(x)
     if kind in _IMMUTABLE:
         return x
-    if kind.__name__ == "ndarray" and not x.dtype.hasobject and x.nbytes <= most:
+    if kind.__name__ == "ndarray" and not x.dtype.hasobject and x.nbytes * _APART <= most:
         return x.copy("K")
     return _copy(x, {} if most == inf else {_LEFT: most})
 
@@ -74,11 +76,9 @@ def _copy(x: Any, memo: Memo) -> Any:
         copied.extend([_copy(item, memo) for item in x])
     elif kind is dict:
         copied = memo[id(x)] = {}
-        for key, value in x.items():
-            copied[_copy(key, memo)] = _copy(value, memo)
+        copied.update({_copy(key, memo): _copy(value, memo) for key, value in x.items()})
     elif kind is tuple:
-        copied = tuple([_copy(item, memo) for item in x])
-        copied = memo.get(id(x), copied)  # it may contain itself by way of a list
+        copied = memo.get(id(x), tuple([_copy(item, memo) for item in x]))  # looked up last: it may contain itself in a list
     else:
         copied = _copy_object(x, kind, memo)
         if type(copied) is not kind:
@@ -92,10 +92,14 @@ def _take(x: Any, memo: Memo) -> None:
     """Take the size of an object, without that of its parts, from what is left. Raise TimeoutError if that is not enough."""
     size = 0
     with suppress(Exception):  # of the application's types
-        if isinstance(x, _LISTS):
-            size = 300 * len(x)
+        if hasattr(x, "getbands"):  # a picture of Pillow, perhaps of a file that is not decoded yet
+            size = prod(x.size) * len(x.getbands()) * (32 if getattr(x, "tile", None) else 8)
+        elif isinstance(x, _LISTS + _BYTES):
+            size = 300 * len(x) if isinstance(x, _LISTS) else x.__sizeof__()
         else:
-            size = len(x) * getattr(x, "itemsize", 1) if isinstance(x, _BYTES) else x.nbytes
+            size = getattr(x, "nbytes", None) or memoryview(x).nbytes
+            if not getattr(x, "c_contiguous", getattr(getattr(x, "flags", None), "forc", True)):  # of a view, of an array
+                size *= 24 if type(x) is memoryview else _APART
     memo[_LEFT] -= 5000 + (size if type(size) is int else 0)
     if memo[_LEFT] < 0:
         raise TimeoutError("that takes too long for the deadline")
@@ -107,10 +111,8 @@ def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
     These are: a copy of the buffer, `clone` of a tensor, `__deepcopy__`, and `__reduce_ex__`. A function without a state of its
     own is returned itself. Raises TypeError for what cannot be copied.
     """
-    if kind is bytearray or kind is array:
-        return x[:]
-    if kind is memoryview:
-        return _copy_view(x)
+    if kind in {bytearray, array, memoryview}:
+        return _copy_view(x) if kind is memoryview else x[:]
     if kind is FunctionType:
         if x.__closure__ or x.__defaults__ or x.__kwdefaults__ or x.__dict__:
             raise TypeError("a function with a state of its own cannot be copied")
@@ -119,9 +121,9 @@ def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
         raise TypeError(f"a {kind.__name__} cannot be copied: its values are not its own")
     dtype = getattr(x, "dtype", None)
     if hasattr(kind, "__array_finalize__"):
-        if not x.dtype.hasobject:
-            return _with_attributes(x, x.copy("K") if kind.__name__ == "ndarray" else x.copy(), memo)
-    elif dtype is not None or hasattr(x, "dtypes"):
+        copied = _rebuild(x, memo) if x.dtype.hasobject else x.copy("K") if kind.__name__ == "ndarray" else x.copy()
+        return _with_attributes(x, copied, memo)
+    if dtype is not None or hasattr(x, "dtypes"):
         if dtype is None or getattr(dtype, "hasobject", False):
             return _rebuild(x, memo)  # the own copy of a table shares what its cells refer to
         if hasattr(kind, "clone") and not getattr(x, "__dict__", None) and type(copied := x.clone()) is kind:
@@ -140,8 +142,7 @@ def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
 
 def _with_attributes(x: Any, copied: Any, memo: Memo) -> Any:
     """Add copies of those attributes of `x` to its copy, in place, that its type's method left out. Return the copy."""
-    attributes: Mapping[str, Any] = getattr(x, "__dict__", {})
-    if missing := {name: value for name, value in attributes.items() if name not in copied.__dict__}:
+    if missing := {name: value for name, value in getattr(x, "__dict__", {}).items() if name not in copied.__dict__}:
         copied.__dict__.update(_copy(missing, memo))
     return copied
 
@@ -151,7 +152,7 @@ def _rebuild(x: Any, memo: Memo) -> Any:
 
     The protocol is `pickle`'s 4, by which buffers are copied and types that hide their state refuse.
     """
-    reducer: Callable[[Any], Any] | None = copyreg.dispatch_table.get(type(x))
+    reducer: Any = copyreg.dispatch_table.get(type(x))
     reduced = x.__reduce_ex__(4) if reducer is None else reducer(x)
     if isinstance(reduced, str):  # a global name
         return x

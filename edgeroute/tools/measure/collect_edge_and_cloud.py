@@ -33,7 +33,7 @@ from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.router.steps_and_composed_stages import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.score_fitting import probabilities_by_class
-from edgeroute.tools.measure.threshold_evaluation import Examples, answer_names, is_blank, is_missing, label_matcher
+from edgeroute.tools.measure.threshold_evaluation import Examples, LabelMatcher, answer_names, is_blank, is_missing
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -434,7 +434,7 @@ def _is_whole(number: Any) -> bool:
 def _matched(
     edge: list[Any], cloud: list[Any] | None, labels: list[Any] | None, names: Sequence[Any] | None
 ) -> tuple[list[Any], list[Any] | None, list[Any] | None, tuple[str, ...]]:
-    """Return answers and labels in one spelling for each form (`label_matcher`), and notes on that.
+    """Return answers and labels in one spelling for each form (`LabelMatcher`), and notes on that.
 
     Args:
         edge: [n], the edge's answers.
@@ -448,21 +448,23 @@ def _matched(
     if any(map(is_blank, labels or ())) and not any(map(is_blank, [*edge, *(cloud or ()), *(names or ())])):
         raise BadInput("a label is an empty text, and no model answers that: give each input a label, or none")
     known, notes = names or labels or edge, list[str]()
-    match = label_matcher(names, [*edge, *(cloud or [])])
+    match = LabelMatcher(names, edge, cloud, labels)
     matched_sides = list[list[Any] | None]()
     for side, answers in (("edge", edge), ("cloud", cloud)):
         if answers is not None:
-            check_possible(side, answers, known, notes, labelled=labels is not None)
-            _note_unknown(known, side, answers, notes)
+            check_possible(side, answers, known, notes, labelled=labels is not None, key=match.key)
+            _note_unknown(known, side, answers, notes, match.key)
         matched_sides.append(_in_form_of(match, f"the {side} gives labels", answers, notes))
+    if names is None and (one_form := next(iter(match.ambiguous.values()), None)):
+        notes.append(f"{one_form[0]!r} and {one_form[1]!r} are different labels, which are compared as they are spelt")
     edge_values, cloud_values = matched_sides
     return edge_values or [], cloud_values, _in_form_of(match, "y has labels", labels, notes), tuple(notes)
 
 
-def _note_unknown(known: Iterable[Any], side: str, answers: list[Any], notes: list[str]) -> None:
-    """Append a note to `notes` if many answers of a side, but not all, are none of the known labels."""
-    forms = {label_form(label) for label in known}
-    unknown = [answer for answer in answers if label_form(answer) not in forms]
+def _note_unknown(known: Iterable[Any], side: str, answers: list[Any], notes: list[str], key: Callable[[Any], Any]) -> None:
+    """Append a note to `notes` if many answers of a side, but not all, are none of the known labels, compared by `key`."""
+    keys = {key(label) for label in known}
+    unknown = [answer for answer in answers if key(answer) not in keys]
     if FEW_UNKNOWN * len(answers) < len(unknown) < len(answers):
         notes.append(f"{len(unknown):,} of {len(answers):,} answers of the {side} ({_quoted(unknown[0])}) are none of the labels")
 
@@ -482,18 +484,19 @@ def _in_form_of(match: Callable[[Any], Any], head: str, values: list[Any] | None
 
 
 def check_possible(
-    side: str, answers: Sequence[Any], known: Sequence[Any], notes: list[str], *, labelled: bool, least: int = FOREIGN
-) -> None:
+    side: str, answers: Sequence[Any], known: Sequence[Any], notes: list[str], *, labelled: bool, least: int = FOREIGN,
+    key: Callable[[Any], str | None] = label_form,
+) -> None:  # fmt: skip
     """Check that some answers of a target are among the known labels; append a note if they never are, without ground truth.
 
-    least: number of answers of the same kind from which it is no chance that none is a label.
+    least: number of answers of the same kind from which it is no chance that none is a label. key: what is compared of a label.
 
     Raises:
         BadInput: they are of another kind, or never are in `least` answers or more. None could be right, and where no answer of
             the cloud could be, nothing could be lost.
     """
-    forms = {_form_or_kind(label) for label in known}
-    if any(_form_or_kind(answer) in forms for answer in answers):
+    keys = {_key_or_kind(label, key) for label in known}
+    if any(_key_or_kind(answer, key) in keys for answer in answers):
         return
     kinds = [{_kind(value) for value in values} for values in (answers, known)]
     text = f"none of the {side}'s {len(answers):,} answers ({_quoted(answers[0])}) is ever one" if len(answers) > 1 else ""
@@ -508,10 +511,10 @@ def check_possible(
     raise BadInput(f"{text}. None could be right: write the labels as it answers, or let it answer as they are written")
 
 
-def _form_or_kind(value: Any) -> str | tuple[str, ...]:
-    """Return the form of a label; of a value that has none its kind, and a mapping's keys: such values are not looked up."""
-    form = label_form(value)
-    return (_kind(value), *(sorted(map(str, value)) if isinstance(value, Mapping) else ())) if form is None else form
+def _key_or_kind(value: Any, key: Callable[[Any], str | None]) -> str | tuple[str, ...]:
+    """Return what is compared of a label; of a value that is none its kind, and a mapping's keys: such are not looked up."""
+    found = key(value)
+    return (_kind(value), *(sorted(map(str, value)) if isinstance(value, Mapping) else ())) if found is None else found
 
 
 def _kind(value: Any) -> str:

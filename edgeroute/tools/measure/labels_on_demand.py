@@ -23,10 +23,10 @@ from edgeroute.tools.measure.threshold_evaluation import (
     COMPARED,
     EXTENDED,
     Examples,
+    LabelMatcher,
     is_blank,
     is_missing,
     is_right,
-    label_matcher,
     reference_doubts,
 )
 
@@ -141,7 +141,7 @@ class FunctionLabels(LabelsOnDemand):
         self._blank = not any(map(is_blank, [*self._answers, *(names or ())]))
         self.labels = {i: label for i, label in self.labels.items() if not is_missing(label, blank=self._blank)}
         self._given = {*self.labels}
-        self._match = label_matcher(names, self._answers)
+        self._match = LabelMatcher(names, examples.edge, self.cloud)
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
     def judge(self, questions: list[Question]) -> Iterable[float | None]:

@@ -6,8 +6,9 @@ Shares are 0..1. Doubts about the cloud as the reference, and score bins for the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
+from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.output_forms_labels_and_comparison import label_form, labels_by_form
+from edgeroute.confidence.output_forms_labels_and_comparison import label_form, labels_by_form, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.policy_egress_and_options import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
@@ -102,23 +103,79 @@ def answer_names(reader: Reader, answers: Sequence[Any] = ()) -> Sequence[Any] |
     return None if made_of_them else reader.labels
 
 
-def label_matcher(names: Sequence[Any] | None, answers: Iterable[Any]) -> Callable[[Any], Any]:
-    """Return a function that replaces an answer or a label by the first spelling of its form; others are unchanged.
+class LabelMatcher:
+    """Replacement of answers and labels by the first spelling of their form; others are unchanged.
 
-    Labels have one form if they differ in spelling alone, as 1, 1.0 and "1".
+    Labels have one form if they differ in spelling alone, as 1, 1.0 and "1". A form that several of the known labels have, as "A"
+    and "a", tells none of them: these match only as they are spelt, but for white space. Of unknown names, several spellings are
+    several labels if two sides agree on them other than by chance.
 
     Args:
-        names: names of the edge's classes, which are the spellings; None: unknown.
-        answers: the edge's answers and then the cloud's, which are the spellings if the names are unknown.
+        names: names of the edge's classes, which are the known labels and the spellings; None: unknown.
+        edge: [n], the edge's answers.
+        cloud: [n], the cloud's answers; None: not called. Without names, the edge's, and then these, are the spellings.
+        labels: [n], ground truth, the known labels if there are no names; None: unknown, so what both edge and cloud answer is.
+
+    Attributes:
+        ambiguous: form -> spellings, of several known labels.
     """
-    if names is None:
-        by_form = dict[str | None, Any]()
-        for answer in answers:
-            by_form.setdefault(label_form(answer), answer)
-        by_form.pop(None, None)
-    else:
-        by_form = labels_by_form(names)
-    return lambda value: by_form.get(label_form(value), value)
+
+    def __init__(
+        self, names: Sequence[Any] | None, edge: Sequence[Any], cloud: Sequence[Any] | None, labels: Sequence[Any] | None = None
+    ) -> None:
+        known, answers = names if names is not None else labels, [edge] if cloud is None else [edge, cloud]
+        spelt = set[str].intersection(*map(_spellings, answers)) if known is None else _spellings(known)
+        by_form: dict[str | None, list[str]] = {}
+        for spelling in sorted(spelt):
+            by_form.setdefault(label_form(spelling), []).append(spelling)
+        pairs = [] if names is not None else [answers] if labels is None else [[labels, side] for side in answers]
+        apart = names is not None or any(_agree_on_spelling(*pair) for pair in pairs if len(pair) > 1)
+        self.ambiguous = {form: spellings for form, spellings in by_form.items() if apart and len(spellings) > 1}
+        self._by_key: dict[str | None, Any] = {} if names is None else labels_by_form(names)
+        if names is None:
+            for answer in chain(*answers):
+                self._by_key.setdefault(self.key(answer), answer)
+            self._by_key.pop(None, None)
+
+    def __call__(self, value: Any) -> Any:
+        """Return the first spelling of the value's form, or the value."""
+        return self._by_key.get(self.key(value), value)
+
+    def key(self, value: Any) -> str | None:
+        """Return what is compared of a label: its form, or its spelling if labels share the form; None: it is no label."""
+        form = label_form(value)
+        return _spelling(value) if form in self.ambiguous else form
+
+
+def _spelling(value: Any) -> str:
+    """Return the text of a label without outer or repeated white space."""
+    value = plain(value)
+    text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes | bytearray) else str(value)
+    return " ".join(text.split())
+
+
+def _agree_on_spelling(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Return True if two sides that have several spellings of a form agree on the spelling other than by chance.
+
+    Then these are different labels; if they were ways to write one, it would be chance, within three standard deviations.
+    """
+    by_form: dict[str, list[tuple[str, str]]] = {}
+    for a, b in zip(one, other, strict=True):
+        form = label_form(a)
+        if form is not None and form == label_form(b):
+            by_form.setdefault(form, []).append((_spelling(a), _spelling(b)))
+    count, equal, expected = 0, 0, 0.0
+    for pairs in by_form.values():
+        left, right = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+        if min(len(left), len(right)) > 1:
+            count, equal = count + len(pairs), equal + sum(a == b for a, b in pairs)
+            expected += sum(times * right[spelling] for spelling, times in left.items()) / len(pairs)
+    return abs(equal - expected) > 3 * sqrt(expected * (1 - expected / max(count, 1)))
+
+
+def _spellings(values: Iterable[Any]) -> set[str]:
+    """Return the spellings of those values that are labels."""
+    return {_spelling(value) for value in values if label_form(value) is not None}
 
 
 _PLAIN = (str, int, bool)  # types whose `==` is a bool. Anything else may be an array, and takes ten times as long.
