@@ -56,7 +56,7 @@ def test_a_classifier_on_the_device(name):
 def test_a_classifier_as_the_cloud(server, name, kind):
     """The same values as on the device, of the same types; with the kind confidences too, without it the label alone."""
     cloud = OpenInference(f"{server}/v2/models/{name}", kind=kind)
-    edge = Router(HERE / f"{name}.onnx", cloud, threshold=0.5)
+    edge = Router(HERE / f"{name}.onnx", cloud, threshold=0.6)
     assert edge.check().ok, edge.check()
     found = answers(edge, mode="only_cloud")
     assert {a.source for a in found} == {"cloud"}, found[0].reason

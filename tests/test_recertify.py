@@ -126,7 +126,7 @@ def alarmed(home, path, *, audits=True):
             if audits:
                 watch.add_comparison(0.99, agrees=False, counted=True)
             else:
-                watch.add_deferral(watch.promise.certificate.threshold, below=True)
+                watch.add_deferral(watch.bound.certificate.threshold, below=True)
             if watch.alarm:
                 break
         assert watch.alarm

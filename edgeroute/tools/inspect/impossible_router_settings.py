@@ -16,6 +16,7 @@ from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.core.spending_limits import Cost, Limits, up_against
+from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.fitted_estimator_as_function import Estimator
@@ -305,8 +306,8 @@ def _least(backend: EdgeBackend) -> float:
 
 def _estimator(backend: EdgeBackend) -> Estimator | None:
     """Return the function of a fitted classifier; None for other models."""
-    function = getattr(backend.model, "function", None)
-    return function if isinstance(function, Estimator) else None
+    model = backend.model
+    return model.function if isinstance(model, CallableModel) and isinstance(model.function, Estimator) else None
 
 
 def _names(backend: EdgeBackend) -> Sequence[Any]:
