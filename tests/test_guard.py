@@ -22,7 +22,7 @@ from edgeroute.cloud import attempt_accounting_and_turns as turns
 from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
-from edgeroute.core.endpoint_breaker_and_limits import FAULTS
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Admission
 from edgeroute.core.policy_egress_and_options import Rules, Terms, permit
 from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, http_reply
@@ -261,20 +261,59 @@ def test_less_time_than_usual_is_no_fault():
 def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
     """The caller, who goes on without it, and the leg's own thread."""
     guard, _ = guarded()
-    first, both, mark_late = threading.Event(), threading.Barrier(2), guard.mark_late
+    first, both, failed = threading.Event(), threading.Barrier(2), guard.failed
 
-    def mark(exchange):
+    def fail(*args, **late):
         first.set()
         both.wait(LONG)
-        return mark_late(exchange)
+        failed(*args, **late)
 
     with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
-        patch.setattr(guard, "mark_late", mark)
+        patch.setattr(guard, "failed", fail)
         caller = pool.submit(exchange.overdue)
         assert first.wait(LONG)
         exchange.after_attempt(0, AWAY, cut=True)
         caller.result(LONG)
     assert guard.rules.breaker.faults == 1
+
+
+class Watched:
+    """A lock that looks each time it is released, with what others may take then."""
+
+    def __init__(self, lock, look):
+        self._lock, self._look = lock, look
+
+    def __enter__(self):
+        return self._lock.__enter__()
+
+    def __exit__(self, *error):
+        self._look()
+        return self._lock.__exit__(*error)
+
+
+@pytest.mark.parametrize("how", ["overdue", "cancelled", "unreadable"])
+def test_a_fault_makes_no_room_for_another_request(monkeypatch, how):
+    """Not for an instant: what is overdue, or ends, is counted as a fault before its place is free."""
+    guard, _ = guarded()
+    calls = [visiting(guard, math.inf if how == "unreadable" else monotonic()) for _ in range(FAULTS)]
+    room, leave = [], Admission.leave
+
+    def look():
+        room.append(guard.state == "closed" and guard.rules.crowded(monotonic()) is None)
+
+    def leaves(rules, slot):
+        leave(rules, slot)
+        look()
+
+    monkeypatch.setattr(Admission, "leave", leaves)
+    monkeypatch.setattr(guard, "lock", Watched(guard.lock, look))
+    error = BadReply("nonsense") if how == "unreadable" else Stop()
+    for call in calls:
+        if how == "overdue":
+            call.overdue()
+        else:
+            call.__exit__(type(error), error, None)
+    assert (guard.state, any(room), len(room) >= FAULTS) == ("open", False, True)
 
 
 # how it comes back

@@ -297,11 +297,8 @@ class Owner(Protocol):
     def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
         """Record a success, with its latency and the bytes of its bodies."""
 
-    def failed(self, status: int | None = None) -> None:
-        """Record a fault, with its HTTP status if it has one."""
-
-    def mark_late(self, exchange: Exchange) -> bool:
-        """Mark an exchange as late. Return True if that is a fault."""
+    def failed(self, status: int | None = None, late: Exchange | None = None) -> None:
+        """Record a fault, with its HTTP status if it has one; or that an exchange is late, if that is a fault."""
 
 
 class _Slot(ref["Exchange"]):
@@ -371,11 +368,17 @@ class Exchange:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.left = True
+        cause = self.failure if error is None else error
+        # A fault is counted before its place is free, else another request would get that.
+        if isinstance(cause, BadReply) and cause.counts and self.counts:  # it replied, but unreadably
+            self._open = False
+            self._guard.failed()
+        elif self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
+            self.overdue()
         self._guard.rules.leave(self.slot)
         if self._going:  # interrupted or cancelled within it
             self._report(0, error, None, cut=not isinstance(error, Exception))
-        if error is None:
-            error = self.failure
+        error = cause
         if self._paid:  # booked calls that were not made
             cost, self._paid = self._guard.rules.cost(0, self._paid), 0
             self.usd -= cost.usd
@@ -386,13 +389,8 @@ class Exchange:
                 self.ended(late=late)
         if error is None and self._took_s is not None and self.counts:
             self._guard.succeeded(self._took_s, self._moved)
-        elif isinstance(error, BadReply) and error.counts and self.counts:  # it replied, but unreadably
-            self._open = False
-            self._guard.failed()
         if self._guard.turns.waiting:
             self._guard.turns.advance()
-        if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
-            self.overdue()
         if self.refused is not None and isinstance(error, Refused):
             self.refused(self, error)
 
@@ -635,8 +633,8 @@ class Exchange:
         `LEAST_LATE_S`.
         """
         little = self.answers or monotonic() - self.begun < LEAST_LATE_S.get()
-        if self.counts and not little and self._guard.mark_late(self):
-            self._guard.failed()
+        if self.counts and not little:
+            self._guard.failed(late=self)
 
     def may_retry(self, *, stale: bool = False) -> bool:
         """Return True if another attempt may be made: the breaker is closed, and the retry budget has one, which is taken.

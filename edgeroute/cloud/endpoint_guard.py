@@ -253,12 +253,23 @@ class Guard(ForkSafe):
         if back:
             self.watcher.closed(self)
 
-    def failed(self, status: int | None = None) -> None:
+    def failed(self, status: int | None = None, late: Exchange | None = None) -> None:
         """Record a fault, with its HTTP status if it has one; it may open the breaker.
 
         If so, waiting requests are rejected at once, and the watcher is notified.
+
+        Args:
+            status: HTTP status; None: none.
+            late: exchange whose call is overdue. That is no fault if the endpoint had less than its usual time, or if it was
+                recorded before: both the caller and the leg's own thread may do so. None: another fault.
         """
         with self.lock:
+            if late is not None:
+                if late.late or not self.rules.too_late(monotonic() - late.begun):
+                    return
+                late.late = True
+                # Under the same lock as its fault: an overdue call leaves room for another until the fault is counted.
+                self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), late.slot}
             opened = self.rules.failed(monotonic(), _jitter(), status)
         if opened:
             self.turns.advance()  # those who wait are told at once
@@ -270,16 +281,3 @@ class Guard(ForkSafe):
             self.rules.rejected += 1
         if self.report is not None:
             self.report.held(self.name, code)
-
-    def mark_late(self, exchange: Exchange) -> bool:
-        """Mark an exchange as late, and its call as overdue.
-
-        Return True if that is a new fault, for the caller to record by `failed`. It is none if the endpoint had less than its
-        usual time, or the exchange was marked before: both the caller and the leg's own thread may call this.
-        """
-        with self.lock:
-            fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
-            exchange.late = exchange.late or fault
-            if fault:
-                self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), exchange.slot}
-        return fault
