@@ -19,6 +19,7 @@ from datetime import date
 from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
+from urllib.parse import quote, quote_plus
 
 import numpy as np
 import pytest
@@ -170,6 +171,9 @@ def test_an_example_that_stays_is_not_measured_with(made):
         lambda said, answer: {"input": [SimpleNamespace(type="local_shell_call_output", id="s", output=said)]},
         lambda said, answer: {"input": [item("reasoning", id="r", summary=[item("summary_text", text=said)])]},
         lambda said, answer: [item("function_call", call_id="c", name="note", arguments=json.dumps({"what": said}))],
+        lambda said, answer: [{"role": f"user: {said}", "content": "next"}],
+        lambda said, answer: [{"role": "user", "id": said, "content": "next"}],
+        lambda said, answer: [{"role": "user", "content": "next", said: None}],
         lambda said, answer: {"inputs": {"past_user_inputs": [said], "generated_responses": [answer], "text": "next"}},
     ],
 )
@@ -1075,6 +1079,7 @@ def test_objects_that_are_made_as_they_are_read(form, whole):
 DRUGS = ["Metformin", "Lisinopril", "Atorvastatin", "Semaglutide", "Pregabalin", "Sertraline", "Dolutegravir"]
 ESCAPED = "Seit Tagen habe ich Übergewicht\nund nehme ab Grünkohl\t\U00020000 zu"
 PROSE = "Here is my data: HIV positive since Monday, and what should I eat"
+PARAGRAPH = "My sugar was low & I fell. Since then my left hand is numb. Is it <b>diabetes</b>?"
 SPELT = {
     "capitals": ("\n".join(DRUGS), "\n".join(DRUGS).upper()),
     "commas": ("\n".join(DRUGS), ", ".join(DRUGS)),
@@ -1084,6 +1089,10 @@ SPELT = {
     "JSON": (ESCAPED, json.dumps({"note": ESCAPED})),
     "of JSON": (json.dumps(ESCAPED), ESCAPED),
     "data": (PROSE, PROSE.replace("data: HIV", "data:HIV,")),
+    "XML": (PARAGRAPH, f"<turn id='1'><p>{PARAGRAPH.replace('. ', '.</p><p>').replace('low &', 'low &amp;')}</p></turn>"),
+    "an attribute of XML": (SECRET, f"<turn role='user' text='{SECRET}'/>"),
+    "an address": (SECRET, f"https://example.org/search?q={quote(SECRET)}&lang=en"),
+    "a form": (PARAGRAPH, f"said={quote_plus(PARAGRAPH)}&lang=en"),
     "a document": (SECRET, f"data:text/plain;base64,{base64.b64encode(SECRET.encode()).decode()}"),
 }
 

@@ -21,7 +21,7 @@ from pathlib import PurePath
 from types import MemberDescriptorType
 from typing import Any, Final, NamedTuple
 from unicodedata import normalize
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 from uuid import UUID
 
 from edgeroute.router.request import SCALARS
@@ -55,15 +55,16 @@ _FORM_KEYS: Final = frozenset(
     {"role", "type", "from", "id", "tool_call_id", "tool_use_id", "call_id", "detail", "mime_type", "media_type"}
 )
 _MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls", "function_call", *REQUEST_KEYS)
-_BORDERS: Final = re.compile(r"""[\n\r.,!?;:"()<>\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u060c\u2013\u2014|]+| - """)
+_BORDERS: Final = re.compile(r"""[\n\r.,!?;:="()<>\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u060c\u2013\u2014|]+| - """)
 _FORM: Final = re.compile(r"[\W_]+")
 _SYMBOLS: Final = re.compile(r"([^\w\s]{30})[^\w\s]+")  # normalising many combining marks in a row takes quadratic time
 # `_BORDERS`, case and `_FORM` for a text of ASCII: a translation of its bytes, and bytes that are dropped.
-_ASCII_BORDERS: Final = bytes.maketrans(b'ABCDEFGHIJKLMNOPQRSTUVWXYZ\r.,!?;:"()<>|', b"abcdefghijklmnopqrstuvwxyz" + b"\n" * 13)
-_ASCII_FORM: Final = bytes(n for n in range(128) if not chr(n).isalnum() and chr(n) not in '\n\r.,!?;:"()<>|')
+_ASCII_BORDERS: Final = bytes.maketrans(b'ABCDEFGHIJKLMNOPQRSTUVWXYZ\r.,!?;:="()<>|', b"abcdefghijklmnopqrstuvwxyz" + b"\n" * 14)
+_ASCII_FORM: Final = bytes(n for n in range(128) if not chr(n).isalnum() and chr(n) not in '\n\r.,!?;:="()<>|')
 # With a media type or `;base64`: `data:` is in prose, too.
 _DATA_URL: Final = re.compile(r"(?ai)data:((?:image|audio|video|text|application)/[^,:\s]{0,200}|;base64),\s*([\w+/=%.~-]+)")
 _ESCAPES: Final = re.compile(r"(?:\\(?:u[0-9a-fA-F]{4}|[nrt]))+")  # as JSON has letters beyond ASCII, and white space
+_TAG: Final = re.compile(r"</?[a-zA-Z][\w:.-]{0,30}(?=[\s/>])")  # begin of a tag of XML; what its attributes say is content
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 _OF_ANSWER: Final = b"answer"  # end of a short answer's digest: other messages alone are compared with it
@@ -107,7 +108,9 @@ def _segments(text: str) -> list[bytes]:
 
     Pieces without content are left out.
     """
+    text = unquote(text) if "%" in text else text
     text = import_late("html").unescape(text) if "&" in text else text
+    text = _TAG.sub("\n", text) if "<" in text else text
     text = _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), text) if "\\" in text else text
     if text.isascii():
         return [*filter(None, text.replace(" - ", "\n").encode().translate(_ASCII_BORDERS, _ASCII_FORM).split(b"\n"))]
@@ -214,10 +217,9 @@ def read_conversation(x: Any, *, whole: bool = False) -> Conversation | None:
         found = isinstance(x, str) or reader.search.is_conversation(x)
         if _is_numbers(x) if reader.search.left < 0 else not found:
             return None
-        messages = [] if reader.is_full else reader.messages(x, 0)
+        return Conversation([] if reader.is_full else reader.messages(x, 0), reader.unknown or reader.search.left < 0)
     except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
         return Conversation([], True)
-    return Conversation(messages, reader.unknown or reader.search.left < 0)
 
 
 def _is_message(value: Any) -> bool:
@@ -286,9 +288,8 @@ class _Reader:
     def _read_message(self, value: Any) -> Message:
         """Return a value as a message, whose role is its `role`, `from` or `type`, in lower case, or "user"."""
         fields = _fields(value) or {}
-        names = (fields.get(key) for key in ("role", "from", "type"))
-        role = next((str(name.value if isinstance(name, Enum) else name).lower() for name in names if name), "user")
-        return self.message(role, {key: part for key, part in fields.items() if key not in {"role", "from"}})
+        role = next((name for key in ("role", "from", "type") if (name := fields.get(key))), "user")
+        return self.message(str(role.value if isinstance(role, Enum) else role).lower(), fields)
 
     def message(self, role: str, value: Any) -> Message:
         """Return a message with the content of a value."""
@@ -299,13 +300,13 @@ class _Reader:
     def _read(self, value: Any, message: Message, key: str, depth: int) -> None:
         """Add the content of a value under a key, and of all in it, to a message, in place.
 
-        That is, texts, digests of bytes, and arguments of calls. Skips None and form keys; sets `unknown` for what is too deep,
-        too much or of an unknown form.
+        That is, texts, digests of bytes, and arguments of calls. Skips None, and form keys that have a single word; sets
+        `unknown` for what is too deep, too much or of an unknown form.
         """
         self._left -= 1
         if depth > DEEPEST or self._left < 0:
             self.unknown = True
-        elif value is None or key in _FORM_KEYS:
+        elif value is None or (key in _FORM_KEYS and not (isinstance(value, str) and " " in value)):
             pass
         elif isinstance(value, Enum):
             self._read(value.value, message, key, depth + 1)
@@ -326,6 +327,7 @@ class _Reader:
             for name, part in ((key, part) for part in value) if fields is None else fields.items():
                 if self.is_full:
                     break
+                message.beside.extend([self._segments(name)] if isinstance(name, str) and " " in name else [])
                 self._read(part, message, name if isinstance(name, str) else "", depth + 1)
         else:
             self.unknown = True
