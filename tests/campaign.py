@@ -3,7 +3,8 @@
 A schedule is a router, its mode and driver, and six requests, of which up to three are under way at once. Two processes run the
 schedules of a group over one state folder, with audits, trials, a cache, an outbox or conversations; each interrupts some of its
 requests by SIGINT. The server, a process of its own, draws a fault for each attempt and records all bodies. Each request has an
-answer of the edge, so there must be one: its own (the edge's or the cloud's for this very input), by the deadline. Run by hand:
+answer of the edge, so there must be one: its own (the edge's or the cloud's for this very input), by the deadline. Run by hand, on
+a machine that does nothing else; with eight workers one of two cores is busy with them for longer than the deadline of 150 ms:
 
     python tests/campaign.py --schedules 10000 --seed 1
 """
@@ -255,7 +256,7 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first schedule, to run one again")
-    parser.add_argument("--workers", type=int, default=8, help="schedules at once, in each of the two processes")
+    parser.add_argument("--workers", type=int, default=2, help="schedules at once, in each of the two processes")
     parser.add_argument("--deadline", type=float, default=0.15, help="of each request, seconds")
     parser.add_argument("--broken", default="", help="break the package first, to see that it is noticed")
     for name, action in {"--serve": "store_true", "--work": "store_true", "--url": "store", "--root": "store"}.items():

@@ -780,6 +780,21 @@ def test_a_disk_that_does_not_answer_keeps_conversations(tmp_path, monkeypatch):
             wait_for(lambda: router.infer([user("What is the capital of France?")]).source == "cloud")
 
 
+@pytest.mark.parametrize("given", [{"deadline": 1.0}, {}])
+def test_a_disk_that_does_not_answer_takes_a_share_of_the_deadline(tmp_path, monkeypatch, given):
+    """The call's, or the policy's: the edge has the rest."""
+    options = {"threshold": 0.5, "deadline": LONG if given else 1.0, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        router.infer([user(SECRET)], data_class="medical")
+        released, read = threading.Event(), Database.read
+        with monkeypatch.context() as slow:
+            slow.setattr(Database, "read", lambda self, *given: (released.wait(3 * LONG), read(self, *given))[1])
+            try:
+                assert router.infer([user("What is the capital of France?")], **given).reason_code == "stays"
+            finally:
+                released.set()
+
+
 def test_only_what_is_new_in_the_file_is_read(tmp_path, monkeypatch):
     """Other processes add to it before each call."""
     path, rows = tmp_path / "d.db", []

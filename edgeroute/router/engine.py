@@ -280,7 +280,7 @@ class Engine(ForkSafe):
         if WITHIN.get() is snapshot.egress:
             home = "it was called within a function of the egress rules"
         else:
-            home = self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class) if talks else ""
+            home = self.private.why(x, identity, snapshot.policy, None if renews else mode, data_class, deadline) if talks else ""
         if home:
             plan = checked_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
@@ -303,9 +303,9 @@ class Engine(ForkSafe):
         """
         first = self.request(batch[0], mode, deadline, data_class, together=True)  # whose arm is that of all
         rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
-        rules, facts = first.snapshot.policy.rules, self.observer.facts
+        policy, facts = first.snapshot.policy, self.observer.facts
         self.private.awaited.pop(first.id, None)
-        why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class) for row in rows}
+        why = {row.id: self.private.why(row.inputs, row.id, policy, mode, data_class, deadline) for row in rows}
         if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
             plan = checked_plan(first.snapshot, facts, mode, deadline, data_class, home)
             rows = [row._replace(plan=plan) for row in rows]

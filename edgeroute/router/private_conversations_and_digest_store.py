@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from edgeroute.core.policy_egress_and_options import INF, Denied, Mode, Rules, permit
+from edgeroute.core.policy_egress_and_options import INF, Denied, Mode, Policy, permit
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import MayNotLeave, StoreError
 from edgeroute.router.part_hooks_and_dispatch import Part
@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 MOST: Final = 50_000  # maximum stored digests; the oldest are deleted first
 DAYS: Final = 90  # days for which a digest is stored
-PATIENCE_S: Final = 0.1  # maximum time that a call waits for new digests in the file, seconds; after that its conversation stays
+# Maximum time that a call waits for new digests in the file, seconds, and share of its deadline; then its conversation stays.
+PATIENCE_S: Final = 0.1
+PATIENCE: Final = 0.25
 # Maximum time that a thread waits for another process's transaction, seconds; then a call so much later has it tried again.
 BUSY_S: Final = 1.0
 LOCKED_S: Final = 0.05  # maximum time that a read waits while another process opens or closes the file, seconds
@@ -124,8 +126,8 @@ class Digests(ForkSafe):
         """True if digests are in memory alone, and the file could be written last time."""
         return self._database is not None and bool(self._unwritten) and not self.is_failing
 
-    def refreshed(self) -> bool:
-        """Have a thread read what was added to the file, waiting `PATIENCE_S` at most.
+    def refreshed(self, wait_s: float = INF) -> bool:
+        """Have a thread read what was added to the file, waiting `PATIENCE_S` at most, or `wait_s`, seconds, if that is less.
 
         Return True if any digest is stored, or may be. Has a thread write what could not be written before, once a second.
         """
@@ -133,7 +135,7 @@ class Digests(ForkSafe):
             if self.is_failing and monotonic() >= self._again_at:
                 self._again_at = monotonic() + BUSY_S
                 self._submit(self.save)
-            self._refresh(self.path)
+            self._refresh(self.path, wait_s)
         return bool(self._unwritten or self._known or self.blind)
 
     def __contains__(self, digest: bytes) -> bool:
@@ -236,8 +238,8 @@ class Digests(ForkSafe):
             self.blind, self._is_late = blind, False
             self._stamp, self._read_at = stamp, began
 
-    def _refresh(self, path: Path) -> None:
-        """Have a thread read the file if it may have changed, and wait for `PATIENCE_S` at most; after that `blind` is set.
+    def _refresh(self, path: Path, wait_s: float) -> None:
+        """Have a thread read the file if it may have changed, and wait for it (see `refreshed`); after that `blind` is set.
 
         Without a free thread it is read here. Nothing is done while an earlier thread still waits for the disk.
         """
@@ -259,7 +261,7 @@ class Digests(ForkSafe):
             self.read()
             return
         try:
-            done.get(timeout=PATIENCE_S)
+            done.get(timeout=min(PATIENCE_S, wait_s))
         except Empty:
             self._is_late, self.blind = True, "the disk does not answer"
             self._is_late = done.empty()  # it may have ended just now
@@ -413,16 +415,17 @@ class PrivateConversations(Part):
         # Ids of calls that stay, and that have not ended -> beginning of the answer, and `SCOPE`; None: the answer binds nothing.
         self.awaited: dict[str, tuple[bytes, bytes] | None] = {}
 
-    def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
+    def why(self, x: Any, identity: str, policy: Policy, mode: Mode | None, data_class: str | None, deadline: Any = None) -> str:
         """Return the reason why a call stays although its own data class may leave; empty: it may leave, or stays by itself.
 
         Stores the digests of a call that has to stay, also by its data class or mode, and notes it in `awaited`, where the oldest
         beyond `MOST_AWAITED` is dropped. A single text counts only if it has to stay by itself. A file that cannot be read, or an
-        input of an unknown form, makes a conversation stay. Reads the file for a limited time.
+        input of an unknown form, makes a conversation stay. Waits for the file for the share `PATIENCE` of the deadline at most.
         """
         valid = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
-        private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
-        if not private and (issubclass(type(x), str) or not (self._digests.refreshed() or self._is_lost)):
+        private = mode == "only_edge" or (valid and isinstance(permit(policy.rules, data_class), Denied))
+        wait_s = PATIENCE * (deadline if isinstance(deadline, float) else policy.deadline_s)
+        if not private and (issubclass(type(x), str) or not (self._digests.refreshed(wait_s) or self._is_lost)):
             return ""
         try:
             content = _content()
@@ -454,10 +457,10 @@ class PrivateConversations(Part):
         self.awaited[identity] = awaited
         return "" if private else WHY
 
-    def check_examples(self, inputs: Iterable[Any], classes: Iterable[str | None], rules: Rules) -> None:
+    def check_examples(self, inputs: Iterable[Any], classes: Iterable[str | None], policy: Policy) -> None:
         """Raise MayNotLeave if an input, whose data class may leave, belongs to a conversation that has to stay."""
         for x, name in zip(inputs, classes, strict=True):
-            if not isinstance(permit(rules, name), Denied) and (why := self.why(x, "", rules, None, name)):
+            if not isinstance(permit(policy.rules, name), Denied) and (why := self.why(x, "", policy, None, name)):
                 self.awaited.pop("", None)
                 raise MayNotLeave(f"every example is sent to the cloud, and one may not leave the device: {why}; leave it out")
 

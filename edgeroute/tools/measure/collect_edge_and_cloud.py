@@ -162,7 +162,7 @@ class DirectCalls:
         """Return each input's data class: by `named` and the application's function; raise MayNotLeave if one has to stay."""
         egress = self.snapshot.egress
         found = [named if egress.data_class is None else class_of(self._engine, egress, x, named) for x in inputs]
-        self._engine.private.check_examples(inputs, found, self.snapshot.policy.rules)
+        self._engine.private.check_examples(inputs, found, self.snapshot.policy)
         return found
 
     def may_leave(self, data_class: str | None, share: str = "these") -> Plan:
