@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeroute.cloud.attempt_accounting_and_turns import LEAST_LATE_S
 from edgeroute.core.error_codes_and_texts import clean
@@ -554,7 +554,7 @@ class Guard:
         if scope["type"] == "http" and (fault := self._fault(scope)) is not None:
             await fault.reply(scope["path"])(scope, receive, send)
             return
-        await self.app(scope, receive, send)
+        await self.app(scope, receive, _closing(send) if STRANGER in scope else send)
 
     def _fault(self, scope: Scope) -> Fault | None:
         """Return the first reason to refuse a request, which then closes the connection; None if the request is allowed.
@@ -590,6 +590,18 @@ class Guard:
             message = "the token is missing or wrong: send Authorization: Bearer TOKEN, or x-api-key, as clients' API keys do"
             return Fault(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer", **CLOSE})
         return None
+
+
+def _closing(send: Send) -> Send:
+    """Return `send` for a reply after which the connection is closed: a stranger may not hold it with requests in a row."""
+
+    async def send_closing(message: Message) -> None:
+        """Send a message, with the header that closes the connection."""
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    return send_closing
 
 
 def checked_token(token: str) -> str:

@@ -40,7 +40,6 @@ TAKEN_S = 30.0  # time for a client to read once a write waits for it, seconds
 MOST_CONNECTIONS = 500
 # Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips.
 KEEP_ALIVE_S = 75
-STRANGER_S = 5  # keep-alive of a connection without a token, where one is needed, seconds
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's default
 ANSWERS_S = 0.2  # time for another program to take a connection, seconds
 GRACE_S = 5  # time for requests in progress to finish at shutdown, seconds
@@ -144,12 +143,8 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_S, transport.abort)
 
     def on_response_complete(self) -> None:
-        """Set how long the connection may stay idle: 75 s, or 5 s if the client showed no token where one is needed.
-
-        Then as uvicorn's.
-        """
+        """Note since when the connection is idle, and whether its client lacks a token that is needed; then as uvicorn's."""
         self.stranger = bool(self.scope.get(STRANGER))
-        self.timeout_keep_alive = STRANGER_S if self.stranger else KEEP_ALIVE_S
         self.idle_since = self.loop.time()
         super().on_response_complete()
 
