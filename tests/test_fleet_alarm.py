@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -329,6 +330,72 @@ def test_a_store_of_idle_devices_has_nothing_to_test_until_they_are_used(tmp_pat
     assert only(look(tmp_path))["days"] == 1
 
 
+def named(policy, devices):
+    """Rows of audits of some devices, one each, under a policy."""
+    return [(device_id(i), "site-9", MODEL, policy, "", "", 3, 40, 5, 1, 1, 0, 0.02) for i in devices]
+
+
+def test_a_device_that_invents_policies_adds_none_to_the_tests(usual, tmp_path):
+    """What it reports is counted, and the honest devices' tests are as without it."""
+    store = copied(usual, tmp_path)
+    before, size = only(look(usual.folder)), (usual.folder / "alarm" / "state.json").stat().st_size
+    store.add(3, more=[row for i in range(150) for row in named(f"invented-{i}", [999])])
+    store.add(27, more=[row for i in range(150) for row in named(f"invented-{i}", [999])])
+    report = look(store.folder)
+    assert only(report) == before
+    assert report["left_out"] == {"of policies that fewer than 3 devices report": 300}
+    assert (store.folder / "alarm" / "state.json").stat().st_size < 2 * size
+    code, _, err = cli("fleet", "alarm", store.folder)
+    assert (code, "300 rows are left out: of policies that fewer than 3 devices report" in err) == (0, True)
+
+
+def test_of_many_policies_those_of_most_devices_are_tested(usual, tmp_path, monkeypatch):
+    """An alarm of a policy that goes does not stay, and audits of before a model began anew do not come back."""
+    monkeypatch.setattr("edgeroute.tools.fleet.fleet_alarms.MOST_STREAMS", 2)
+    store = copied(usual, tmp_path)
+    store.add(20, more=[*named("few", range(3)), *named("some", range(4))])
+    report = look(store.folder)
+    assert {stream["policy"] for stream in report["streams"]} == {POLICY, "some"}
+    assert report["left_out"] == {"of policies beyond the 2 that most devices report": 3}
+    with closing(FleetAlarms(store.folder)) as tests:
+        assert len(tests.again(MODEL)) == 2
+        since = tests.audits(MODEL.rpartition(":")[2]).counts().begun
+    for day in (62, 65):  # the usual policy's last day is beyond the window of the second look
+        store.add(day, who=(), more=[*named("new", range(5)), *named("newer", range(5))])
+        store.tables[day]["digests"] += [(device_id(i), "site-9", "", "0.9.0", 1, True, 0) for i in range(5)]
+        store.add(day, who=())
+        report = look(store.folder)
+    assert {stream["policy"] for stream in report["streams"]} == {"new", "newer"}
+    with closing(FleetAlarms(store.folder)) as tests:
+        assert tests.audits(MODEL.rpartition(":")[2]).counts().begun == since > 0
+
+
+def test_a_device_that_dates_its_digests_back_does_not_hide_an_alarm(tmp_path):
+    """In a fleet of few devices: its reports alone had been the reference."""
+    store = Store(tmp_path, devices=19)
+    for day in range(-30, 0):
+        store.add(day, who={18}, times=30.0)
+    for day in range(42):
+        store.add(day, who=range(18), times=1.0 if day < 28 else 6.0)
+    stream = only(look(store.folder))
+    assert [alarm["test"] for alarm in stream["alarms"]] == ["differ"]
+    assert stream["days"] == 42
+
+
+def test_no_reference_is_that_of_one_device_alone(tmp_path):
+    """All have requests, and audits at first one: their rates are learnt once there are those of three."""
+    store = Store(tmp_path, devices=12)
+    for day in range(14):
+        store.add(day, times=[20.0, *[1.0] * 11])
+        tables = store.tables[day]
+        tables["audits"] = [row for row in tables["audits"] if row[0] == device_id(0)]
+        write_rows(tmp_path / "audits" / f"day={FIRST + timedelta(days=day)}" / "rows.parquet", "audits", tables["audits"])
+    assert only(look(tmp_path))["tests"] == ["deferred", "kept"]
+    for day in range(14, 21):
+        store.add(day)
+    assert only(look(tmp_path))["tests"] == ["deferred", "differ", "kept"]
+
+
 def test_two_runs_do_not_bet_at_once_and_damage_is_named(usual, tmp_path):
     store = copied(usual, tmp_path)
     tests = FleetAlarms(store.folder)
@@ -347,6 +414,15 @@ def test_two_runs_do_not_bet_at_once_and_damage_is_named(usual, tmp_path):
         (store.folder / "alarm" / "state.json").write_text(json.dumps(damaged))
         with pytest.raises(StoreError, match="is damaged"):
             FleetAlarms(store.folder)
+    (store.folder / "alarm" / "state.json").write_text(json.dumps(state) + " " * 2**24)  # as of many policies, once
+    FleetAlarms(store.folder).close()
+    [name] = state["streams"]
+    lacking = [{**stream, "tests": {"differ": {**test, key: None}}} for test in [stream["tests"]["differ"]] for key in test]
+    lacking += [{each: value for each, value in stream.items() if each != key} for key in stream]
+    for other in (*lacking, {**stream, "threshold": 10**6}, {**stream, "tests": {"other": {}}}):
+        (store.folder / "alarm" / "state.json").write_text(json.dumps({**state, "streams": {name: other}}))
+        code, _, err = cli("fleet", "alarm", store.folder)
+        assert (code, "state.json is damaged" in err) == (2, True), other
 
 
 # The certificate.

@@ -226,19 +226,58 @@ def test_what_is_wrong_in_traces_is_named_and_in_no_sum(tmp_path):
     odd = [{**good[1], "events": [*good[1]["events"][:-1], cost]} for cost in costs]
     odd += [
         {**good[0], **change}
-        for change in ({"at": 4e9}, {"at": 3.0}, {"at": None}, {"latency_s": -1.0}, {"plan": 3}, {"sample": 0})
-    ]
+        for change in (
+            {"at": 4e9}, {"at": 3.0}, {"at": None}, {"latency_s": -1.0}, {"plan": 3}, {"sample": 0},
+            {"at": 1e30}, {"at": -1e30}, {"latency_s": 1e30},
+        )
+    ]  # fmt: skip
     put("odd.jsonl", [*map(json.dumps, [*odd, {"note": "no record"}]), "not JSON"])
     code, out, err = cli("fleet", "report", tmp_path / "traces", "--json")
     report = json.loads(out)
     assert (code, report["total"]["requests"], report["total"]["deferred"]) == (0, 3, 1), err
     assert report["total"]["usd"] == pytest.approx(0.25)
-    assert [(file, [n for n in ("9 records", "1 lines", "damaged") if n in why]) for file, why in report["refused"]] == [
-        ("cut.parquet", ["damaged"]), ("odd.jsonl", ["1 lines"]), ("odd.jsonl", ["9 records"]),
+    assert [(file, [n for n in ("12 records", "1 lines", "damaged") if n in why]) for file, why in report["refused"]] == [
+        ("cut.parquet", ["damaged"]), ("odd.jsonl", ["1 lines"]), ("odd.jsonl", ["12 records"]),
     ]  # fmt: skip
     (tmp_path / "traces" / "good.jsonl").unlink()
     code, _, err = cli("fleet", "report", tmp_path / "traces")
     assert (code, "can be counted" in err, "Traceback" in err) == (1, True, False), err
+
+
+@pytest.mark.matrix
+def test_a_trace_that_is_damaged_after_its_first_rows_is_named_and_the_others_count(tmp_path):
+    """With a checksum, as of a disk that wrote other bytes; nor is its part of a huge number an error."""
+    arrow = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("edgeroute.tools.replay.parquet_trace_format")
+    traces, records = tmp_path / "traces", []
+    with Router(lambda x: ("small", x), Function(lambda x: "large"), threshold=0.5, trace=records.append) as router:
+        for x in (0.9, 0.1):
+            router.infer(x)
+    record = json.loads(json.dumps(records[0]))
+    traces.mkdir()
+    (traces / "good.jsonl").write_text(json.dumps(record) + "\n")
+    for name, column in (("ids.parquet", "id"), ("shapes.parquet", "shape")):
+        path = traces / name
+        parquet.write_parquet(path, [{**record, "id": f"{i}" * 300} for i in range(2)])
+        table = arrow.read_table(path)
+        arrow.write_table(table, path, compression="none", store_schema=False, row_group_size=1, use_dictionary=False)
+        group = arrow.read_metadata(path).row_group(1)
+        [chunk] = [c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column]
+        data = bytearray(path.read_bytes())
+        data[chunk.data_page_offset : chunk.data_page_offset + 40] = b"\xff" * 40
+        path.write_bytes(data)
+        parquet.seal(path)
+    code, out, err = cli("fleet", "report", traces, "--json")
+    assert (code, json.loads(out)["total"]["requests"]) == (0, 1), err
+    assert [file for file, why in json.loads(out)["refused"] if "damaged" in why] == ["ids.parquet", "shapes.parquet"]
+    (traces / "good.jsonl").unlink()
+    code, _, err = cli("fleet", "report", traces)
+    assert (code, "ids.parquet is damaged" in err) == (1, True), err
+    paid = json.loads(json.dumps(records[1]))
+    paid |= {"sample": 1e-6, "events": [*paid["events"][:-1], {**paid["events"][-1], "received_bytes": 9 * 10**14}]}
+    (traces / "good.jsonl").write_text(f"{json.dumps(paid)}\n" * 20)
+    code, _, err = cli("fleet", "report", traces, "--json")
+    assert code == 0, err
 
 
 class _Tags(HTMLParser):

@@ -248,7 +248,8 @@ def test_a_broker_is_collected_until_ctrl_c(broker, tmp_path):
         assert process.returncode == 0
     assert result["added"] == 10
     assert {why: n for why, n in result["refused"].items() if n} == {"foreign": 1, "malformed": 1}
-    publish(broker, messages)
+    (store / "refused.jsonl").write_bytes(b"\xff")  # a damaged report of refusals stops no collection
+    publish(broker, [("plant/hello", b"x"), *messages])
     collect_all(broker, store, len(digests))
     assert rows(store) == (sum(row[2] for d in digests for row in d.requests), len(digests))
 

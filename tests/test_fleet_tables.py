@@ -264,6 +264,35 @@ def test_the_report_of_refusals_is_bounded(tmp_path, monkeypatch):
     assert len({json.loads(line)["name"] for line in lines}) == len(lines) == 5
 
 
+def test_the_report_of_refusals_can_always_be_read_again(tmp_path):
+    """Whatever the names are: those of control characters and of other planes are twelve times as long in JSON."""
+    from edgeroute.tools.fleet.digest_collection import MOST_NAMED, Refusal, report_refusals
+
+    names = [f"{i:05}" + "\U0001f600\x01" * 120 for i in range(MOST_NAMED)]
+    for turn in (names[: MOST_NAMED // 2], names[MOST_NAMED // 2 :], names[:1]):
+        report_refusals(tmp_path, [Refusal(name, "foreign") for name in turn])
+    path = tmp_path / "refused.jsonl"
+    lines = path.read_text().splitlines()
+    assert 1000 < len(lines) < MOST_NAMED
+    assert [json.loads(line)["name"][:5] for line in lines[-2:]] == [names[-1][:5], names[0][:5]]
+    assert path.stat().st_size < 2**24
+
+
+@pytest.mark.parametrize("kind", ["large", "bytes", "folder"])
+def test_a_report_of_refusals_that_cannot_be_read_is_set_aside(tmp_path, kind):
+    digests, path = fleet(tmp_path, 2, 1), tmp_path / "store" / "refused.jsonl"
+    (tmp_path / "in" / "digests" / "2026-11-02" / "x.txt").write_text("x")
+    path.parent.mkdir()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"x\n" * 2**23 + b"x" if kind == "large" else b"\xff")
+    result = collect(tmp_path)
+    assert (result.added, result.refused["foreign"]) == (len(digests), 1)
+    assert [json.loads(line)["why"] for line in path.read_text().splitlines()] == ["foreign"]
+    assert path.with_name("refused.jsonl.damaged").exists()
+
+
 def test_damaged_tables_are_written_again(tmp_path):
     """Cut off, or without a column, or by other thresholds: the file is set aside, and the next run reads the day's digests again."""
     digests = fleet(tmp_path)

@@ -422,6 +422,21 @@ def test_what_is_kept_is_not_trusted_blindly(home):
     code, told = step(path)
     assert (code, path.read_text()) == (2, now)
     assert "is not the policy before the switch any more" in told["error"]
+    kept = home / "state" / "recertify.json"
+    whole = json.loads(kept.read_text())["switch"]
+    damaged = [{key: value for key, value in whole.items() if key != each} for each in whole]
+    for switch in (
+        *damaged,
+        {**whole, "at": "x"},
+        {**whole, "at": 1e300},
+        {**whole, "rolled_back": None},
+        {**whole, "after": 1},
+        [1],
+        3,
+    ):
+        kept.write_text(json.dumps({"switch": switch}))
+        code, told = step(path)
+        assert (code, "recertify.json is damaged" in told["error"]) == (2, True), switch
 
 
 def test_yaml_is_told(home):

@@ -136,6 +136,11 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         {"requests": float("inf")},
         {"requests": 5, "failed": [float("nan")]},
         {"requests": 5, "mean_s": [float("inf")]},
+        {"requests": 5, "mean_s": [1e308]},
+        {"requests": 5, "usd": [1e308]},
+        {"requests": 5, "p99_s": 1e308},
+        {"requests": 10**300, "failed": [0.5]},
+        {"requests": 5, "compared": 10**300},
         {"requests": 5, "failed": [7]},
         {"requests": 5, "failed": 3},
     ):
@@ -143,7 +148,8 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         (tmp_path / "wrong").write_text(
             json.dumps({"trials": [{"arms": arms, "settings": {**SETTINGS._asdict(), "device": "x"}}]})
         )
-        assert "arm a" in cli("arms", tmp_path / "wrong")[2]
+        code, _, err = cli("arms", tmp_path / "wrong", "--json")
+        assert (code, "arm a" in err) == (1, True), wrong
     code, _, err = cli("arms", tmp_path / "state")
     assert code == 1
     assert "has no trial: left out" in err

@@ -87,6 +87,7 @@ def _apply_trial(data: Any, threshold: str) -> None:
     data["edge"], data["threshold"] = edge, threshold
 
 
+_LATEST = 2.5e11  # seconds since 1970 of the last time that a calendar has, about
 BACKUP_SUFFIX = ".before"  # suffix of the file with the policy before the switch
 
 
@@ -109,13 +110,24 @@ class Memory:
         self.switch: dict[str, Any] = {}
         try:
             if self._path.exists():
-                self.switch = read_json(self._path)["switch"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise StoreError(f"{self._path} cannot be read ({e}): remove it to forget the last switch") from e
+                self.switch = _checked(read_json(self._path)["switch"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            why = f"{type(e).__name__}: {e}" if isinstance(e, KeyError) else e
+            raise StoreError(f"{self._path} is damaged, or cannot be read ({why}): remove it to forget the last switch") from e
 
     def save(self) -> None:
         """Replace the file by the present values."""
         replace_file(self._path, json.dumps({"switch": self.switch}, indent=2) + "\n")
+
+
+def _checked(switch: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of a switch as `Memory.switch` has them; raise an error, as KeyError or ValueError, for others."""
+    if switch:
+        times = switch["at"], switch.get("rolled_back", 0)
+        texts = [switch[key] for key in ("certificate", "trial", "before", "after")]
+        if not all(0 <= time < _LATEST for time in times) or not all(type(text) is str for text in texts):
+            raise ValueError("a part is no time, or no text")
+    return {**switch}
 
 
 def hash_of(path: Path) -> str:

@@ -23,7 +23,7 @@ from edgeroute.system.files_and_lock_waits import replace_file
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.system.untrusted_files import read_text
-from edgeroute.tools.fleet.digest_collection import NAME, Collected, Refusal, Rules, collect, report_refusals
+from edgeroute.tools.fleet.digest_collection import NAME, NAME_SHOWN, Collected, Refusal, Rules, collect, report_refusals
 from edgeroute.tools.fleet.digest_sources import FOLDER, TOO_LARGE, Folder
 
 INBOX = ".inbox"
@@ -140,7 +140,7 @@ class Subscription:
         """
         name, self.received = "/".join(message.topic.split("/")[-2:]), self.received + 1
         if not NAME.fullmatch(name):
-            self._refused.append(Refusal(f"{self.where}/{message.topic}", "foreign"))
+            self._refused.append(Refusal(f"{self.where}/{message.topic}"[:NAME_SHOWN], "foreign"))
         elif len(message.payload) > MOST_BYTES:
             self._refused.append(Refusal(name, TOO_LARGE))
         else:

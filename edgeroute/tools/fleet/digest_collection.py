@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
+from errno import EFBIG, EINVAL, EISDIR
 from glob import escape
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -23,7 +24,7 @@ from edgeroute.fleet.digest_encoding_and_coarsening import OTHER, Digest, path_o
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system import files_and_lock_waits, wall_clock
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.system.untrusted_files import read_text
+from edgeroute.system.untrusted_files import MOST_TEXT, read_text
 from edgeroute.tools.fleet.digest_parquet_store import (
     NEED,
     TABLES,
@@ -49,6 +50,8 @@ FEW = 2_000  # digests up to which no further process is started
 OLDEST = timedelta(days=400)
 NEW = ".rows.new"  # file that is about to replace a day's
 MOST_NAMED = 10_000  # most lines of refused.jsonl, the newest
+MOST_NAMED_BYTES = MOST_TEXT // 2  # most bytes of these lines: half of what is read
+NAME_SHOWN = 200  # most characters of a refused name
 # Further columns of the parts: a number that no other digest of the run has, and the day.
 ITEM = {"item": "BIGINT", "day": "DATE"}
 # Code of a refusal -> the refusal in words.
@@ -399,19 +402,40 @@ def set_aside(store: Path, damaged: Sequence[tuple[str, Partition]]) -> list[Pat
 
 
 def report_refusals(store: Path, refusals: Sequence[Refusal]) -> None:
-    """Add refusals to the store's refused.jsonl: each (name, reason) once, the newest last, at most `MOST_NAMED`.
+    """Add refusals to the store's refused.jsonl: each (name, reason) once, the newest last.
 
-    Replaces the file. A no-op without refusals.
+    At most `MOST_NAMED` lines, and `MOST_NAMED_BYTES`. Replaces the file; one that is too large, or no text, is renamed to
+    refused.jsonl.damaged first. A no-op without refusals. Raises StoreError if the file cannot be read or written.
     """
     if not refusals:
         return
     path, now = store / "refused.jsonl", datetime.fromtimestamp(wall_clock.now(), timezone.utc).isoformat(timespec="seconds")
-    lines: dict[str, str] = {}
-    if path.exists():
-        for line in read_text(path).splitlines():
-            lines[line.partition(', "at": ')[0]] = line
-    for name, why in refusals:
-        start = json.dumps({"name": name[:200], "why": why})[:-1]
-        lines.pop(start, None)
-        lines[start] = f'{start}, "at": "{now}"}}'
-    files_and_lock_waits.replace_file(path, "".join(line + "\n" for line in list(lines.values())[-MOST_NAMED:]))
+    with writing(store):
+        lines = {line.partition(', "at": ')[0]: line for line in _named(path)}
+        for name, why in refusals:
+            start = json.dumps({"name": name[:NAME_SHOWN], "why": why})[:-1]
+            lines.pop(start, None)
+            lines[start] = f'{start}, "at": "{now}"}}'
+        newest, size = list[str](), 0
+        for line in islice(reversed(lines.values()), MOST_NAMED):
+            size += len(line.encode()) + 1
+            if size > MOST_NAMED_BYTES:
+                break
+            newest.append(line + "\n")
+        files_and_lock_waits.replace_file(path, "".join(reversed(newest)))
+
+
+def _named(path: Path) -> list[str]:
+    """Return the lines of refused.jsonl; none, after renaming the file, if it is too large or no text in UTF-8.
+
+    Raises OSError if it cannot be read otherwise.
+    """
+    try:
+        return read_text(path).splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as e:
+        if isinstance(e, OSError) and e.errno not in {EFBIG, EINVAL, EISDIR}:  # too large, or no regular file
+            raise
+        path.replace(path.with_name(path.name + ".damaged"))
+        return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import replace_file
-from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.untrusted_files import parse_json, read_text
 from edgeroute.system.wall_clock import now
 from edgeroute.tools.fleet.digest_parquet_store import open_store, quoted, writing
 from edgeroute.tools.fleet.fleet_audit_loss_bounds import AUDITS_POSSIBLE, FleetAudits, day_of
@@ -41,6 +41,9 @@ WINDOW = 35  # days within which counts may come late
 LONGEST = 400  # most days that the first look reads: a digest of a day long past does not make it long
 INTERIM = 7  # days after which a device's day is bet on though the digest of its whole day is missing
 EARLIEST = 0.05  # share of a stream's devices with which it begins
+SEVERAL = 3  # fewest devices of a stream, and of a reference: one that reports what it likes is the smaller part of them
+MOST_STREAMS = 100  # most streams, those that most devices report: a state of some 2 MB
+MOST_STATE = 1 << 28  # most bytes of a state that is read, as of a version without `MOST_STREAMS`
 EVENTS = 20  # fewest events of a reference; with fewer it goes on beyond its days
 CLOSED_S = 6 * 3600.0  # time after the end of a day at which the day is closed, seconds
 YEAR = 365.0
@@ -68,6 +71,7 @@ METRICS = {
     "deferred": Metric("asked", "deferred", "more requests are deferred"),
     "kept": Metric("asked", "n - deferred", "fewer requests are deferred: more are answered by the edge"),
 }
+_ROWS = "SELECT key, policy, device, day, model FROM asked UNION ALL SELECT key, policy, device, day, model FROM audited"
 # A model without a digest, as of a function that cannot be identified, is told apart by its name.
 _KEY = "coalesce(nullif(split_part(model, ':', -1), ''), model) AS key, model, policy, device, site, day"
 _SPANS = (1, 6, 24)  # hours of a digest's blocks: one without room for each hour has the sums of several
@@ -141,13 +145,20 @@ class FleetAlarms:
         One name for each of its policies; none if the model is unknown. The tests are forgotten, with their alarms; the threshold
         stays. Certificates of the fleet's audits count those of later days alone.
         """
-        names = []
-        for stream in self._streams.values():
-            if model in {stream["model"], *stream["model"].rsplit(":", 1)}:
-                stream |= {"first": self._state["closed"] + 1, "begun": stream["begun"] + 1, "tests": {}}
-                names.append(stream["model"])
+        streams = [s for s in self._streams.values() if model in {s["model"], *s["model"].rsplit(":", 1)}]
+        times = {stream["key"]: self._begun(stream["key"])[0] + 1 for stream in streams}
+        for stream in streams:
+            stream |= {"first": self._state["closed"] + 1, "begun": times[stream["key"]], "tests": {}}
         self._save()
-        return names
+        return [stream["model"] for stream in streams]
+
+    def _begun(self, key: str) -> tuple[int, int]:
+        """Return how often a model has begun anew, and the first day of the last time; 0 without any. Streams that went count."""
+        begun = [
+            (stream["begun"], stream["first"]) for stream in self._streams.values() if stream["key"] == key and stream["begun"]
+        ]
+        times, since = zip(*begun, self._state.get("begun", {}).get(key, (0, 0)), strict=True)
+        return max(times), max(since)
 
     def models(self) -> dict[str, str]:
         """Return key -> latest name of each model with audits."""
@@ -162,10 +173,8 @@ class FleetAlarms:
             key: digest of the model's fingerprints.
             policy: the policy's identity; empty: all policies.
         """
-        begun = [stream for stream in self._streams.values() if stream["key"] == key and stream["begun"]]
+        times, since = self._begun(key)
         bases = self._state.setdefault("bases", {})
-        times = max((stream["begun"] for stream in begun), default=0)
-        since = max((stream["first"] for stream in begun), default=0)
         name = f"{key} {policy} {times}"
         audits = FleetAudits(self._db, key, since=since, base=bases.get(name), begun=times, policy=policy)
         if bases.get(name) != audits.base:
@@ -227,24 +236,40 @@ class FleetAlarms:
     # Streams: models, by the digest of their fingerprints, so that a new name is the same model; and policies.
 
     def _discover(self, last: int, closed: int | None) -> None:
-        """Add streams (pairs of model and policy) that are new in the store, and note a model's new name.
+        """Add streams (pairs of model and policy) that are new in the store, note a model's new name, and limit their number.
 
-        A stream begins with the day by which `EARLIEST` of its devices were there: digests of earlier days, of a few devices that
-        lie or were tried out, are no reference.
+        A stream has `SEVERAL` devices: with three, two honest ones outnumber one that invents policies, and a single device adds
+        no stream. It begins with the day by which so many of them, and `EARLIEST` of all, were there: digests of earlier days, of
+        a few devices that lie or were tried out, are no reference.
+
+        Of more than `MOST_STREAMS` those go, with their alarms, that the fewest devices have reported lately, whatever their
+        tests have found; of equal ones those without an alarm, and the later ones, go first.
         """
         since = day_of(last - LONGEST if closed is None else closed - WINDOW)
         found = self._db.execute(
-            f"""SELECT key, policy, quantile_disc(first, {EARLIEST}) - DATE '1970-01-01', arg_max(model, last) FROM
-            (SELECT key, policy, device, min(day) AS first, max(day) AS last, arg_max(model, day) AS model FROM
-            (SELECT key, policy, device, day, model FROM asked UNION ALL SELECT key, policy, device, day, model FROM audited)
-            WHERE day > ? AND day <= ? GROUP BY ALL) GROUP BY ALL ORDER BY ALL""",
+            f"""SELECT key, policy, greatest(quantile_disc(first, {EARLIEST}), min(first, {SEVERAL})[{SEVERAL}]) - {_ZERO},
+            arg_max(model, last), count(*) FROM
+            (SELECT key, policy, device, min(day) AS first, max(day) AS last, arg_max(model, day) AS model FROM ({_ROWS})
+            WHERE day > ? AND day <= ? GROUP BY ALL) GROUP BY key, policy HAVING count(*) >= {SEVERAL} ORDER BY ALL""",
             [since, day_of(last)],
         ).fetchall()
-        for key, policy, first, model in found:
+        devices = Counter[str]()
+        for key, policy, first, model, count in found:
+            name = f"{key} {policy}"
             stream = self._streams.setdefault(
-                f"{key} {policy}", {"key": key, "policy": policy, "first": first, "begun": 0, "threshold": None, "tests": {}}
+                name, {"key": key, "policy": policy, "first": first, "begun": 0, "threshold": None, "tests": {}}
             )
-            stream["model"] = model
+            stream["model"], devices[name] = model, count
+
+        def weight(name: str) -> tuple[int, bool]:
+            """Return what orders the streams that stay."""
+            return devices[name], any(test["daily"]["alarmed"] for test in self._streams[name]["tests"].values())
+
+        gone = sorted(self._streams, key=weight, reverse=True)[MOST_STREAMS:]
+        begun = {self._streams[name]["key"] for name in gone if self._streams[name]["begun"]}
+        self._state["begun"] = self._state.get("begun", {}) | {key: self._begun(key) for key in sorted(begun)}
+        for name in gone:
+            del self._streams[name]
 
     def _load_rates(self) -> None:
         """Replace the database's table of usual rates by those of all tests in the state."""
@@ -342,17 +367,21 @@ class FleetAlarms:
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
         """Begin a daily and a weekly test of a metric, with the days up to this one as reference; write the usual rates.
 
-        For a metric of audits first sets the stream's threshold, if it has none. No test begins with fewer than `EVENTS` events,
-        or of losses without wins and labels. Only the weekly test allows for liars. Of many devices about `_SAMPLE` are read, and
-        in the rates a device's day weighs at most `_LARGEST` times the median one.
+        For a metric of audits first sets the stream's threshold, if it has none. No test begins with fewer than `EVENTS` events
+        or `SEVERAL` devices, or of losses without wins and labels. Only the weekly test allows for liars. Of many devices about
+        `_SAMPLE` are read, and in the rates a device's day weighs at most `_LARGEST` times the median one.
         """
         metric, first = METRICS[name], stream["first"]
+        values = [stream["key"], stream["policy"], day_of(first), day_of(day)]
+        where = "key = ? AND policy = ? AND day BETWEEN ? AND ?"
+        some = f"SELECT count(*) FROM (SELECT DISTINCT device FROM {metric.table} WHERE {where} LIMIT {SEVERAL})"
+        if self._db.execute(some, values).fetchone()[0] < SEVERAL:
+            return
         weekdays = day - first + 1 >= 2 * WEEK
         if metric.table == "audited" and stream["threshold"] is None:
             stream["threshold"] = self._threshold(stream, day)
         least = stream["threshold"] if metric.table == "audited" else 0
-        where = "key = ? AND policy = ? AND day BETWEEN ? AND ? AND index >= ?"
-        values = [stream["key"], stream["policy"], day_of(first), day_of(day), least]
+        where, values = f"{where} AND index >= ?", [*values, least]
         count = self._db.execute(f"SELECT approx_count_distinct(device) FROM {metric.table} WHERE {where}", values)
         where += f" AND hash(device) % {count.fetchone()[0] // _SAMPLE + 1} = 0"
         rows = self._db.execute(
@@ -430,7 +459,8 @@ class FleetAlarms:
             })  # fmt: skip
         return {
             "closed": None if closed is None else day_of(closed).isoformat(),
-            "alarm": any(stream["alarms"] for stream in streams), "streams": streams, "left_out": _left_out(self._db, closed),
+            "alarm": any(stream["alarms"] for stream in streams), "streams": streams,
+            "left_out": _left_out(self._db, closed, self._streams),
         }  # fmt: skip
 
     def _save(self, *, bets: bool = False) -> None:
@@ -515,10 +545,10 @@ def _suspects(db: Any, stream: dict[str, Any], closed: int) -> tuple[list[dict[s
     return named, len(evidence)
 
 
-def _left_out(db: Any, closed: int | None) -> dict[str, int]:
+def _left_out(db: Any, closed: int | None, streams: Collection[str]) -> dict[str, int]:
     """Return the number of rows of the last `WINDOW` days that no test counts, by the reason; damaged files of all days.
 
-    closed: the last closed day; None: all days count.
+    closed: the last closed day; None: all days count, and no policy is left out.
     """
     since = day_of((closed or WINDOW) - WINDOW)
     counts = Counter[str]()
@@ -526,12 +556,22 @@ def _left_out(db: Any, closed: int | None) -> dict[str, int]:
         which = f"count(*) FILTER (NOT ({possible})), count(*) FILTER (NOT contains(model, ':'))"
         impossible, beyond = db.execute(f"SELECT {which} FROM {table} WHERE day > ?", [since]).fetchone()
         counts.update({"impossible": impossible, "of models beyond the digest": beyond})
+    found = db.execute(
+        f"""SELECT key || ' ' || policy, sum(rows), count(*) FROM (SELECT key, policy, device, count(*) AS rows FROM ({_ROWS})
+        WHERE day > ? AND day <= ? GROUP BY ALL) GROUP BY key, policy""",
+        [since, day_of(closed or 0)],
+    ).fetchall()
+    for name, rows, devices in found:
+        if name not in streams and devices < SEVERAL:
+            counts[f"of policies that fewer than {SEVERAL} devices report"] += int(rows)
+        elif name not in streams and len(streams) >= MOST_STREAMS:  # otherwise they came since the last look
+            counts[f"of policies beyond the {MOST_STREAMS} that most devices report"] += int(rows)
     counts["damaged files"] = db.execute("SELECT count(*) FROM refused").fetchone()[0]
     return dict(+counts)
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Return the state stored in a file, or that of a new store if there is none; version, day and every test are checked.
+    """Return the state stored in a file, or that of a new store if there is none; version, day and every stream are checked.
 
     Raises:
         StoreError: it is damaged.
@@ -539,16 +579,40 @@ def _state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"version": _VERSION, "closed": None, "streams": {}}
     try:
-        state = read_json(path)
-        tests = [test for stream in state["streams"].values() for test in stream["tests"].values()]
-        for test in tests:
-            PooledDrift.load(test["daily"]), PooledDrift.load(test["weekly"])
+        state = parse_json(read_text(path, MOST_STATE))
         if state["version"] != _VERSION or type(state["closed"]) not in {int, type(None)}:
             raise ValueError(f"version {state['version']}")  # noqa: TRY301 - one message for all that may be wrong
-        [day_of(day) for day in (state["closed"] or 0, *(stream["first"] for stream in state["streams"].values()))]
-    except (OSError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
+        day_of(state["closed"] or 0)
+        for name, stream in state["streams"].items():
+            _check_stream(name, stream)
+        if not all(type(value) in _NUMBER for value in state.get("bases", {}).values()):
+            raise ValueError("bases")  # noqa: TRY301
+        for times, since in state.get("begun", {}).values():
+            day_of(times + since)
+    except (OSError, AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise StoreError(f"{path} is damaged, or of another version: restore it, or remove {path.parent} to begin anew") from e
     return dict(state)
+
+
+_NUMBER = {int, float}
+_STREAM = {"key": str, "policy": str, "model": str, "first": int, "begun": int, "tests": dict}
+
+
+def _check_stream(name: str, stream: Mapping[str, Any]) -> None:
+    """Raise an error, as ValueError, KeyError or TypeError, if a stored stream or one of its tests lacks something."""
+    wrong = [key for key, kind in _STREAM.items() if type(stream[key]) is not kind]
+    if wrong or name != f"{stream['key']} {stream['policy']}":
+        raise ValueError(f"stream {wrong}")
+    day_of(stream["first"])
+    if stream["threshold"] is not None:
+        GRID[max(0, stream["threshold"])]
+    for kind, test in stream["tests"].items():
+        METRICS[kind], PooledDrift.load(test["daily"]), PooledDrift.load(test["weekly"])
+        numbers = [test[part] for part in ("from", "wins", "spread", "daily usual", "weekly usual")]
+        tables = [*numbers, *test["seen"], *test["rates"], *test.get("numbers", ())]
+        lengths = len(test["seen"]), len(test["rates"]), len(test.get("numbers", test["rates"]))
+        if not all(type(value) in _NUMBER for value in tables) or lengths != (2, CELLS, CELLS) or test["daily usual"] <= 0:
+            raise ValueError("test")
 
 
 class Looked(NamedTuple):

@@ -7,6 +7,7 @@ Traces have no failed requests, and no audits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from glob import escape
 from pathlib import Path
@@ -29,12 +30,13 @@ _SHAPES: Final = {
     **dict.fromkeys(("at_ms", "us"), "BIGINT"), "held_leg": "VARCHAR", **dict.fromkeys(("cost", "moved", "sample"), "DOUBLE"),
 }  # fmt: skip
 _LEAST: Final = 1e-6  # share of the answers traced that is believed
+_WIDE: Final = 2.0**53  # limit of times in milliseconds and microseconds, far beyond any; columns hold them
 _HELD: Final = ("below", "kept")  # events of an answer that was not accepted
 _MOVED: Final = ("sent_bytes", "received_bytes")
 _ENDS: Final = ("accepted", *_HELD, "failed", "cancelled", "timeout")  # events that tell what a call has cost
 _COSTS: Final = f"list_filter(events, lambda e: e.what IN ({', '.join(map(quoted, _ENDS))}))"
 _IS_HELD: Final = f"lambda e: e.what IN ({', '.join(map(quoted, _HELD))}) AND list_contains(edges, e.leg)"
-_BYTES: Final = "lambda e: coalesce(e.sent_bytes, 0) + coalesce(e.received_bytes, 0)"
+_BYTES: Final = "lambda e: coalesce(e.sent_bytes, 0)::DOUBLE + coalesce(e.received_bytes, 0)"  # a whole number may overflow
 _SLOWER: Final = [f"(us > {end_s * 1e6:.0f})::INTEGER" for end_s in LATENCIES_S]
 _DAY: Final = "DATE '1970-01-01' + (ms // 86400000)::INTEGER"
 # Sums by file, hour and group, and by batch, whose rows have the same costs each. The day is that of the request's end, as
@@ -77,7 +79,7 @@ WITH shared AS (
 )
 SELECT day, device, site, model, policy, arm, data_class, signed, hour,
     {", ".join(f"floor(round(sum({name} / sample), 6) + {_DRAW})::BIGINT AS {name}" for name in _COUNTS)},
-    0 AS failed, round(sum(bytes / rows / sample))::BIGINT AS bytes, sum(usd / rows / sample) AS usd
+    0 AS failed, round(least(sum(bytes / rows / sample), 9e18))::BIGINT AS bytes, sum(usd / rows / sample) AS usd
 FROM shared JOIN devices USING (file) GROUP BY ALL
 """
 _DIGESTS: Final = """
@@ -104,14 +106,17 @@ def write_tables(folder: Path, store: Path) -> list[tuple[str, str]]:
         arrow = import_needed("pyarrow", NEED)
         connection.register("given", arrow.table({"file": [*devices], "device": [*devices.values()]}))
         connection.execute("CREATE TEMP TABLE devices AS SELECT * FROM given")
-        columns = ", ".join(f"{name} {kind}" for name, kind in _SHAPES.items())
-        connection.execute(f"CREATE TEMP TABLE shapes ({columns})")
-        connection.execute("SET VARIABLE files = ?", [[escape(file) for file in devices]])
         connection.execute("SET VARIABLE today = ?", [datetime.fromtimestamp(now(), timezone.utc).date()])
-        found = connection.execute("SELECT DISTINCT shape FROM read_parquet(getvariable('files'))").fetchall()
-        if rows := [row for (shape,) in found if (row := _row(shape)) is not None]:
-            connection.executemany(f"INSERT INTO shapes VALUES ({', '.join('?' * len(_SHAPES))})", rows)
-        connection.execute(_SUMS)
+        try:
+            _sum(connection, [*devices])
+        except import_needed("duckdb", NEED).Error:
+            damaged = {file for file in devices if not _reads(connection, file)}
+            if not damaged:
+                raise
+            refused += [(devices[file], "is damaged: it cannot be read to its end") for file in sorted(damaged)]
+            if len(damaged) == len(devices):
+                raise _nothing(folder, refused) from None
+            _sum(connection, [file for file in devices if file not in damaged])
         bad = connection.execute("SELECT device, sum(requests) FROM sums JOIN devices USING (file) WHERE NOT valid GROUP BY ALL")
         refused += [
             (device, f"has {n:,} records that no router writes, as of an impossible time") for device, n in bad.fetchall()
@@ -121,8 +126,34 @@ def write_tables(folder: Path, store: Path) -> list[tuple[str, str]]:
             to = quoted(str((store / table).absolute()))
             connection.execute(f"COPY (SELECT {order} FROM ({sql})) TO {to} (FORMAT parquet, PARTITION_BY (day))")
         if not connection.execute("SELECT count(*) FROM sums WHERE valid").fetchone()[0]:
-            raise BadInput(f"{folder}: no record of its traces can be counted: {'; '.join(map(' '.join, refused))[:300]}")
+            raise _nothing(folder, refused)
     return refused
+
+
+def _nothing(folder: Path, refused: Iterable[tuple[str, str]]) -> BadInput:
+    """Return the error that nothing of a folder can be counted, with what is wrong."""
+    return BadInput(f"{folder}: no record of its traces can be counted: {'; '.join(map(' '.join, refused))[:300]}")
+
+
+def _sum(connection: Any, files: Sequence[str]) -> None:
+    """Write the tables `shapes` and `sums` of some traces. Raises DuckDB's error if a file is damaged."""
+    connection.execute("SET VARIABLE files = ?", [[escape(file) for file in files]])
+    columns = ", ".join(f"{name} {kind}" for name, kind in _SHAPES.items())
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE shapes ({columns})")
+    found = connection.execute("SELECT DISTINCT shape FROM read_parquet(getvariable('files'))").fetchall()
+    if rows := [row for (shape,) in found if (row := _row(shape)) is not None]:
+        connection.executemany(f"INSERT INTO shapes VALUES ({', '.join('?' * len(_SHAPES))})", rows)
+    connection.execute(_SUMS)
+
+
+def _reads(connection: Any, file: str) -> bool:
+    """Return True if each value of a trace that is counted can be read."""
+    columns = 'id, epoch_ms("at"), latency_us, accepted, answered_by, reason_code, data_class, events, shape'
+    try:
+        connection.execute(f"SELECT bit_xor(hash({columns})) FROM read_parquet(?)", [escape(file)]).fetchall()
+    except import_needed("duckdb", NEED).Error:
+        return False
+    return True
 
 
 def _as_parquet(folder: Path, store: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -161,6 +192,8 @@ def _row(shape: str) -> tuple[Any, ...] | None:
         first, cached = (*legs, ("", ""))[0], None if "events" in record else str(record["leg"])
         own = (None, None, None) if record.get("events") is None else _of_events(record["events"], edges)
         times = [None if (time := record.get(key)) is None else int(time * n) for key, n in (("at", 1e3), ("latency_s", 1e6))]
+        if any(time is not None and abs(time) > _WIDE for time in times):
+            return None
         said = [_text(record.get(key)) or None for key in ("answered_by", "reason_code")]
         accepted, sample = record.get("accepted"), float(record.get("sample", 1.0))
         return None if not _LEAST <= sample <= 1 else (

@@ -15,6 +15,7 @@ from edgeroute.tools.measure.threshold_evaluation import Bools
 
 DRAWS = 4_999  # random assignments of devices to arms for the re-randomisation test
 RESAMPLES = 2_000
+MOST = 1e15  # most requests, seconds or dollars of a device: the sums of all stay numbers
 # (Side, True if shown) -> the measures to compare. The devices themselves compare a hidden cloud's answers with those in use.
 MEASURES = {("edge", True): ("failed", "deferred", "differs"), ("cloud", True): ("failed", "differs")}
 SHARES = ("failed", "deferred", "differs")
@@ -154,7 +155,8 @@ def _table(devices: Sequence[Device], number: int) -> dict[str, Floats]:
     """Return counts and sums of one arm, [devices] each, of stored counts, shares and means; a missing value is 0.
 
     Raises:
-        BadInput: a value is no number, a share is not 0..1, or a mean is below 0; a count below 0 is taken as 0.
+        BadInput: a value is no number, a share is not 0..1, or a mean or time is below 0 or, with the requests, above `MOST`; a
+            count below 0 is taken as 0.
     """
     rows = []
     for device in devices:
@@ -162,11 +164,15 @@ def _table(devices: Sequence[Device], number: int) -> dict[str, Floats]:
         try:
             requests, compared = (max(0, int(stored.get(key) or 0)) for key in ("requests", "compared"))
             shares = [float((stored.get(key) or [0.0])[0]) for key in (*SHARES, "mean_s", "usd")]
+            p99 = float(stored.get("p99_s") or 0.0)
         except (TypeError, ValueError, IndexError, KeyError, OverflowError) as e:
             raise BadInput(f"{device.origin}: arm {arm} cannot be read: {e!r}") from e
         failed, deferred, differs, mean, usd = shares
-        if not all(0 <= share <= 1 for share in shares[:3]) or not 0 <= mean < inf or not 0 <= usd < inf:
-            raise BadInput(f"{device.origin}: arm {arm} has a share that is not 0..1, or no time")
+        if max(requests, compared) > MOST:
+            raise BadInput(f"{device.origin}: arm {arm} has more requests than any device: {MOST:.0e} are possible")
+        amounts = mean * max(1, requests), usd * max(1, requests), p99
+        if not all(0 <= share <= 1 for share in shares[:3]) or not all(0 <= amount <= MOST for amount in amounts):
+            raise BadInput(f"{device.origin}: arm {arm} has a share that is not 0..1, or no time or cost that is possible")
         rows.append((requests, compared, round(failed * requests), round(deferred * requests), round(differs * compared),
                      mean * requests, usd * requests))  # fmt: skip
     columns = np.array(rows, float).T
