@@ -16,6 +16,7 @@ from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import most_unpacked, open_file
+from edgeroute.tools.bounded_lines_and_rows import RowLines
 
 LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")  # names of the columns of labels and groups
 NONE = "none"  # name given in place of a column of labels, if there is none
@@ -234,15 +235,17 @@ def _cells(path: Path, piped: bytes | None) -> Iterator[tuple[int, list[str]]]:
     The separator is that of , ; and tab that makes most cells of the first line.
 
     Raises:
-        BadInput: it is no text in UTF-8, or no CSV.
+        BadInput: it is no text in UTF-8, no CSV, or has a row of more than 16 million characters.
     """
     with open_file(path) if piped is None else io.BytesIO(piped) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         try:
             first = text.readline(FIRST_LINE)
             separator = max(SEPARATORS, key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
             text.seek(0)
-            reader = csv.reader(text, delimiter=separator, strict=True)
+            lines = RowLines(text, path)
+            reader = csv.reader(lines, delimiter=separator, strict=True)
             for row in reader:
+                lines.size = 0
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, row
         except UnicodeDecodeError:
