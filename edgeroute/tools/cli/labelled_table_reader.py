@@ -353,8 +353,27 @@ def label_of(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
 
 
+def _texts_in(values: list[Any]) -> tuple[int, int, int]:
+    """Return the number of values in a list, also within its lists, and the characters of all texts and of the longest."""
+    count, lengths = 0, [0]
+    while values:
+        count, kinds = count + len(values), {*map(type, values)}
+        if str in kinds:
+            lengths += [len(value) for value in values if type(value) is str]
+        lists = values if kinds == {list} else [value for value in values if type(value) is list] if list in kinds else ()
+        values = [*chain.from_iterable(lists)]
+    return count, sum(lengths), max(lengths)
+
+
 def array_of(values: list[Any], dtype: Any = None) -> Any:
-    """Return an array of a list, float32 where there is a fraction and all fit. dtype: its type; None: numpy's choice."""
+    """Return an array of a list, float32 where there is a fraction and all fit. dtype: its type; None: numpy's choice.
+
+    Raises:
+        ValueError: its texts would take far more memory than they are, as each takes that of the longest; or as numpy.
+    """
+    count, size, longest = _texts_in(values)
+    if 4 * count * longest > most_unpacked(size):
+        raise ValueError(f"a list of {count:,} values has a text of {longest:,} characters, too long for an array of all")
     array = np.asarray(values, dtype)
     fits = array.dtype == np.float64 and not (np.abs(array) > np.finfo(np.float32).max).any()
     return array.astype(np.float32) if fits else array
