@@ -1,6 +1,7 @@
 """Numbers and names in files are bounded before they are believed: a small file takes neither much memory nor much time."""
 
 import contextlib
+import io
 import os
 import shutil
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from both import uncollected
+from commands import cli
 from onnx import helper
 
 from edgeroute import BadInput, CatalogError, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
@@ -33,8 +35,11 @@ from edgeroute.system.untrusted_files import (
     read_json,
     read_text,
 )
+from edgeroute.tools import bounded_lines_and_rows as bounded
 from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs, recorded_outputs
 from edgeroute.tools.cli.inspect_by_runs_and_guessed_card import inspect_file
+from edgeroute.tools.cli.label_questions_and_answers import AnswersFile
+from edgeroute.tools.cli.prompt_reading_and_grading import read_prompts
 from edgeroute.tools.cli.status_and_trial_arms import read_state
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import lines
 from edgeroute.types import TensorSpec
@@ -192,6 +197,53 @@ def test_the_reader_is_bounded(tmp_path):
     for read in (read_bytes, read_json):
         with pytest.raises(OSError, match="more than"):
             read(path)
+
+
+READERS_OF_LINES = {
+    "inputs.jsonl": read_inputs, "prompts.jsonl": lambda path: read_prompts([path], 1), "answers.jsonl": AnswersFile,
+    "table.csv": lambda path: list(read_inputs(path)), "table.tsv": lambda path: list(read_inputs(path)),
+}  # fmt: skip
+COMMANDS_WITH_LINES = {  # name of the file -> exit code, and command
+    "distil.csv": (1, "distil", "--from", "csv", "--out", "m.onnx"), "status.json": (1, "arms"), "model.txt": (2, "convert"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["", "text,answer\n", '{"prompt": "', 'text,answer\n"'], ids=["empty", "row", "text", "quote"])
+@pytest.mark.parametrize("name", [*READERS_OF_LINES, *COMMANDS_WITH_LINES])
+def test_a_line_without_end(tmp_path, name, start):
+    """A sparse file has few bytes on the disk and gigabytes in one line, of which no more is read than a line may have."""
+    path = tmp_path / name
+    path.write_text(start)
+    with path.open("r+b") as file:
+        file.truncate(1 << 28)
+    tracemalloc.start()
+    try:
+        if name in READERS_OF_LINES:
+            with pytest.raises(BadInput, match=name):
+                READERS_OF_LINES[name](path)
+        else:
+            ends, *command = COMMANDS_WITH_LINES[name]
+            code, _, err = cli(*command, path)
+            assert (code, err.count("\n"), name in err) == (ends, 1, True), err
+        assert tracemalloc.get_traced_memory()[1] < 220 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_lines_and_rows_have_a_bound(tmp_path, monkeypatch):
+    """It is that of each, however many there are; ends of lines are those of `bytes.splitlines`."""
+    monkeypatch.setattr(bounded, "LONGEST", 8)
+    monkeypatch.setattr(bounded, "LONGEST_ROW", 8)
+    for text in (b"1\r\n2345\r8\n\n90123456", b"1\r\r2\n\r", b"1\n" * 50, b""):
+        assert [*bounded.lines_of(io.BytesIO(text), tmp_path)] == text.splitlines(keepends=True)
+    with pytest.raises(BadInput, match=f"{tmp_path.name}:3: expected a line of at most 8 bytes"):
+        [*bounded.lines_of(io.BytesIO(b"1\r2\n345678901"), tmp_path)]
+    rows = bounded.RowLines(io.StringIO("123\n456\n789\n"), tmp_path)
+    assert (next(rows), next(rows), rows.size) == ("123\n", "456\n", 8)
+    with pytest.raises(BadInput, match=f"{tmp_path.name}:3: expected a row of at most 8 characters"):
+        next(rows)
+    rows.size = 0
+    assert [*rows] == []
 
 
 @pytest.mark.parametrize("read", [read_inputs, recorded_outputs, read_canaries], ids=lambda read: read.__name__)

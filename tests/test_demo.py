@@ -162,6 +162,14 @@ def test_files_that_are_no_idx(tmp_path, content):
         read_idx(tmp_path / "y.gz")
 
 
+def test_an_idx_file_that_unpacks_too_far(tmp_path, monkeypatch):
+    (tmp_path / "x.gz").write_bytes(idx(np.zeros(1000, np.uint8)))
+    assert read_idx(tmp_path / "x.gz").shape == (1000,)
+    monkeypatch.setattr("edgeroute.tools.cli.demo_measurements_and_report.MOST_UNPACKED", 900)
+    with pytest.raises(BadInput, match="unpacks to more than 900 bytes"):
+        read_idx(tmp_path / "x.gz")
+
+
 # ---------------------------------------------------------------------------------------------------- server
 def test_the_server_ends_with_what_it_is_for(tmp_path):
     model = tiny.linear(tmp_path / "m.onnx", card={"name": "tiny"})

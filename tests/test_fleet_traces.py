@@ -268,6 +268,57 @@ def test_lines_are_read_in_order(tmp_path, monkeypatch):
     assert sorted(lines) == [*range(len(records))] != lines
 
 
+def stored_once(path, name, encoding):
+    """Write a trace of 2,000 records whose ids, or inputs, are the same 20,000 bytes, which the file has once."""
+    rows = 2000
+    parquet.write_parquet(path, (plain(record) for record in recorded()[:1] * rows))
+    table, cells = pq.read_table(path), pa.array([b"x" * 20_000] * rows, parquet.schema().field(name).type)
+    table = table.set_column(table.schema.names.index(name), table.schema.field(name), cells)
+    delta = {} if encoding == "dictionary" else {"use_dictionary": False, "column_encoding": {name: encoding}}
+    pq.write_table(table, path, compression="zstd", store_schema=False, **delta)
+    parquet.seal(path)
+
+
+@pytest.mark.parametrize("encoding", ["dictionary", "DELTA_BYTE_ARRAY"])
+@pytest.mark.parametrize("name", ["id", "input"])
+def test_cells_that_are_stored_once(tmp_path, monkeypatch, name, encoding):
+    """They count as often as they are there: the file is small, and so is what it says of its size."""
+    path = tmp_path / "trace.parquet"
+    stored_once(path, name, encoding)
+    assert path.stat().st_size < 100_000
+    assert len(list(parquet.read_parquet(path))) == 2000
+    monkeypatch.setattr(parquet, "MOST_BYTES", 1 << 24)
+    monkeypatch.setattr(parquet, "PART", 1 << 22)
+    with pytest.raises(BadInput, match=r"trace\.parquet: row group 0 unpacks to more"):
+        list(parquet.read_parquet(path))
+    code, out, err = cli("trace", "convert", path, tmp_path / "out.jsonl")
+    assert (code, out, err.count("\n"), "trace.parquet" in err) == (1, "", 1, True), err
+
+
+def test_texts_of_events_are_shared(tmp_path, monkeypatch):
+    """An error that many events have is in memory once; what else they have is bounded in each record, as templates are."""
+    record = plain(recorded()[0])
+    event = {"at_s": 0.0, "leg": "edge", "what": "x", "error": "e" * 2000}
+    _, (found,) = back(tmp_path, [{**record, "events": [event] * 50}])
+    assert len({id(event["error"]) for event in found["events"]}) == 1
+    for long in ({"events": [{**event, "also": "m" * 2000}] * 50}, {"also": "m" * 100_000}):
+        path, _ = back(tmp_path, [{**record, **long}])
+        with monkeypatch.context() as patched:
+            patched.setattr(parquet, "LONGEST", 50_000)
+            with pytest.raises(BadInput, match="too long"):
+                list(parquet.read_parquet(path))
+
+
+@pytest.mark.parametrize(("name", "most"), [("MOST_BYTES", 1 << 18), ("MOST_ROWS", 64)])
+def test_what_is_written_is_read(tmp_path, monkeypatch, name, most):
+    """A row group ends before it is too large for its readers, by inputs and by events."""
+    record = plain(recorded()[0])
+    data = {"type": "bytes", "base64": base64.b64encode(os.urandom(6000)).decode()}
+    monkeypatch.setattr(parquet, name, most)
+    path, _ = back(tmp_path, [{**record, "id": f"r-{i}", "input": data} for i in range(100)])
+    assert pq.ParquetFile(path).num_row_groups > 1
+
+
 def test_typed_columns(tmp_path):
     """Any reader of Parquet has times, confidences and costs without the template."""
     path, records = back(tmp_path, recorded())

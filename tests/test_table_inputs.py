@@ -336,6 +336,18 @@ def test_parquet(tmp_path):
             read(tmp_path / "cut.parquet")
 
 
+@pytest.mark.parametrize("form", [lambda texts: texts, lambda texts: [texts, texts]], ids=["flat", "nested"])
+def test_a_long_text_among_many(tmp_path, form):
+    """Each text of an array takes the memory of the longest: 170 KB would take 2 GB. Texts that are as long as others are read."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(form(["a" * 150_000] + ["b"] * 4000)))
+    with pytest.raises(BadInput, match=r"x\.jsonl:1: .*a text of 150,000 characters"):
+        read_inputs(path)
+    path.write_text(json.dumps(form(["a" * 1500] + ["b"] * 4000)))
+    (item,) = read_inputs(path)
+    assert item.x.dtype.kind == "U"
+
+
 @pytest.mark.slow
 def test_parquet_that_unpacks_too_far(tmp_path):
     """A list and a text of a small file that would take gigabytes are refused before they are read; equal numbers in rows are not."""

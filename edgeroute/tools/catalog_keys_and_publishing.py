@@ -28,7 +28,7 @@ from edgeroute.stores.cache.input_keys_and_fingerprints import fingerprint
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import files_in
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
-from edgeroute.system.untrusted_files import read_bytes
+from edgeroute.system.untrusted_files import MOST_TEXT, read_bytes
 from edgeroute.types import EdgeModel
 
 # Days that the list of keys, and that of models, are valid. An attacker can show a device an old list of models that long.
@@ -449,7 +449,7 @@ def _signers(keys: Path) -> dict[str, Any]:
     for file, roles in ((ROOT_KEY, ("root",)), (MODELS_KEY, ONLINE)):
         path = keys / file
         try:
-            key = serialization.load_pem_private_key(read_bytes(path), None)
+            key = serialization.load_pem_private_key(read_bytes(path, MOST_TEXT), None)
         except FileNotFoundError:  # as root.pem usually is, which is offline
             continue
         except (ValueError, TypeError) as e:

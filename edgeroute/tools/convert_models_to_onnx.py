@@ -510,8 +510,9 @@ def _from_xgboost_file(path: Path, samples: Any, *, trust: bool) -> Loaded:
 
 def _from_lightgbm_file(path: Path, samples: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a file of LightGBM's text format, and return its Booster with a converter. ModelError for another text."""
-    if not read_bytes(path).startswith(b"tree"):
-        raise ModelError(f"{path} is no model of LightGBM")
+    with open_file(path) as file:
+        if file.read(4) != b"tree":
+            raise ModelError(f"{path} is no model of LightGBM")
     library = import_needed("lightgbm", "lightgbm is not installed: pip install lightgbm")
     return _from_lightgbm_booster(library.Booster(model_file=path), samples)
 

@@ -32,6 +32,7 @@ from edgeroute.router.router import Router
 from edgeroute.stores.outbox import Outbox
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import open_file, parse_json
+from edgeroute.tools.bounded_lines_and_rows import RowLines
 from edgeroute.tools.comparison_inputs_and_estimators import as_errors
 from edgeroute.tools.compress.onnx_graphs_and_result_files import package, put, workplace
 from edgeroute.tools.convert_models_to_onnx import by_skl2onnx, check_targets, write_card
@@ -229,10 +230,12 @@ def _rows(paths: Sequence[Path]) -> Iterator[tuple[str, Any, Example]]:
     """
     for path in paths:
         with as_errors(f"{path} cannot be read", BadInput), open_file(path) as data:
-            reader = csv.DictReader(io.TextIOWrapper(data, encoding="utf-8-sig", newline="", errors="replace"))
+            part = RowLines(io.TextIOWrapper(data, encoding="utf-8-sig", newline="", errors="replace"), path)
+            reader = csv.DictReader(part)
             if not {"text", "answer"} <= {*(reader.fieldnames or ())}:
                 raise BadInput(f"{path}: expected the columns text and answer")
             for row in reader:
+                part.size = 0
                 yield f"{path}:{reader.line_num}", row, Example((row["text"] or "").strip(), (row["answer"] or "").strip())
 
 

@@ -18,7 +18,7 @@ from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, NoAnswer
 from edgeroute.router.router import Router
 from edgeroute.system.files_and_lock_waits import replace_file
-from edgeroute.system.untrusted_files import read_bytes
+from edgeroute.system.untrusted_files import MOST_UNPACKED, open_file
 from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
 from edgeroute.tools.measure.report import html_blocks as html
@@ -77,10 +77,13 @@ def read_idx(path: Path) -> Array:
     After 0, 0, 8 the format has the number of axes, their sizes (big-endian) and the values.
 
     Raises:
-        BadInput: the file is missing, over 256 MB, or not in this format.
+        BadInput: the file is missing, over 256 MB, unpacks to over 512 MB, or is not in this format.
     """
     try:
-        raw = gzip.decompress(read_bytes(path, 1 << 28))
+        with open_file(path, 1 << 28) as file, gzip.open(file) as unpacked:
+            raw = unpacked.read(MOST_UNPACKED + 1)
+        if len(raw) > MOST_UNPACKED:
+            raise ValueError(f"it unpacks to more than {MOST_UNPACKED:,} bytes")  # noqa: TRY301 - reported below, with the path
         if raw[:3] != b"\0\0\x08":
             raise ValueError("it does not begin like one")  # noqa: TRY301 - reported below, with the path
         shape = np.frombuffer(raw, ">u4", raw[3], 4)

@@ -19,6 +19,7 @@ from edgeroute.confidence.output_forms_labels_and_comparison import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.untrusted_files import load_arrays, open_file, parse_json, read_bytes
+from edgeroute.tools.bounded_lines_and_rows import LONGEST, lines_of
 from edgeroute.tools.cli.labelled_table_reader import (
     SEPARATORS,
     Columns,
@@ -251,7 +252,7 @@ def _suffix(path: Path) -> str:
 
 def _is_csv() -> bool:
     """Return True if stdin looks like CSV: its first line has a separator, and is neither JSON nor begins like it."""
-    first = _piped().lstrip().partition(b"\n")[0]
+    first = _piped()[:LONGEST].lstrip().partition(b"\n")[0]
     if first[:1] in (b"{", b"[") or not any(mark.encode() in first for mark in SEPARATORS):
         return False
     try:
@@ -274,18 +275,18 @@ def _lines(path: Path, keys: Sequence[str], failed: Failed | None) -> list[Item]
     Raises:
         BadInput: a line is no JSON or has an empty prompt, and there is no `failed` to be called with that; or there are none.
     """
-    lines, items = numbered_lines(path), list[Item]()
-    if not lines and path == STDIN:
-        raise BadInput("-: there is nothing on stdin: expected lines of JSON, CSV, or a .npy, .npz, .png or .jpg file")
-    if not lines:
-        raise BadInput(f"{path} has no lines")
-    for where, line in lines:
+    items, where = list[Item](), ""
+    for where, line in numbered_lines(path):
         try:
             items.append(_line(where, line, stdin=path == STDIN, plain=bool(keys)))
         except BadInput as e:  # noqa: PERF203 - one line must not lose the others
             if failed is None:
                 raise
             failed(e)
+    if not where and path == STDIN:
+        raise BadInput("-: there is nothing on stdin: expected lines of JSON, CSV, or a .npy, .npz, .png or .jpg file")
+    if not where:
+        raise BadInput(f"{path} has no lines")
     return items
 
 
@@ -301,15 +302,16 @@ def _line(where: str, line: bytes, *, stdin: bool, plain: bool) -> Item:
     return Item(where, x) if plain else Item(where, prompt_of(data, where), data.get("label"), data.get("group"))
 
 
-def numbered_lines(path: Path) -> list[tuple[str, bytes]]:
-    """Read the lines of a file, or of stdin, that are not blank; return them, each with its place: path and number.
+def numbered_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the lines of a file, or of stdin, that are not blank, each with its place: path and number.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: it cannot be read, or a line is too long.
     """
-    with _reading(path):
-        text = _piped() if path == STDIN else read_bytes(path)
-    return [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    with _reading(path), _open(path) as file:
+        for number, line in enumerate(lines_of(file, path), 1):
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
 def prompt_of(line: dict[str, Any], where: str) -> Any:

@@ -26,7 +26,8 @@ from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.stores.cache.input_keys_and_fingerprints import digest
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.json_codec_and_short_repr import to_json_types
-from edgeroute.system.untrusted_files import parse_json, read_bytes
+from edgeroute.system.untrusted_files import open_file, parse_json
+from edgeroute.tools.bounded_lines_and_rows import lines_of
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question
 from edgeroute.tools.measure.threshold_evaluation import Examples
 
@@ -281,14 +282,22 @@ class AnswersFile:
         Raises:
             BadInput: another line is no JSON, or not as `add` writes it.
         """
-        lines, text = dict[str, dict[str, Any]](), read_bytes(self.path)
-        self._needs_newline = bool(text) and not text.endswith(b"\n")
-        for number, row in enumerate(text.splitlines(keepends=True), 1):
+        lines = dict[str, dict[str, Any]]()
+        with open_file(self.path) as file:
+            self._parse(lines_of(file, self.path), lines)
+        return lines
+
+    def _parse(self, rows: Iterable[bytes], lines: dict[str, dict[str, Any]]) -> None:
+        """Parse the file's lines into `lines`. Raises as `_read`."""
+        size = 0
+        for number, row in enumerate(rows, 1):
+            size += len(row)
+            self._needs_newline = not row.endswith(b"\n")
             try:
                 line = parse_json(row) if row.strip() else None
             except ValueError as e:
                 if row.startswith(b"{") and not row.endswith(b"\n"):
-                    self._torn_at, self._needs_newline = len(text) - len(row), False
+                    self._torn_at, self._needs_newline = size - len(row), False
                     continue
                 raise BadInput(f"{self.path}:{number}: expected a line of JSON, as --ask writes it") from e
             if line is None:
@@ -298,7 +307,6 @@ class AnswersFile:
             if (right := line.get("right")) not in (None, "", "edge", "cloud", "neither", "unknown"):
                 raise BadInput(f"{self.path}:{number}: right must be edge, cloud, neither, unknown, or empty, not {right!r:.40}")
             lines[str(line["input"])] = line
-        return lines
 
 
 @contextmanager

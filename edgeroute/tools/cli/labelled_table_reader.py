@@ -16,6 +16,7 @@ from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import most_unpacked, open_file
+from edgeroute.tools.bounded_lines_and_rows import RowLines
 
 LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")  # names of the columns of labels and groups
 NONE = "none"  # name given in place of a column of labels, if there is none
@@ -234,15 +235,17 @@ def _cells(path: Path, piped: bytes | None) -> Iterator[tuple[int, list[str]]]:
     The separator is that of , ; and tab that makes most cells of the first line.
 
     Raises:
-        BadInput: it is no text in UTF-8, or no CSV.
+        BadInput: it is no text in UTF-8, no CSV, or has a row of more than 16 million characters.
     """
     with open_file(path) if piped is None else io.BytesIO(piped) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         try:
             first = text.readline(FIRST_LINE)
             separator = max(SEPARATORS, key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
             text.seek(0)
-            reader = csv.reader(text, delimiter=separator, strict=True)
+            lines = RowLines(text, path)
+            reader = csv.reader(lines, delimiter=separator, strict=True)
             for row in reader:
+                lines.size = 0
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, row
         except UnicodeDecodeError:
@@ -350,8 +353,27 @@ def label_of(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
 
 
+def _texts_in(values: list[Any]) -> tuple[int, int, int]:
+    """Return the number of values in a list, also within its lists, and the characters of all texts and of the longest."""
+    count, lengths = 0, [0]
+    while values:
+        count, kinds = count + len(values), {*map(type, values)}
+        if str in kinds:
+            lengths += [len(value) for value in values if type(value) is str]
+        lists = values if kinds == {list} else [value for value in values if type(value) is list] if list in kinds else ()
+        values = [*chain.from_iterable(lists)]
+    return count, sum(lengths), max(lengths)
+
+
 def array_of(values: list[Any], dtype: Any = None) -> Any:
-    """Return an array of a list, float32 where there is a fraction and all fit. dtype: its type; None: numpy's choice."""
+    """Return an array of a list, float32 where there is a fraction and all fit. dtype: its type; None: numpy's choice.
+
+    Raises:
+        ValueError: its texts would take far more memory than they are, as each takes that of the longest; or as numpy.
+    """
+    count, size, longest = _texts_in(values)
+    if 4 * count * longest > most_unpacked(size):
+        raise ValueError(f"a list of {count:,} values has a text of {longest:,} characters, too long for an array of all")
     array = np.asarray(values, dtype)
     fits = array.dtype == np.float64 and not (np.abs(array) > np.finfo(np.float32).max).any()
     return array.astype(np.float32) if fits else array

@@ -23,7 +23,8 @@ from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import BadInput, ModelMissing, StoreError
 from edgeroute.system import wall_clock
 from edgeroute.system.files_and_lock_waits import replace_file
-from edgeroute.system.untrusted_files import MOST_DATA, parse_json, read_text
+from edgeroute.system.untrusted_files import MOST_TEXT, open_file, parse_json
+from edgeroute.tools.bounded_lines_and_rows import lines_of
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options_and_routers import read_only
@@ -632,18 +633,20 @@ def _read(path: Path) -> Iterator[Device]:
         yield from _trials(str(path), {"trials": trials_of(read_state(path))})
         return
     try:
-        text = read_text(path, MOST_DATA)
-    except (OSError, ValueError) as e:
-        raise BadInput(f"{path} cannot be read: {e}") from e
-    try:
-        data = parse_json(text)
-        by_origin = {str(path): data}
-    except ValueError:
-        lines = [(i, entry) for i, entry in enumerate(text.splitlines(), 1) if entry.strip()]
-        try:
-            by_origin = {f"{path}:{i}": parse_json(entry) for i, entry in lines}
-        except ValueError as e:
-            raise BadInput(f"{path} is not what `edgeroute status --json` prints: {e}") from e
+        with open_file(path) as file:
+            start = file.read(MOST_TEXT + 1)  # of one document, no device has more
+            try:
+                by_origin = {str(path): parse_json(start if len(start) <= MOST_TEXT else b"")}
+            except ValueError:
+                file.seek(0)
+                lines = enumerate(lines_of(file, path), 1)
+                by_origin = {f"{path}:{i}": parse_json(entry) for i, entry in lines if entry.strip()}
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
+    except BadInput:
+        raise
+    except ValueError as e:
+        raise BadInput(f"{path} is not what `edgeroute status --json` prints: {e}") from e
     for origin, entry in by_origin.items():
         yield from _trials(origin, entry)
 

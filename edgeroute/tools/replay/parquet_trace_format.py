@@ -13,26 +13,28 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from glob import escape
-from itertools import chain, islice
+from itertools import chain
 from math import copysign
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.stores.json_lines_and_process_locks import ProcessLock
+from edgeroute.stores.json_lines_and_process_locks import LONGEST, ProcessLock
 from edgeroute.system.files_and_lock_waits import name_beside
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads
 from edgeroute.system.late_imports_and_plugins import import_needed
-from edgeroute.system.untrusted_files import open_file
+from edgeroute.system.untrusted_files import most_unpacked, open_file
 
 NEED: Final = "traces in Parquet need pyarrow: pip install 'edgeroute[parquet]'"
 MAGIC: Final = b"PAR1"
 ROWS: Final = 1 << 16  # records of a row group, which are in memory at once
 LEVEL: Final = 15  # of zstd: the lowest that splits blocks, which saves 4 % at 1 us a line
 MOST_ROWS: Final = 1 << 20  # most rows and events of a row group that are read
-MOST_BYTES: Final = 1 << 30  # most bytes of a row group, unpacked, that are read
+MOST_BYTES: Final = 1 << 30  # most bytes of a row group, unpacked, that are read; a small file's unpack to fewer, `most_unpacked`
+PART: Final = 1 << 28  # most bytes to which the cells of a part of a row group may unpack, before they are counted
 SHAPES: Final = 10_000  # parsed templates in memory
+SHORT: Final = 1 << 12  # most characters of a parsed template that stays in memory
 
 # Columns. A value that its column cannot represent exactly stays in the template `shape`, as do all other keys.
 
@@ -44,6 +46,7 @@ WORDS: Final = ("leg", "what", "error", "code")
 # Fields of an event. `at_us` null: the event is at the request's end, `latency_us`. `more`: JSON of further keys.
 EVENT: Final = (*WORDS, "at_us", *NUMBERS, *SIZES, "more")
 _SENSORS: Final = tuple(name for name in Reading._fields if name not in {"mains", "throttled", "network", "metered"})
+SPREAD: Final = frozenset({"id", "input"})  # columns whose cells differ from row to row
 _WIDE: Final = 1 << 53  # limit of whole numbers that are exact as float
 
 
@@ -93,13 +96,14 @@ class _Columns:
     """Columns of a table under construction, whose first record is in this line of the trace.
 
     Attributes:
+        size: bytes of inputs and templates, and of ids if they are ASCII.
         ends: number of events after each record; None before a record whose events are in its template.
         kinds: template and words of a record -> their number, in the order in which they came.
         kind: number of each record's kind.
     """
 
     def __init__(self, line: int) -> None:
-        self.line = line
+        self.line, self.size = line, 0
         self.columns: dict[str, list[Any]] = {name: [] for name in schema().names if name not in {"events", "line"}}
         self.events: dict[str, list[Any]] = {name: [] for name in EVENT}
         self.ends: list[int | None] = [0]
@@ -145,6 +149,7 @@ class _Columns:
         if self._add_events(record.get("events"), latency_us):
             shape["events"] = None
         columns["shape"].append(json_dumps(shape).decode())
+        self.size += sum(len(columns[name][-1] or "") for name in ("id", "input", "shape"))
         words = (*(self.events[name][begin:] for name in WORDS), *(columns[name][-1:] for name in (*TEXTS, "shape")))
         self.kind.append(self.kinds.setdefault(tuple(chain.from_iterable(words)), len(self.kinds)))
 
@@ -175,6 +180,10 @@ class _Columns:
             self.ends[-1] = None
         self.ends.append(len(into["leg"]))
         return fits
+
+    def is_full(self) -> bool:
+        """Return True if the records are enough for a row group, which readers refuse if it is too large."""
+        return len(self.kind) >= ROWS or self.size >= MOST_BYTES // 4 or len(self.events["leg"]) >= MOST_ROWS // 2
 
     def table(self) -> Any:
         """Build the table. Records of a kind follow each other, as each column then compresses best; `line` has their order."""
@@ -213,7 +222,7 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Write records to a Parquet file for the owner alone, with a checksum, and return their number. Replaces an old file.
 
     Goes through a new file beside it, renamed at the end, without fsync, or deleted after an error. 65,536 records are in memory
-    at once.
+    at once, or fewer that have many events or much input.
 
     Raises:
         StoreError: the file cannot be written.
@@ -237,12 +246,13 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
                 store_schema=False, write_statistics=["at"],
             ) as writer,
         ):  # fmt: skip
-            while chunk := list(islice(pending, ROWS)):
+            for first in pending:
                 columns = _Columns(number)
-                for record in chunk:
+                columns.add(first)
+                while not columns.is_full() and (record := next(pending, None)) is not None:
                     columns.add(record)
                 writer.write_table(columns.table())
-                number += len(chunk)
+                number += len(columns.kind)
         seal(new)
     return number
 
@@ -367,13 +377,17 @@ def read_parquet(path: Path, *, whole: bool = True) -> Iterator[dict[str, Any]]:
     try:
         with open_file(path) as file:
             _check_seal(file)
-            reader = _checked(path, parquet.ParquetFile(file))
+            most = min(MOST_BYTES, most_unpacked(file.seek(0, os.SEEK_END)))
+            file.seek(0)
+            reader = _checked(path, parquet.ParquetFile(file), most)
             columns = [name for name in reader.schema_arrow.names if whole or name not in {*FACTS, "input_type", "input"}]
-            words = [name for name in reader.schema_arrow.names if name in {*TEXTS, "shape", "input_type"}]
+            words = [*TEXTS, "shape", "input_type", *(f"events.list.element.{name}" for name in (*WORDS, "more"))]
             reader = parquet.ParquetFile(file, metadata=reader.metadata, read_dictionary=words)
             for i in range(reader.metadata.num_row_groups):
-                for batch in _in_order(reader.read_row_group(i, columns)).to_batches(max_chunksize=ROWS // 4):
+                for batch in _batches(path, reader, i, columns, most):
                     yield from _records(batch, shapes)
+    except BadInput:
+        raise
     except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError) as e:
         if isinstance(e, OSError) and (e.filename, e.errno) != (None, None):  # else pyarrow's, of the content
             raise StoreError(f"{path}: {e.strerror or e}") from e
@@ -386,17 +400,49 @@ def check_parquet(path: Path) -> None:
     next(read_parquet(path), None)
 
 
-def _checked(path: Path, reader: Any) -> Any:
-    """Return the reader of a file that has the columns of a trace and sizes that memory can hold; raise BadInput otherwise."""
+def _checked(path: Path, reader: Any, most: int) -> Any:
+    """Return the reader of a file with a trace's columns and row groups of at most `most` bytes; raise BadInput otherwise."""
     form = reader.schema_arrow
     if not form.equals(schema()):
         raise BadInput(f"{path}: expected a trace in Parquet, found other columns: {', '.join(form.names)[:100]}")
     for i in range(reader.metadata.num_row_groups):
         group = reader.metadata.row_group(i)
         values = max((group.column(j).num_values for j in range(group.num_columns)), default=0)
-        if max(group.num_rows, values) > MOST_ROWS or group.total_byte_size > MOST_BYTES:
+        if max(group.num_rows, values) > MOST_ROWS or group.total_byte_size > most:
             raise BadInput(f"{path}: row group {i} is larger than a trace's: {values:,} values, {group.total_byte_size:,} bytes")
     return reader
+
+
+def _batches(path: Path, reader: Any, i: int, names: list[str], most: int) -> list[Any]:
+    """Return the rows of a row group, sorted by their `line`, in batches.
+
+    A text that is stored once may be that of each row, and share its beginning with the next. Most columns of texts are read as
+    dictionaries, where that takes no memory; `id` and `input` a few rows at a time, until their bytes are too many.
+
+    most: maximum number of bytes to which `id` and `input` may unpack.
+
+    Raises:
+        BadInput: they unpack to more.
+    """
+    pa, _ = _pyarrow()
+    group, total = reader.metadata.row_group(i), 0
+    table = reader.read_row_group(i, [name for name in names if name not in SPREAD])
+    for column in (group.column(j) for j in range(group.num_columns)):
+        if (name := column.path_in_schema) not in SPREAD or name not in names:
+            continue
+        repeats = any("DICTIONARY" in encoding or "DELTA" in encoding for encoding in column.encodings)
+        rows = max(1, min(ROWS, PART // max(1, column.total_uncompressed_size)) if repeats else ROWS)
+        parts = []
+        for part in reader.iter_batches(rows, [i], [name]):
+            total += part.nbytes
+            if total > most:
+                raise BadInput(f"{path}: row group {i} unpacks to more than a trace's, {most:,} bytes")
+            parts.append(part.column(0))
+        table = table.append_column(name, pa.chunked_array(parts, schema().field(name).type))
+        del parts
+    table = table.combine_chunks()
+    table = table.take(table.column("line").to_numpy().argsort())
+    return table.to_batches(max_chunksize=max(1, min(ROWS // 4, table.num_rows * PART // max(1, total))))  # type: ignore[no-any-return]
 
 
 def _values(array: Any) -> list[Any]:
@@ -416,12 +462,6 @@ def _values(array: Any) -> list[Any]:
         values[array.is_null().to_numpy(zero_copy_only=False)] = None
         return values.tolist()  # type: ignore[no-any-return]
     return array.to_pylist()  # type: ignore[no-any-return]
-
-
-def _in_order(table: Any) -> Any:
-    """Return a table with the rows sorted by their `line`."""
-    table = table.combine_chunks()
-    return table.take(table.column("line").to_numpy().argsort())
 
 
 def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -445,10 +485,12 @@ def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for i, text in enumerate(columns["shape"]):
         shape = shapes.get(text)
         if shape is None:
+            if len(text) > LONGEST:
+                raise ValueError("a template is too long")
             shape = json_loads(text.encode(), exact=True)
             if type(shape) is not dict:
                 raise ValueError("a template is no object")
-            if len(shapes) < SHAPES:
+            if len(shapes) < SHAPES and len(text) <= SHORT:
                 shapes[text] = shape
         record = dict(shape)
         if (at := columns["at"][i]) is not None:
@@ -471,6 +513,8 @@ def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
             record["input"] = {"type": kind, "base64": base64.b64encode(columns["input"][i]).decode()}
         if here[i]:
             record["events"] = events = []
+            if more is not blank and sum(len(text or "") for text in more[offsets[i] : offsets[i + 1]]) > LONGEST:
+                raise ValueError("a record's events are too long")
             for j in range(offsets[i], offsets[i + 1]):
                 time = times[j]
                 event = {"at_s": (latency_us if time is None else time) / 1e6, "leg": legs[j], "what": whats[j]}
