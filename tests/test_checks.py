@@ -584,6 +584,7 @@ def test_which_checks_may_stay_on_the_loop():
         ({"tools": [{"type": "web_search"}]}, [("pay", GOOD)], "tool"), ({"tools": [3]}, [("pay", GOOD)], "error"),
         ({"tools": [{"type": "function", "function": {"name": "pay"}}]}, [("pay", "{}")], 0.9),
         ({"parallel_tool_calls": False}, [("pay", GOOD)], 0.9), ({"parallel_tool_calls": False}, [("pay", GOOD)] * 2, "tool"),
+        ({}, [("pay", GOOD)] * 32, 0.9), ({}, [("pay", GOOD)] * 33, "tool"),
     ],
 )  # fmt: skip
 def test_calls_of_tools(request_, calls, found):

@@ -42,6 +42,7 @@ LONGEST: Final = 1 << 16  # most characters of a text that is parsed or matched;
 # Most steps by a schema that an answer may take, beside three for each of its characters; one that needs more fails. A keyword, a
 # schema that is entered, and 64 characters that are compared or quoted are a step each, of some 5 us.
 STEPS: Final = 5_000
+MOST_CALLS: Final = 32  # most calls of tools in an answer, each of which is checked by a schema
 STATES: Final = 20_000  # most states of a pattern
 MOVES: Final = 2_000_000  # most states that a match visits, about a second; a text that needs more does not match
 STORED: Final = 100_000  # most states in the stored moves of a pattern
@@ -128,7 +129,7 @@ class AnswerCheck:
         """Raise Fault for a completion whose tool calls, or without any whose text, are not as the request demands.
 
         Calls: of tools that are offered and chosen, with arguments by their schemas, at least one where one is required, and one
-        at most without `parallel_tool_calls`. Text: JSON by the `response_format`.
+        at most without `parallel_tool_calls`, or `MOST_CALLS`. Text: JSON by the `response_format`.
         """
         message = prediction.outputs["choices"][0].get("message", {})
         # A `function_call` is of servers, and requests, from before there were tools.
@@ -137,8 +138,8 @@ class AnswerCheck:
         tools = {function["name"]: function for function in [*functions, *(request.get("functions") or ())]}
         choice = request.get("tool_choice", request.get("function_call"))
         chosen = {choice.get("function", choice)["name"]} if isinstance(choice, Mapping) else () if choice == "none" else tools
-        if len(calls) > 1 and request.get("parallel_tool_calls") is False:
-            raise Fault("tool", "it calls several tools, and is to call one")
+        if len(calls) > (most := 1 if request.get("parallel_tool_calls") is False else MOST_CALLS):
+            raise Fault("tool", f"it calls {len(calls)} tools, and is to call {most} at most")
         for call in calls:
             if (name := call["name"]) not in tools or name not in chosen:
                 raise Fault("tool", "it calls a tool that is not to be called")

@@ -270,8 +270,7 @@ class _Reader:
         """
         if isinstance(x, str) or _is_message(x):
             return [self.message("", x) if isinstance(x, str) else self._read_message(x)]
-        if hasattr(x, "dtype"):
-            x = x.tolist() if getattr(x, "size", 0) <= MOST_LEAVES else []
+        x = (x.tolist() if getattr(x, "size", 0) <= MOST_LEAVES else []) if hasattr(x, "dtype") else x
         asked = self.search.requested(x, depth)
         if not asked and isinstance(x, Collection) and not isinstance(x, Mapping):
             found: list[Message] = []
