@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -239,6 +240,61 @@ NAMED = {
 def test_hostile_schemas(schema):
     """One that doubles with each level, refers to itself or to nothing, ends in a fault."""
     assert applied(schema, GOOD) == "schema"
+
+
+def nested(leaf, keyword="allOf", width=100):
+    """A schema in which that one is reached so many times, squared."""
+    defs = {"a": {keyword: [{"$ref": "#/$defs/b"}] * width}, "b": {keyword: [leaf] * width}}
+    return {**({"$ref": "#/$defs/a"} if keyword == "allOf" else {"not": {"$ref": "#/$defs/a"}}), "$defs": defs}
+
+
+@pytest.mark.parametrize(
+    ("leaf", "keyword", "value"),
+    [
+        ({"const": LONG_TEXT}, "allOf", LONG_TEXT), ({"maxLength": LONGEST}, "allOf", LONG_TEXT), (True, "allOf", 1), ({}, "allOf", 1),
+        ({"enum": [[0] * 500, [0] * 501]}, "allOf", [0] * 501), ({"not": {"const": [0] * 2_000}}, "allOf", 1),
+        ({"items": {}}, "allOf", [0] * 900), ({"uniqueItems": True}, "allOf", [*range(900)]), (False, "anyOf", 1),
+        ({"type": "null"}, "anyOf", 1),
+    ],
+)  # fmt: skip
+def test_a_schema_takes_steps_by_what_it_compares(leaf, keyword, value):
+    """A keyword, a schema, and so many characters are one each; a check that needs too many ends in a fault that says so."""
+    found = AnswerCheck(nested(leaf, keyword)).apply(Prediction(json.dumps(value), 0.9, None), None).confidence
+    assert isinstance(found, Malformed)
+    assert "too many steps" in found.why
+    assert applied(nested(leaf, keyword, 1), json.dumps(value)) == 0.9, "once it passes"
+
+
+def test_a_long_answer_may_take_more_steps():
+    """As many as there are to check by an honest schema."""
+    row = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "additionalProperties": False}
+    assert applied({"type": "array", "items": {"$ref": "#/$defs/row"}, "$defs": {"row": row}}, [{"n": 1}] * 5_000) == 0.9
+    assert applied({"items": {"type": "integer", "minimum": 0, "maximum": 9}}, json.dumps([1] * 20_000)) == 0.9
+
+
+@pytest.mark.parametrize("leaf", [{"type": "null"}, False])
+def test_no_errors_with_words_are_kept(leaf):
+    """jsonschema keeps those of all alternatives, and each quotes the answer."""
+    schema, text = nested(leaf, "anyOf", 10), json.dumps("=" * 10_000 + "\U0001f600", ensure_ascii=False)
+    applied(schema, text)
+    tracemalloc.start()
+    try:
+        assert applied(schema, text) == 0.9
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("reference", [{"$ref": "#x"}, {"$dynamicRef": "#x"}, {"$id": "y", "$ref": "other#/a"}])
+def test_a_schema_is_crawled_once(monkeypatch, reference):
+    """However many of its references are to anchors, or come from within a schema with an address of its own."""
+    from referencing import Registry
+
+    crawled, crawl = [], Registry.crawl
+    monkeypatch.setattr(Registry, "crawl", lambda self: crawled.append(len(self._uncrawled)) or crawl(self))  # private
+    defs = {"x": {"$dynamicAnchor": "x"}, "z": {"$id": "other", "a": True}}
+    assert applied({"items": reference, "$defs": defs}, [1] * 50) == 0.9
+    assert sum(crawled) == 1
 
 
 def test_unique_items():
@@ -528,6 +584,7 @@ def test_which_checks_may_stay_on_the_loop():
         ({"tools": [{"type": "web_search"}]}, [("pay", GOOD)], "tool"), ({"tools": [3]}, [("pay", GOOD)], "error"),
         ({"tools": [{"type": "function", "function": {"name": "pay"}}]}, [("pay", "{}")], 0.9),
         ({"parallel_tool_calls": False}, [("pay", GOOD)], 0.9), ({"parallel_tool_calls": False}, [("pay", GOOD)] * 2, "tool"),
+        ({}, [("pay", GOOD)] * 32, 0.9), ({}, [("pay", GOOD)] * 33, "tool"),
     ],
 )  # fmt: skip
 def test_calls_of_tools(request_, calls, found):
@@ -598,8 +655,9 @@ def test_the_gateways_clients_send_no_schema_that_takes_for_ever():
     """Patterns of properties, and keywords whose evaluation nothing counts."""
     has = KEYS["response_format"].has
     assert has({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
-    for key in ("patternProperties", "unevaluatedProperties"):
-        assert not has({"type": "json_schema", "json_schema": {"schema": {**SCHEMA, key: {}}}})
+    for key, value in (("patternProperties", {}), ("unevaluatedProperties", {}), ("$dynamicRef", "#"), ("$recursiveRef", "#")):
+        assert not has({"type": "json_schema", "json_schema": {"schema": {**SCHEMA, key: value}}})
+    assert has({"type": "json_schema", "json_schema": {"schema": {"properties": {"$dynamicRef": {"$ref": "#"}}}}})
 
 
 def test_a_policy_has_it(tmp_path):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from datetime import date
 from functools import partial
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from edgeroute.router import private_conversations_and_digest_store as private_c
 from edgeroute.router.message_forms_and_digests import (
     MOST_COMPARED,
     MOST_LEAVES,
+    MOST_LETTERS,
     answer_digests,
     bound_digests,
     looked_up,
@@ -1061,6 +1063,36 @@ def test_a_long_text_is_read_soon(made, content, unknown):
     router = made()
     router.infer([user(SECRET)], data_class="medical")
     assert router.infer([user(SECRET), user(content)]).source == "edge"
+
+
+WIDEST = [letter for letter in map(chr, range(128, sys.maxunicode)) if len(unicodedata.normalize("NFKC", letter)) > 5]
+
+
+@pytest.mark.parametrize("letters", [*WIDEST, "\\ufdfa", "&#xfdfa;", "%EF%B7%BA", "\u00bc", "\u3225"], ids=ascii)
+def test_a_text_grows_to_no_more_letters_than_are_read(monkeypatch, letters):
+    """As its letters are normalised, those of most letters in all of Unicode, too, and escaped ones."""
+    lengths = []
+
+    def normalize(form, of):
+        lengths.append(len(found := unicodedata.normalize(form, of)))
+        return found
+
+    monkeypatch.setattr(conversation_digests, "normalize", normalize)
+    for number in (100, 2_000, 8_000, 20_000, 40_000, 100_000):
+        unknown = read_conversation([user(SECRET), user(f"{letters}a" * number)]).unknown
+        assert not unknown or number > 100
+    assert unknown
+    assert 0 < max(lengths) <= MOST_LETTERS
+
+
+@pytest.mark.parametrize("said", ["\u6211\u4eec\u5728\u8fd9\u91cc", "\u0645\u0631\u062d\u0628\u0627", "m\u00fc\u00dfte"])
+def test_a_long_chat_beyond_ascii_is_compared(made, said):
+    """One of some 10,000 characters is recognised, and another one leaves."""
+    router = made()
+    private, other = ("".join(f"{said} {sign}{n}\uff0c" for n in range(900)) for sign in "ab")
+    router.infer([user(private)], data_class="medical")
+    assert stays(router.infer([user(private), assistant("so"), user("next")]))
+    assert router.infer([user(other), assistant("so"), user("next")]).source == "cloud"
 
 
 class Related:

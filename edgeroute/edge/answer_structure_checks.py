@@ -12,7 +12,9 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache, partial
+from itertools import islice
 from operator import methodcaller
 from typing import Any, Final, TypeAlias
 
@@ -37,7 +39,10 @@ except ImportError:  # Python 3.10
 
 Given: TypeAlias = str | Mapping[str, Any] | re.Pattern[str] | Callable[[Any], Any]
 LONGEST: Final = 1 << 16  # most characters of a text that is parsed or matched; a longer one fails
-STEPS: Final = 100_000  # most keywords of a schema that are evaluated for an answer; one that needs more fails
+# Most steps by a schema that an answer may take, beside three for each of its characters; one that needs more fails. A keyword, a
+# schema that is entered, and 64 characters that are compared or quoted are a step each, of some 5 us.
+STEPS: Final = 5_000
+MOST_CALLS: Final = 32  # most calls of tools in an answer, each of which is checked by a schema
 STATES: Final = 20_000  # most states of a pattern
 MOVES: Final = 2_000_000  # most states that a match visits, about a second; a text that needs more does not match
 STORED: Final = 100_000  # most states in the stored moves of a pattern
@@ -124,17 +129,17 @@ class AnswerCheck:
         """Raise Fault for a completion whose tool calls, or without any whose text, are not as the request demands.
 
         Calls: of tools that are offered and chosen, with arguments by their schemas, at least one where one is required, and one
-        at most without `parallel_tool_calls`. Text: JSON by the `response_format`.
+        at most without `parallel_tool_calls`, or `MOST_CALLS`. Text: JSON by the `response_format`.
         """
         message = prediction.outputs["choices"][0].get("message", {})
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
-        calls += filter(None, [message.get("function_call")])  # of servers, and requests, from before there were tools
+        # A `function_call` is of servers, and requests, from before there were tools.
+        calls = [*(call["function"] for call in message.get("tool_calls") or ()), *filter(None, [message.get("function_call")])]
         functions = [tool["function"] for tool in request.get("tools") or () if "function" in tool]
         tools = {function["name"]: function for function in [*functions, *(request.get("functions") or ())]}
         choice = request.get("tool_choice", request.get("function_call"))
         chosen = {choice.get("function", choice)["name"]} if isinstance(choice, Mapping) else () if choice == "none" else tools
-        if len(calls) > 1 and request.get("parallel_tool_calls") is False:
-            raise Fault("tool", "it calls several tools, and is to call one")
+        if len(calls) > (most := 1 if request.get("parallel_tool_calls") is False else MOST_CALLS):
+            raise Fault("tool", f"it calls {len(calls)} tools, and is to call {most} at most")
         for call in calls:
             if (name := call["name"]) not in tools or name not in chosen:
                 raise Fault("tool", "it calls a tool that is not to be called")
@@ -229,13 +234,15 @@ def _python(value: Any) -> float:
 
 
 TESTS: Final[Mapping[str, Callable[[Any], float]]] = {"json": lambda value: len([_json(value)]), "python": _python}
+# Keywords whose own values are compared with the answer, or quoted by jsonschema.
+COMPARED: Final = frozenset({"const", "enum", "not", "oneOf", "disallow", "dependentRequired", "dependencies"})
 _steps = threading.local()  # steps that are left to the check under way in a thread
 
 
 def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
     """Return the test of a value by a JSON schema, which fetches nothing: it returns 1, or raises Fault.
 
-    Fault also for more than `STEPS` keywords evaluated, and for an error of the check itself.
+    Fault also for more steps than it may take (`STEPS`), and for an error of the check itself.
 
     Args:
         schema: the schema.
@@ -244,7 +251,7 @@ def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
     Raises:
         RuntimeMissing: the package jsonschema is not installed.
     """
-    validators, referencing = import_needed("jsonschema.validators", NEEDS), import_needed("referencing", NEEDS)
+    validators, referencing = import_needed("jsonschema.validators", NEEDS), import_needed("referencing.jsonschema", NEEDS)
     kind = validators.validator_for(schema, default=validators.Draft202012Validator)
     if own:
         try:
@@ -257,13 +264,15 @@ def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
 
     def test(value: Any) -> float:
         _share(not slow, "schema", "a schema cannot have both unevaluatedProperties and patternProperties")
-        _steps.left = STEPS
         try:
-            error = next(_counting(kind)(schema, registry=referencing.Registry()).iter_errors(value), None)
-        except Fault:
-            raise
+            _steps.left = STEPS + 3 * len(json.dumps(value, ensure_ascii=False))
+            root = referencing.Resource.from_contents(schema, default_specification=referencing.DRAFT202012)
+            registry = validators.SPECIFICATIONS.with_resource(uri := root.id() or "", root)
+            with suppress(Exception):  # a schema that cannot be crawled may have no reference that needs it
+                registry = registry.crawl()  # once: else each reference to an anchor crawls the whole schema
+            error = next(_counting(kind)(schema, _resolver=registry.resolver(uri)).iter_errors(value), None)
         except Exception as e:  # noqa: BLE001 - jsonschema's texts quote the value
-            raise Fault("schema", f"the schema cannot be checked: {type(e).__name__}") from None
+            raise (e if isinstance(e, Fault) else Fault("schema", f"the schema cannot be checked: {type(e).__name__}")) from None
         return _share(error is None, "schema", f"the schema forbids it: {getattr(error, 'validator', '')}")
 
     return test
@@ -304,29 +313,41 @@ def _key(value: Any) -> Any:
     return tuple(map(_key, value)) if isinstance(value, list) else (bool, value) if isinstance(value, bool) else value
 
 
+def _spend(size: int = 0) -> None:
+    """Take a step, and those of so many characters, from those of the thread's check. Raises Fault once none is left."""
+    _steps.left -= 1 + size // 64
+    _share(_steps.left, "schema", "the check by the schema takes too many steps")
+
+
+def _step(name: str, evaluate: Callable[..., Any], validator: Any, wanted: Any, value: Any, schema: Any) -> Any:
+    """Return the errors of a keyword, after its steps are taken."""
+    _spend(len(repr((value, wanted if name in COMPARED else ""))))
+    return evaluate(validator, wanted, value, schema)
+
+
 @cache
 def _counting(kind: Any) -> Any:
-    """Return the validators' class of a draft, changed so that each keyword takes one of the thread's steps; cached.
+    """Return the validators' class of a draft, changed so that each keyword and schema takes some of the thread's steps; cached.
 
-    A keyword raises Fault once no step is left. Patterns and unique items are checked in linear time, in place of jsonschema's
+    These raise Fault once no step is left. A nested schema gives one error at most, without its words, in which jsonschema quotes
+    the value: it keeps those of all alternatives. Patterns and unique items are checked in linear time, in place of jsonschema's
     own ways; nested schemas cannot change the class.
     """
 
-    def counted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any) -> Any:
-            _steps.left -= 1
-            _share(_steps.left, "schema", f"the check by the schema takes more than {STEPS:,} steps")
-            return evaluate(*arguments)
+    def evolve(self: Any, **changes: Any) -> Any:
+        _spend()
+        return import_needed("attr", NEEDS).evolve(self, **changes)  # jsonschema's own takes the class of a nested $schema
 
-        return step
+    def descend(self: Any, instance: Any, schema: Any, resolver: Any = None, **_: Any) -> Iterator[Any]:
+        _spend(len(repr(instance)) if schema is False else 0)
+        return (type(e)("", validator=e.validator) for e in islice(plain(self, instance, schema, resolver=resolver), 1))
 
     evaluates = {**kind.VALIDATORS, "uniqueItems": _unique, "pattern": _pattern, "patternProperties": _pattern_properties}
     if "additionalProperties" in evaluates:
         evaluates["additionalProperties"] = partial(_additional, evaluates["additionalProperties"])
-    counting = import_needed("jsonschema.validators", NEEDS).extend(
-        kind, {name: counted(evaluate) for name, evaluate in evaluates.items()}
-    )
-    counting.evolve = import_needed("attr", NEEDS).evolve  # jsonschema's own takes the class that a nested $schema names
+    steps = {name: partial(_step, name, evaluate) for name, evaluate in evaluates.items()}
+    counting = import_needed("jsonschema.validators", NEEDS).extend(kind, steps)
+    plain, counting.evolve, counting.descend = counting.descend, evolve, descend
     return counting
 
 

@@ -120,11 +120,12 @@ def _levels(data: Any) -> Iterator[list[Any]]:
 def _is_mild(key: str, value: Any) -> bool:
     """Return False for an entry of a schema that may take for ever, a reference to elsewhere, or a length beyond `MOST_LENGTH`.
 
-    Such entries are `pattern` and its kin. A mapping as value of `pattern` or `$ref` is a property of that name, and True.
+    Such entries are `pattern` and its kin, and references that depend on the way to them. A mapping as value of `pattern` or a
+    reference is a property of that name, and True.
     """
     if key in {"patternProperties", "unevaluatedItems", "unevaluatedProperties"}:
         return False
-    if key == "pattern" or (key == "$ref" and not str(value).startswith("#")):
+    if key in {"pattern", "$dynamicRef", "$recursiveRef"} or (key == "$ref" and not str(value).startswith("#")):
         return isinstance(value, dict)  # a property of that name
     length = key[3:] in {"Length", "Items", "Properties", "Contains"} and isinstance(value, int | float)
     return not length or 0 <= value <= MOST_LENGTH
