@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 import tiny
 import typer
 from both import LONG, running
-from commands import PYTHON, cli
+from commands import PYTHON, ROOT, cli, started
 from draws import slow
 from PIL import Image
 
@@ -478,6 +480,40 @@ def test_serve_ends_when_told(tmp_path, sent):
         out, err = process.communicate(timeout=LONG)
         assert (process.returncode, out, err) == (130 if sent == signal.SIGINT else 0, "", "")
     assert refused(first)
+
+
+SLOW = """
+import atexit, time
+import httpx
+import numpy as np
+from edgeroute import CallableModel
+from edgeroute.types import TensorSpec
+
+def run(x):
+    if x.any():
+        print("begun", flush=True)
+        time.sleep(3600)
+    return np.zeros((1, 1), "float32")
+
+atexit.register(print, "handled")
+model = CallableModel(run, inputs=[TensorSpec("x", "float32", (-1, 1))], name="slow")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("sent", [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)])
+def test_serve_ends_within_a_run(tmp_path, sent):
+    """Once the run's time is over, however long it takes; exit handlers run."""
+    (tmp_path / "endless.py").write_text(SLOW)
+    ask = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    with started("serve", "endless:model", PYTHONPATH=path) as (process, url), ThreadPoolExecutor(1) as clients:
+        waits = clients.submit(httpx.post, f"{url}/v2/models/slow/infer", json=ask, timeout=LONG)
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(sent)
+        out, _ = process.communicate(timeout=LONG)
+        assert (process.returncode, out) == (130 if sent == signal.SIGINT else 0, "handled\n")
+        assert waits.result().status_code == 503
 
 
 def test_serve_what_is_not_there(tmp_path):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 import tiny
 from both import running
-from gateways import LONG, post, raw, serving
+from gateways import CHAT, LONG, post, raw, serving
 from lazily import Later, needs
 from test_serve import octets, save, tensor
 
-from edgeroute import AsyncRouter, CallableModel, Egress, Options, Router
+from edgeroute import AsyncRouter, CallableModel, Egress, LlamaModel, Options, Router
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.tools.server.serve import app
@@ -203,6 +205,41 @@ def test_what_takes_no_tensors():
             reply = httpx.get(url + path, timeout=LONG)
             assert (reply.status_code, "send chats to /v1" in reply.json()["error"]) == (404, True)
         assert raw(url, post(INFER, {"inputs": []}, "Connection: close")).startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_language_model_takes_no_tensors(tmp_path):
+    """Which is told without loading it: the file is empty."""
+    (tmp_path / "none.gguf").touch()
+    with serving(AsyncRouter(LlamaModel(tmp_path / "none.gguf"))) as url:
+        reply = httpx.get(f"{url}/v2/models/edgeroute", timeout=LONG)
+    assert (reply.status_code, "send chats to /v1" in reply.json()["error"]) == (404, True)
+
+
+def test_a_load_that_hangs(tmp_path, monkeypatch):
+    """Holds up those alone who ask for that model's inputs, and not the end of the server."""
+    ort = pytest.importorskip("onnxruntime")
+    begun, gate, ended, opened = threading.Event(), threading.Event(), [], ort.InferenceSession
+    monkeypatch.setattr("edgeroute.router.engine.LOCKED_S", 0.0)
+
+    def hangs(*args, **options):
+        begun.set()
+        gate.wait(LONG)
+        ended.append(True)
+        return opened(*args, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", hangs)
+    model = save(tmp_path / "scale.onnx")
+    try:
+        with ThreadPoolExecutor(1) as clients, serving(AsyncRouter(model), grace_s=1) as url:
+            waits = clients.submit(httpx.get, f"{url}/v2/models/edgeroute", timeout=LONG)
+            assert begun.wait(LONG)
+            chat = {**CHAT, "messages": [{"role": "user", "content": "x" * 100_000}]}
+            assert httpx.post(f"{url}/v1/messages/count_tokens", json=chat, timeout=LONG).status_code == 200
+            assert not waits.done()
+        assert ended == []
+    finally:
+        gate.set()
+    assert waits.result().status_code == 503
 
 
 def test_no_answer_and_what_stays_here(images):

@@ -35,6 +35,7 @@ from edgeroute import (
     Router,
 )
 from edgeroute.core.plan import Facts
+from edgeroute.router import policy_reload
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 
@@ -776,7 +777,7 @@ def test_reload_drops_no_request(policy):
     assert errors == []
 
 
-def test_watch_reloads(policy, caplog):
+def test_watch_reloads(policy, caplog, monkeypatch):
     """With watch the router follows its file, and says what it could not use."""
     changed = threading.Event()
 
@@ -787,6 +788,8 @@ def test_watch_reloads(policy, caplog):
             finally:
                 changed.set()
 
+    monkeypatch.setattr(policy_reload, "LOOKS_S", 0.01)
+    monkeypatch.setattr(policy_reload, "SETTLES_S", 0.01)
     with caplog.at_level(logging.ERROR, "edgeroute"), Watched.from_policy(policy, watch=True) as router:
         new = policy.with_name("new.toml")  # put there whole: what is read as it is written may be half of it
         for threshold in (0.25, 0.75):  # the second of the same size and time
@@ -800,6 +803,54 @@ def test_watch_reloads(policy, caplog):
         assert changed.wait(LONG)
         policy.unlink()
         assert router.infer(X).value == "b"
+
+
+def test_a_policy_that_is_written_in_parts(policy, monkeypatch):
+    """Is put in force once it stays the same: its first lines are a valid policy, too."""
+    parts, left, stamp, changed = (
+        ["threshold = 0.25\n", '[edge]\npath = "m.onnx"\n', "[limits]\n"],
+        [],
+        policy_reload.file_stamp,
+        threading.Event(),
+    )
+
+    def growing(path):
+        if parts:
+            with path.open("a" if len(parts) < 3 else "w") as file:
+                file.write(parts.pop(0))
+        return stamp(path)
+
+    class Watched(Router):
+        def reload(self):
+            left.extend(parts)
+            super().reload()
+            changed.set()
+
+    monkeypatch.setattr(policy_reload, "LOOKS_S", 0.01)
+    monkeypatch.setattr(policy_reload, "SETTLES_S", 0.01)
+    with Watched.from_policy(policy, watch=True) as router:
+        monkeypatch.setattr(policy_reload, "file_stamp", growing)
+        assert changed.wait(LONG)
+        assert left == []
+        assert router.engine.snapshot.targets[0].threshold == 0.25
+
+
+def test_a_policy_that_changes_as_it_is_read(policy, monkeypatch):
+    """Is refused, as what was read may be half of it; what the program asks for is read at once."""
+    with Router.from_policy(policy) as router:
+        load = edgeroute.policy.load
+
+        def written(*args, **options):
+            policy.write_text('threshold = 0.75\n[edge]\npath = "m.onnx"\n')
+            return load(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("edgeroute.policy.load", written)
+            with pytest.raises(PolicyError, match="changed as it was read"):
+                router.reload()
+        assert router.engine.snapshot.targets[0].threshold == 0.5
+        router.reload()
+        assert router.engine.snapshot.targets[0].threshold == 0.75
 
 
 def test_endpoints_are_objects_or_urls():

@@ -413,7 +413,7 @@ def test_large_json_is_parsed_off_the_loop(monkeypatch):
 
     def noted(function):
         def inner(*args):
-            threads.append(threading.current_thread().name.rpartition("_")[0])
+            threads.append(threading.current_thread().name)
             return function(*args)
 
         return inner
@@ -445,7 +445,7 @@ def test_large_texts_are_split_off_the_loop(monkeypatch):
     model.run_feed = lambda feed: np.zeros((len(feed["x"]), 1), np.float32)
 
     def noted(*args):
-        threads.append(threading.current_thread().name.rpartition("_")[0])
+        threads.append(threading.current_thread().name)
         return read(*args)
 
     monkeypatch.setattr(protocol, "read", noted)

@@ -21,7 +21,7 @@ from edgeroute.edge.input_checks_and_stacking import MakePrepare, Plain
 from edgeroute.edge.inputs_constants_and_states import Inputs, batch_axis_problem
 from edgeroute.edge.model_card import Array, Card, checked_sha256
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.system.files_and_lock_waits import file_stamp
+from edgeroute.system.files_and_lock_waits import file_stamp, held_in_time
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.signal_safe_locks import SafeLock
 from edgeroute.types import StopToken, TensorSpec
@@ -90,8 +90,7 @@ class LoadsLate(ForkSafe, ABC):
         """
         with self._lock:
             if self._session is None:
-                stamp = file_stamp(self.path)
-                self._session, self.loaded_stamp = self._load(), (stamp,)
+                self.loaded_stamp, self._session = (file_stamp(self.path),), self._load()  # the stamp is taken first
             return self._session
 
     @abstractmethod
@@ -101,9 +100,10 @@ class LoadsLate(ForkSafe, ABC):
     def close(self) -> None:
         """Free the model after the last run that is in progress; a later run loads it again.
 
-        Each run refers to the session itself, and the last reference frees it.
+        Each run refers to the session itself, and the last reference frees it. A load under way, which may hang, is waited for
+        within `limited_waits`; one that ends later leaves the model loaded.
         """
-        with self._lock:
+        with held_in_time(self._lock):
             self._session = None
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,11 @@ def replace(
             raise Closed(CLOSED)
 
 
-LOOKS_S = 1.0  # seconds between two checks of a watched file
+# Seconds between two checks of a watched file, and after one that finds a new file, which may be written in parts: the next has
+# to find the same one.
+LOOKS_S, SETTLES_S = 1.0, 2.0
+# Stamp of the file that such checks have found, within the reload that they call; None: the program has asked for a reload.
+_settled: ContextVar[tuple[Any, ...] | None] = ContextVar("edgeroute_settled", default=None)
 # Arguments that a reload does not change: most have open files.
 STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
 
@@ -97,7 +102,7 @@ class PolicyFile:
 
     def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
         self.path, self._file, self._more = path, path.absolute(), more  # the working directory may change
-        self._seen = file_stamp(path)  # before reading it: later changes are detected
+        self._seen = self._last = file_stamp(path)  # before reading it: later changes are detected
         self._worker: Worker | None = None
         self._follower: Follower | None = None
         self._versions: dict[Path, str] = {}  # file that names the active version of a model -> version read last
@@ -134,10 +139,10 @@ class PolicyFile:
         further = self._more.get("instruments") or ()
         kinds = {type(instrument) for instrument in further}
         merged["instruments"] = [*(one for one in arguments.get("instruments", ()) if type(one) not in kinds), *further]
-        on_trial = [trial.edge for trial in merged["trial"] or () if trial.edge is not None]
-        models = [*on_trial, *_models(merged["edge"])]  # the latter's version counts, where both are of one model
-        releases = [release for model in models if (release := member(model, "release")) is not None]
-        self._versions = {release.pointer: release.version for release in releases}
+        edges = merged["edge"] if isinstance(merged["edge"], list) else [merged["edge"]]
+        models = [*(t.edge for t in merged["trial"] or () if t.edge is not None), *(m for edge in edges for m in each(edge))]
+        # The latter's version counts, where both are of one model.
+        self._versions = {one.pointer: one.version for model in models if (one := member(model, "release")) is not None}
         return merged
 
     @contextlib.contextmanager
@@ -157,18 +162,20 @@ class PolicyFile:
         A failure is also kept in `engine.refused`.
 
         Raises:
-            PolicyError: the file is invalid; the policy in force stays.
+            PolicyError: the file is invalid, or changed as it was read; the policy in force stays.
             ModelError: a new version of a model failed; the policy in force stays.
             Closed: the router is closed.
         """
         with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
             try:
+                stamp = _settled.get() or file_stamp(self._file)
                 arguments = self.arguments()
+                if file_stamp(self._file) != stamp:
+                    raise PolicyError(f"{self.path} changed as it was read: rename a whole file to it")  # noqa: TRY301 - kept below
                 limits, metered, audit = (arguments.pop(key, None) for key in ("limits", "metered", "audit"))
-                for key in STAYS:
-                    arguments.pop(key, None)
+                changed = {key: value for key, value in arguments.items() if key not in STAYS}
                 with self.named():
-                    settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
+                    settings = PolicyArguments(**changed, awaits=engine.arguments.awaits)
                     replace(engine, settings, limits or Limits(), bool(metered), audit)
             except Exception as e:
                 engine.refused = error_text(e)
@@ -176,7 +183,7 @@ class PolicyFile:
             engine.refused = ""
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
-        """Start a thread that looks at the file, and the models' active versions, each second, and reloads after a change.
+        """Start a thread that looks at the file, and the models' active versions, each second, and reloads what has changed.
 
         It calls the referent of the weak reference `reload`; errors are logged.
         """
@@ -228,12 +235,16 @@ class PolicyFile:
     def _reload_changed(self, reload: Callable[[], Callable[[], object] | None]) -> float:
         """Check the file, and the models' active versions; call the reload after a change.
 
-        Return the seconds until the next check. A file that is missing for a moment is no change. Raises what the reload raises;
-        the change is noted before, so such a reload is repeated only after the next change.
+        Return the seconds until the next check. While the file is missing, or is another than at the last check, nothing is
+        reloaded: a part of a policy may be a valid one. Raises what the reload raises; the change is noted before, so such a
+        reload is repeated only after the next change.
         """
-        now = file_stamp(self._file)
-        if self._activated() or (now is not None and now != self._seen):
-            self._seen = now or self._seen
+        last, self._last = self._last, file_stamp(self._file)
+        if last is None or last != self._last:
+            return SETTLES_S
+        if (self._versions and self._activated()) or last != self._seen:
+            self._seen = last
+            _settled.set(last)
             if (call := reload()) is not None:
                 call()
         return LOOKS_S
@@ -243,25 +254,17 @@ class PolicyFile:
 
         A file that cannot be read counts as unchanged.
         """
-        if not self._versions:
-            return False
         from edgeroute.catalog.model_folder_and_downloads import pointer
 
-        changed = False
-        for path, version in self._versions.items():
+        before = self._versions
+        for path in before:
             with contextlib.suppress(EdgerouteError):  # it cannot be read now
-                active = pointer(path)
-                if active is not None and active.version != version:
-                    self._versions, changed = {**self._versions, path: active.version}, True
-        return changed
+                if (active := pointer(path)) is not None:
+                    self._versions = {**self._versions, path: active.version}
+        return self._versions != before
 
     def close(self) -> None:
         """Have the threads that watch the file and follow a signed policy end. Does not wait: a reload that has begun goes on."""
         for thread in (self._worker, self._follower):
             if thread is not None:
                 thread.close(0.0)
-
-
-def _models(edges: Any) -> list[Any]:
-    """Return the models of one or several edges, each variant of a group by itself."""
-    return [model for edge in (edges if isinstance(edges, list) else [edges]) for model in each(edge)]

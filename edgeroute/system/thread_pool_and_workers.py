@@ -177,12 +177,11 @@ class ThreadPool(ForkSafe):
                 self._idle.popitem()[0].put(None)
         until = time.monotonic() + wait_s
         for thread in threads:
-            if thread is not threading.current_thread():
-                with contextlib.suppress(RuntimeError):  # not started yet
-                    thread.join(max(0.0, until - time.monotonic()))
+            with contextlib.suppress(RuntimeError):  # not started yet, or this one
+                thread.join(max(0.0, until - time.monotonic()))
 
 
-def _await_native() -> None:
+def await_native() -> None:
     """Close the pools with native jobs at Python's exit, and wait for their threads up to `EXIT_S` seconds in all.
 
     Ctrl-C ends the wait.
@@ -194,7 +193,7 @@ def _await_native() -> None:
 
 
 if sys.version_info < (3, 14):  # from then on such a thread stands still
-    atexit.register(_await_native)
+    atexit.register(await_native)
 
 
 # Threads beside the calls: `Worker` calls a function again and again until it is closed, `start_thread` calls one once.

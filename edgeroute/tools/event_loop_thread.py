@@ -1,15 +1,17 @@
-"""Event loop in a daemon thread of its own, for coroutines of others."""
+"""Event loop, or functions one after the other, in a daemon thread of its own, which Python's exit does not wait for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
-from edgeroute.system.thread_pool_and_workers import Worker
+from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -52,3 +54,39 @@ class LoopThread:
         with suppress(RuntimeError):  # it is closed
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._worker.close(wait_s, last=True)  # one more turn: where the loop ends before it has seen that it is to stop
+
+
+class DaemonThread(Executor):
+    """Executor of one daemon thread: Python's exit would join the thread of a `ThreadPoolExecutor`, however long its call takes.
+
+    Args:
+        name: of the thread.
+        native: the functions may run native code: see `ThreadPool`.
+    """
+
+    def __init__(self, name: str, *, native: bool = False) -> None:
+        self._threads = ThreadPool(name, 1, native=native)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call a function after those before it, and return the future of its result; one that was cancelled is not called.
+
+        Raises:
+            RuntimeError: it is shut down, or the system has no more threads.
+        """
+        done = Future[T]()
+        if not self._threads.submit_later(partial(_settle, done, partial(fn, *args, **kwargs))):
+            raise RuntimeError("there is no thread for it")
+        return done
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - nothing waits at its end
+        """Refuse further functions, and let the thread end after those that were submitted; wait up to a second for it."""
+        self._threads.close(1.0 if wait else 0.0)
+
+
+def _settle(done: Future[T], call: Callable[[], T]) -> None:
+    """Set a future to the result of `call`, or to what it raises, unless it was cancelled."""
+    if done.set_running_or_notify_cancel():
+        try:
+            done.set_result(call())
+        except BaseException as e:  # noqa: BLE001 - passed to the caller
+            done.set_exception(e)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import json
 import os
@@ -16,7 +17,9 @@ from copy import copy
 from functools import cache, wraps
 from itertools import takewhile
 from pathlib import Path
-from threading import Thread
+from threading import Thread, main_thread
+from threading import enumerate as threads
+from time import monotonic
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
@@ -24,10 +27,12 @@ import typer
 from edgeroute.core.error_codes_and_texts import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer, StoreError
 from edgeroute.system.read_and_check_signatures import argument_texts
+from edgeroute.system.thread_pool_and_workers import await_native
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
 MODELS = {".onnx", ".tflite", ".gguf", ".mlpackage"}
+ENDS_S = 0.2  # time for the threads of a server that has ended, seconds
 MARKUP = re.compile(r"\[(?=[a-z#/@][^\[\]]*\])")
 LEFT: list[Thread] = []  # abandoned threads. They may be in a native call, which would abort a process that ends as usual.
 CODES = (
@@ -163,6 +168,24 @@ def _at_ctrl_c(handler: Any) -> None:
     """Set the process's handler of Ctrl-C, unless Ctrl-C is ignored, as in the background of a shell."""
     if signal.getsignal(signal.SIGINT) not in {signal.SIG_IGN, None}:
         signal.signal(signal.SIGINT, handler)
+
+
+def served(number: int) -> int:
+    """Return the exit code of a server that a signal of this number has ended: 130 for Ctrl-C, else 0.
+
+    After Ctrl-C, and if the server has left threads, perhaps with a run that ends in an hour, ends the process here, once exit
+    handlers have run: Python's shutdown would wait for the threads first, or for those in native code.
+    """
+    code = INTERRUPTED if number == signal.SIGINT else OK
+    until = monotonic() + ENDS_S
+    for thread in {*threads()} - {main_thread()}:
+        thread.join(max(0.0, until - monotonic()))  # most have nothing left to do
+    if code == INTERRUPTED or len(threads()) > 1:
+        _at_ctrl_c(signal.SIG_DFL)  # at another one the handlers that have not run do not
+        atexit.unregister(await_native)
+        atexit._run_exitfuncs()  # noqa: SLF001 - Python has no public name for it
+        _exit_at_once(code)
+    return code
 
 
 def _exit_at_once(code: int) -> NoReturn:

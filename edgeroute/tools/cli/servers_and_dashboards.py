@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,7 @@ import typer
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.files_and_lock_waits import file_stamp
 from edgeroute.tools.cli import tables_and_options as ui
-from edgeroute.tools.cli.command_runner import INTERRUPTED, OK
+from edgeroute.tools.cli.command_runner import served
 from edgeroute.tools.cli.status_and_trial_arms import Opened, open_policy, read_status
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def serve(
 
     ui.set_up_logging(log)
     number = server.serve(loaded, host=host, port=port, max_batch=max_batch, metrics=metrics, logs=bool(log), on_ready=ready)
-    return INTERRUPTED if number == signal.SIGINT else OK
+    return served(number)
 
 
 def gateway(
@@ -100,7 +99,7 @@ def gateway(
         policy, host=host, port=port, token_env=token_env, hosts=allow_host or (), names=name or (),
         max_concurrent=max_concurrent, on_ready=ready, metrics=metrics, instruments=[RequestLog()] if log else [],
     )  # fmt: skip
-    return INTERRUPTED if number == signal.SIGINT else OK
+    return served(number)
 
 
 # Sources of `dashboard` and `top`: trace file, state folder and policy, written by another process.
@@ -269,7 +268,7 @@ def dashboard(
         print(json.dumps({"ready": url}) if as_json else f"open {url}", flush=True)
 
     number = web.serve(monitor, host=host, port=port, token=token, hosts=allow_host or (), routes=routes, on_ready=ready)
-    return INTERRUPTED if number == signal.SIGINT else OK
+    return served(number)
 
 
 def top(

@@ -13,9 +13,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +30,7 @@ from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError,
 from edgeroute.router.message_forms_and_digests import scope_digest
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.contained_calls_and_tasks import set_within
+from edgeroute.tools.event_loop_thread import DaemonThread
 from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, is_too_long, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.tools.server.oip_requests_media_routes import reply
@@ -316,7 +316,7 @@ class Calls:
         self.bodies, self.most = bodies, most
         self.running = 0
         self._peers = Counter[str]()
-        self._parser = ThreadPoolExecutor(1, "edgeroute-gateway-json")  # one: parsed JSON takes several times its size
+        self._parser = DaemonThread("edgeroute-gateway-json")  # one: parsed JSON takes several times its size
 
     def close(self) -> None:
         """Shut down the parser thread without waiting."""
@@ -346,11 +346,7 @@ class Calls:
 
     async def parse(self, body: bytes, read: Callable[[bytes], T]) -> T:
         """Return `read` of a body, called here if it has less than 64 KiB, else in the only parser thread, in turn."""
-        return read(body) if len(body) < LARGE else await self.in_thread(partial(read, body))
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run a function in the only parser thread, after those before it, and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._parser, work)
+        return read(body) if len(body) < LARGE else await asyncio.get_running_loop().run_in_executor(self._parser, read, body)
 
 
 def plain_body(headers: Mapping[bytes, bytes]) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
 from math import exp, prod
 from time import monotonic
@@ -23,7 +22,7 @@ from edgeroute.edge.edge_model_members_and_fingerprints import feed_of, has_asyn
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.runtime_base import concatenate
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError
-from edgeroute.tools.event_loop_thread import LoopThread
+from edgeroute.tools.event_loop_thread import DaemonThread, LoopThread
 from edgeroute.types import EdgeModel, TensorSpec
 
 # The load of a served model. Each reply reports it in the header `endpoint-load-metrics`, in ORCA's text form.
@@ -97,7 +96,7 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._task: asyncio.Task[None] | None = None
         self._meter = Meter()
-        self._thread = ThreadPoolExecutor(1, f"edgeroute-serve-{model.name}")
+        self._thread = DaemonThread(f"edgeroute-serve-{model.name}", native=True)
 
     @property
     def waiting(self) -> int:

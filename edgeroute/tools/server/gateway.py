@@ -22,6 +22,7 @@ from edgeroute.cloud.oip_tensors import NAMES
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.edge_model_members_and_fingerprints import member
 from edgeroute.edge.input_checks_and_stacking import row_shape
+from edgeroute.edge.llama import LlamaModel
 from edgeroute.edge.llama_in_process_engines import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
@@ -30,6 +31,7 @@ from edgeroute.record.instrument_interface import Instrument
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
+from edgeroute.router.pool_calls_and_task_legs import submit_call
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.system.numeric_loopback_check import is_loopback
@@ -79,6 +81,7 @@ class Tensors:
     def __init__(self, routing: openai.Routing, calls: access.Calls, names: Collection[str], max_json_bytes: int) -> None:
         self.routing, self.calls, self.names, self.max_json_bytes = routing, calls, names, max_json_bytes
         self._cache: tuple[Snapshot | None, tuple[TensorSpec, ...]] = (None, ())
+        self._look: tuple[Snapshot | None, asyncio.Future[tuple[TensorSpec, ...]] | None] = (None, None)  # one for all requests
 
     async def model(self, request: Request) -> Response:
         """Describe the model's inputs and outputs."""
@@ -134,7 +137,7 @@ class Tensors:
     async def _inputs(self) -> tuple[TensorSpec, ...]:
         """Return the inputs that a request must have, cached for the policy in force.
 
-        Otherwise looks at the first edge model in the parser thread, and loads it if needed. If that fails after a reload, the
+        Otherwise looks at the first edge model in a thread for edges, and loads it if needed. If that fails after a reload, the
         former inputs stay.
 
         Raises:
@@ -144,7 +147,7 @@ class Tensors:
         if self._cache[0] is not snapshot:
             models = [backend.model for _, backend in edges_of(snapshot)]
             try:
-                self._cache = snapshot, await self.calls.in_thread(partial(_inputs_of, models[0])) if models else ()
+                self._cache = snapshot, await self._looked(snapshot, models[0]) if models else ()
             except ModelError as e:
                 if not self._cache[1]:  # else the former inputs hold: the router answers without its edge
                     raise HTTPException(503, f"the inputs of the edge model are unknown: {clean(e)}", access.AGAIN) from e
@@ -152,13 +155,30 @@ class Tensors:
             raise HTTPException(404, "this router's edge model declares no tensors by name: send chats to /v1")
         return self._cache[1]
 
+    async def _looked(self, snapshot: Snapshot, model: Any) -> tuple[TensorSpec, ...]:
+        """Return the inputs of a policy's model, which is looked at once for all requests: one that is cancelled ends no look.
+
+        Raises:
+            HTTPException: 503, if there is no thread for it.
+            ModelError: the model cannot be loaded.
+        """
+        look = self._look[1]
+        if look is None or self._look[0] is not snapshot or look.done():
+            look = submit_call(self.routing.router.engine.edge_threads.submit, partial(_inputs_of, model))
+            if look is None:
+                raise HTTPException(503, "there is no thread for the edge model: try again later", access.AGAIN)
+            self._look = snapshot, look
+        return await asyncio.shield(look)
+
 
 def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
     """Return the inputs that a caller sends for a model, with the axis of rows first, before the card's preprocessing.
 
     Loads the model if it declares no inputs yet. State and constant inputs are left out. Empty if an input is of no type that the
-    protocol has.
+    protocol has, and for a language model, which takes no tensors and need not be loaded for that.
     """
+    if isinstance(model, LlamaModel):
+        return ()
     if not member(model, "inputs") and (load := member(model, "load")) is not None:
         load()
     card: Card = member(model, "card") or Card()

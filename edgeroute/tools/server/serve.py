@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from edgeroute.edge.runtimes_variants_ensemble import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Page, check_installed
 from edgeroute.system.numeric_loopback_check import is_loopback
+from edgeroute.tools.event_loop_thread import DaemonThread
 from edgeroute.tools.import_by_module_and_name import is_python_name, python_object
 from edgeroute.types import EdgeModel
 
@@ -223,8 +223,8 @@ class Infer:
 
     def __init__(self, served: Mapping[str, Served], bodies: access.Bodies, max_json_bytes: int) -> None:
         self.served, self.bodies, self.max_json_bytes = served, bodies, max_json_bytes
-        self._decoder = ThreadPoolExecutor(1, "edgeroute-serve-decode")  # one thread: a picture takes up to hundreds of megabytes
-        self._parser = ThreadPoolExecutor(1, "edgeroute-serve-json")  # one thread: parsed JSON takes several times its size
+        self._decoder = DaemonThread("edgeroute-serve-decode")  # one thread: a picture takes up to hundreds of megabytes
+        self._parser = DaemonThread("edgeroute-serve-json")  # one thread: parsed JSON takes several times its size
 
     def close(self) -> None:
         """Shut down the threads without waiting."""
