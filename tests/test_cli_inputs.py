@@ -76,6 +76,36 @@ def test_commands_tell_of_it(tmp_path):
         assert (code, err, json.loads(out)["notes"]) == (0, "", [note])
 
 
+@pytest.mark.parametrize("form", ["npz", "csv"])
+def test_numbers_of_a_file_are_names_of_classes_before_indices(tmp_path, form):
+    """Whatever the order of the names; `infer` counts as `evaluate` does, which says how they are read, and a mixture is an error."""
+    names = ["0", "2", "1"]
+    tiny.linear(tmp_path / "edge.onnx", card={"labels": names})
+    policy, data = tmp_path / "policy.toml", tmp_path / f"x.{form}"
+    policy.write_text('[edge]\npath = "edge.onnx"\n')
+    inputs = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
+
+    def write(labels):
+        if form == "npz":
+            np.savez(data, X=inputs, y=labels)
+        else:
+            rows = [",".join([*map(str, row), str(label)]) for row, label in zip(inputs, labels, strict=True)]
+            data.write_text("\n".join(["a,b,c,d,label", *rows]))
+
+    write(np.array([int(names[i]) for i in inputs[:, :3].argmax(1)]))
+    assert "100.00 % of 120 with a label" in cli("infer", "-p", policy, data)[1]
+    code, out, _ = cli("evaluate", "-p", policy, "-d", data, "--json")
+    told = json.loads(out)
+    assert (code, told["accuracy"]["edge"]["value"]) == (0, 1)
+    assert any("names of classes and also indices" in note for note in told["notes"])
+    card = tmp_path / "edge.json"
+    card.write_text(card.read_text().replace('"0"', '"5"'))
+    write(inputs[:, :3].argmax(1))
+    code, out, err = cli("evaluate", "-p", policy, "-d", data)
+    assert code > 0
+    assert "write each as the name of its class" in " ".join((out + err).split())
+
+
 # ------------------------------------------------------------------------------------------- what the views take
 def test_rows_of_several_arrays(tmp_path):
     """With views that name keys each input has a row of every array, so that a cloud without a view has the rest, too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import OrderedDict
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from both import Tasks, Threads
 
-from edgeroute import Audit, BadInput, CallableModel, Function, PlainJson, Router
+from edgeroute import Audit, BadInput, BadReply, CallableModel, Function, PlainJson, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.output_forms_labels_and_comparison import Labels, label_form, labels_by_form, same
 from edgeroute.tools.cli.prompt_reading_and_grading import read_prompts
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
+from edgeroute.tools.measure.collect_edge_and_cloud import label_values
 from edgeroute.tools.measure.report.report_pages_and_results import calibration_page, evaluation_page
 
 pytestmark = pytest.mark.pure
@@ -289,6 +291,187 @@ def test_forms():
     assert not same(np.arange(3), np.arange(4))
     assert label_form(float("inf")) is label_form([1]) is None
     assert labels_by_form(["us", "US", "de", "DE ", "fr", 1, 1.0]) == {"fr": "fr", "1": 1}
+
+
+MARKED = [
+    pytest.param("A", "A*", 0.6, id="a star on one side"),
+    pytest.param("5'", '5"', 0.6, id="feet and inches"),
+    pytest.param("no", "no!", 0.6, id="an exclamation mark"),
+    pytest.param("A", "**A**", 1, id="stars on both sides"),
+    pytest.param("A", '"A".', 1, id="quotes and a full stop"),
+]
+
+
+@pytest.mark.parametrize(("label", "other", "agreed"), MARKED)
+def test_marks_of_a_label_on_one_side(label, other, agreed):
+    """They may be its own, as those of a grade: the other answer is another. What a chat model writes around it is noted."""
+    far = Function(lambda i: other if i % 5 < 2 else label, version="1")
+    with Router(edge([label] * 3), far, threshold=0.5) as router:
+        made, result = router.calibrate(X, max_loss=0.05), router.evaluate(X)
+    assert result.accuracy["edge"].value == pytest.approx(agreed)
+    assert (made.certificate.deferral_rate > 0.5) == (agreed < 1)
+    assert any("in another form" in note for note in made.notes) == (agreed == 1)
+
+
+def test_labels_that_differ_in_marks_around_them():
+    """Known as different labels, they are different, and a form of both is neither; the only label that is meant is found."""
+    both = Labels(["no", "no.", "yes"], "the model")
+    assert [both.same(value) for value in ("no", "no.", "NO.", '"yes"!')] == ["no", "no.", "NO.", "yes"]
+    with Router(
+        CallableModel(edge(["no", "no.", "no"]), labels=["no", "no."], version="1"),
+        Function(lambda i: "no", version="1"),
+        threshold=0.5,
+    ) as router:
+        assert router.evaluate(X).accuracy["edge"].value == pytest.approx((EDGE != 1).mean())
+
+
+def test_a_long_text_of_marks():
+    """It is no label, and takes no time that grows with the square of its length."""
+    assert same("'" * 1_000_000, "'" * 1_000_000)
+    assert not same("'" * 1_000_000, "'")
+
+
+# --- labels that are names or indices
+
+
+NAMED = sorted(map(str, range(12)))
+"""Names of 12 classes in the order of texts: the index of "2" is 4."""
+TWELVE = np.arange(N) % 12
+
+
+def twelve(names):
+    """An edge model of 12 classes with these names, right in 3 of 4."""
+
+    def scores(i):
+        z = np.zeros(12)
+        z[names.index(str((TWELVE[i] + (i % 4 == 0)) % 12))] = 2 + SURE[i]
+        return z
+
+    return CallableModel(scores, labels=names, kind="logits", version="1")
+
+
+@pytest.mark.parametrize("given", [int, np.int64, float, str])
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_a_number_is_a_name_before_it_is_an_index(given, on_demand):
+    """Numbers as labels certify what their texts do, with a note, and the accuracy is that of the names."""
+    right = [given(c) for c in TWELVE]
+    with Router(twelve(NAMED), Function(lambda i: str(TWELVE[i]), version="1"), threshold=0.5) as router:
+        made = router.calibrate(X, **({"label": lambda i: right[i]} if on_demand else {"y": right}), max_loss=0.05)
+        result = router.evaluate(X, right)
+    assert result.accuracy["edge"].value == pytest.approx(0.75)
+    assert result.accuracy["cloud"].value == 1
+    assert made.certificate.deferral_rate > 0.5
+    noted = [any("names of classes and also indices" in note for note in notes) for notes in (made.notes, result.notes)]
+    assert noted == [given is not str] * 2
+
+
+def test_numbers_that_mean_the_same_as_names_and_as_indices():
+    """Then nothing is noted; neither where a name has no number, nor where the numbers can be no indices."""
+    for names, right in (
+        (["0", "1", "2", "other"], [0, 1, 2, 3]),
+        (PETS, [0, 1, 2, 2]),
+        (["10", "20", "30"], [10, 20, 30, 10]),
+        ([3, 1, 7], [1, 3, 7, 7]),
+        (["false", "true"], [True, False, True, "true"]),
+    ):
+        notes = []
+        values = label_values(right, names, 4, notes)
+        assert set(values) <= set(names)
+        assert notes == []
+    assert label_values([10, 20], ["10", "20"], 2) == ["10", "20"]
+    assert label_values([1, 7], [3, 1, 7], 2) == [1, 7]
+    assert label_values([True, False], ["false", "true"], 2) == ["true", "false"]
+
+
+@pytest.mark.parametrize("right", [[1, 2, 0, 1], [0, 2.0, 1, 0], ["1", "2", 0, 1], [np.int8(0), 1, 1, 2]])
+def test_labels_of_which_some_are_names_and_others_indices(right):
+    """They are an error, which says what to write, with labels on demand, too."""
+    with pytest.raises(BadInput, match="write each as the name of its class"):
+        label_values(right, ["1", "2", "3"], 4)
+    small = CallableModel(edge(["1", "2", "3"]), labels=["1", "2", "3"], version="1")
+    with (
+        Router(small, cloud(lambda c: "123"[c]), threshold=0.5) as router,
+        pytest.raises(BadInput, match="write each as the name of its class"),
+    ):
+        router.calibrate(X, label=lambda i: i % 3, max_loss=0.05)
+
+
+def test_a_model_that_gives_a_number_where_names_are_numbers():
+    """It is the name, and none by its place where another number's place is another name; else it may be the index."""
+    shifted, mixed = Labels(["1", "2", "3"], "the model"), Labels(["0", "1", "other"], "the model")
+    assert [shifted.named(1), mixed.named(1), mixed.named(2)] == ["1", "1", "other"]
+    with pytest.raises(BadReply, match="not among its 3 labels"):
+        shifted.named(0)
+
+
+# --- answers that are no labels
+
+
+SHAPES = [
+    pytest.param(np.zeros((0, 4), int), [1, 2, 3, 4], False, id="no box and one"),
+    pytest.param(np.full((2, 3), 3), [3, 3, 3], False, id="two rows and one"),
+    pytest.param(np.full(3, 3), 3, False, id="an array and a number"),
+    pytest.param(np.arange(3), [0, 1, 2], True, id="an array and a list"),
+    pytest.param([np.arange(3)], [[0, 1, 2]], True, id="lists of arrays"),
+    pytest.param({"mask": np.ones(3)}, {"mask": np.ones(3)}, True, id="mappings of arrays"),
+    pytest.param({"mask": np.ones(3)}, {"mask": [1, 1, 1]}, True, id="a mapping as JSON has it"),
+    pytest.param(OrderedDict(mask=np.ones(3)), {"mask": np.ones(3)}, True, id="mappings of two types"),
+    pytest.param({"mask": np.ones(3)}, {"mask": np.ones((2, 3))}, False, id="mappings of other shapes"),
+    pytest.param({"mask": np.ones(3)}, {"mask": np.zeros(3)}, False, id="mappings that differ"),
+]
+
+
+@pytest.mark.parametrize(("near", "far", "alike"), SHAPES)
+def test_shapes_and_parts(near, far, alike):
+    """Arrays are equal with their shapes, mappings and lists by their parts; audits compare as calibrations do."""
+    assert same(near, far) is same(far, near) is alike
+    kinds = {isinstance(value, dict | list | np.ndarray) for value in (near, far)}
+    with Router(lambda i: (near, float(SURE[i])), Function(lambda i: far, version="1"), threshold=0.5) as router:
+        if len(kinds) > 1:
+            with pytest.raises(BadInput, match="it gives numbers, and the labels are arrays"):
+                router.calibrate(X, max_loss=0.05)
+            return
+        made = router.calibrate(X, max_loss=0.05)
+        assert router.evaluate(X).accuracy["edge"].value == alike
+    assert (made.certificate.deferral_rate == 0) == alike
+
+
+class Opaque:
+    """An answer that cannot be compared."""
+
+    def __eq__(self, _):
+        raise TypeError("no order")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("value", [Opaque(), {"found": Opaque()}, [Opaque()]])
+def test_answers_that_cannot_be_compared_are_an_error_before_anything_is_sent(value):
+    """It says what a model may answer, in place of the error of a library after the cloud was paid."""
+    asked = []
+    with (
+        Router(
+            lambda i: (value, float(SURE[i])), Function(lambda i: asked.append(i) or value, version="1"), threshold=0.5
+        ) as router,
+        pytest.raises(BadInput, match=r"cannot be compared.*let the model answer with texts, numbers, arrays"),
+    ):
+        router.calibrate(X, max_loss=0.05)
+    assert not asked
+
+
+def test_answers_of_the_cloud_that_cannot_be_compared():
+    """They end the calibration after the first 20."""
+    asked = []
+    with (
+        Router(
+            lambda i: ({"found": 1}, float(SURE[i])),
+            Function(lambda i: asked.append(i) or {"found": Opaque()}, version="1"),
+            threshold=0.5,
+        ) as router,
+        pytest.raises(BadInput, match="cannot be compared"),
+    ):
+        router.calibrate(X, max_loss=0.05)
+    assert len(asked) < N / 4
 
 
 # --- a cloud that is no reference

@@ -110,6 +110,19 @@ def test_a_model_of_the_clouds_answers(tmp_path):
         assert router.infer("parcel courier", mode="only_edge").value == "Delivery"
 
 
+def test_answers_that_differ_in_a_mark_are_two_classes(tmp_path):
+    """A model that gives one of them agrees with the cloud in no more than those; marks around an answer are no other class."""
+    rows = [
+        row._replace(answer={0: "Login*", 1: '"Login"', 2: "Login"}[i % 3]) if row.answer == "Login" else row
+        for i, row in enumerate(tickets(900))
+    ]
+    source = table(tmp_path / "log.csv", rows)
+    code, said, _ = cli("distil", source, "--from", "csv", "--out", tmp_path / "small.onnx", "--force", "--json")
+    told = json.loads(said)
+    assert (code, told["classes"]) == (0, 5)
+    assert 0.8 < told["agreement"] < 0.95
+
+
 def test_a_person_reads_what_to_do(tmp_path):
     """Where the model was written, what it is worth, and what the policy needs."""
     source = table(tmp_path / "log.csv", tickets(600))

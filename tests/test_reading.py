@@ -1081,10 +1081,12 @@ def test_a_chat_model_behind_a_classifier(make, said):
     [
         ("Cat.", "cat", True), ("'cat'", "cat", True), ("9.", 9, True), ("9.5", 9.5, True), (".5", "5", False), ("-1", "1", False),
         ("C++", "c", False), ("...", "...", True), ("...", "!", False), ("a.b", "ab", False), ("cat?", "cat", False),
+        ("**Cat**", "cat", True), ('"cat."', "`cat`.", True), ("A*", "A", False), ("5'", '5"', False), ("no!", "no", False),
+        ("**a*", "a", False), ("'don't'", "don't", True), ("cat..", "cat", False), ('"A*"', "A*", True),
     ],
 )  # fmt: skip
 def test_marks_around_a_label(one, other, alike):
-    """Quotes and a final mark do not count; all others do."""
+    """Quotes and stars on both sides and a final full stop do not count; all others do."""
     assert same(one, other) is alike
 
 

@@ -1,7 +1,7 @@
 """Forms and labels of models' outputs: recognition of the form, decoding of labels and CTC paths, class names, comparison.
 
-`same` compares two answers, labels without case, white space and a final mark. A row or number of a wrong form gets a reason in
-place of a confidence (`Unscored`).
+`same` compares two answers, labels without case, white space, marks around them and a final full stop. A row or number of a
+wrong form gets a reason in place of a confidence (`Unscored`).
 """
 
 from __future__ import annotations
@@ -348,9 +348,8 @@ def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
     """
     if labels is None:
         return None
-    unordered = isinstance(labels, AbstractSet) and not isinstance(labels, KeysView)
     names: list[Any] | None = None
-    if not unordered and not isinstance(labels, str | bytes | Mapping):
+    if not isinstance(labels, str | bytes | Mapping) and (isinstance(labels, KeysView) or not isinstance(labels, AbstractSet)):
         with suppress(TypeError):  # it has no items
             names = [plain(label) for label in labels]
     if names is None or any(isinstance(name, list | dict | set) for name in names):
@@ -360,14 +359,16 @@ def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
 
 # Answers that mean the same label: equal, or equal in form, as "5" and 5, "Cat. " and "cat", and bytes and their text.
 
-_QUOTES: Final = "\"'`*"
-_WHOLE: Final = pattern(r"(-?\d+)\.0+")
+# What chat models write around a label: the same quotes or stars on both sides, or a full stop; and a fraction of 0. A mark on
+# one side alone may be the label's own. Longer texts are no labels, and removing marks one by one would take long.
+_MARKED: Final = pattern(r"""(["'`])\s*(.*\S)\s*\1|(\*+)(?!\*)\s*(.*[^\s*])\s*\3|(.*[^.\s])\s*\.|(-?\d+)\.0+""")
+_LONGEST: Final = 1000
 
 
 def label_form(value: Any) -> str | None:
-    """Return the text of a label without case, outer or repeated white space, quotes, a final mark and a fraction of 0.
+    """Return the text of a label without case, outer or repeated white space, a final full stop and a fraction of 0.
 
-    None: the value is neither text nor a finite number.
+    Also without quotes and stars, if they are on both sides. None: the value is neither text nor a finite number.
     """
     value = plain(value)
     if isinstance(value, bytes | bytearray):
@@ -375,35 +376,35 @@ def label_form(value: Any) -> str | None:
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not isfinite(value)):
         return None
     text = " ".join(str(value).split()).casefold()
-    text = text.lstrip(_QUOTES).rstrip(f"{_QUOTES}.!,;: ") or text
-    whole = _WHOLE.fullmatch(text)
-    return text if whole is None else whole[1]
+    while len(text) <= _LONGEST and (marked := _MARKED.fullmatch(text)):
+        text = marked[marked.lastindex or 0]
+    return text
 
 
 def labels_by_form(labels: Iterable[Any]) -> dict[str | None, Any]:
     """Return form -> label. A form that several different labels have is left out."""
-    by_form: dict[str | None, Any] = {}
-    ambiguous = set[str | None]()
+    by_form: dict[str | None, list[Any]] = {}
     for label in labels:
-        form = label_form(label)
-        if form is not None and by_form.setdefault(form, label) != label:
-            ambiguous.add(form)
-    return {form: label for form, label in by_form.items() if form not in ambiguous}
+        by_form.setdefault(label_form(label), []).append(label)
+    return {form: of[0] for form, of in by_form.items() if form is not None and all(label == of[0] for label in of)}
 
 
 def equal(one: Any, other: Any) -> bool:
     """Return True if two values are equal; for arrays: all elements, and the shapes. Raises what their comparison raises.
 
-    Arrays in lists and mappings, as the masks of boxes, are compared in the same way.
+    The parts of mappings, lists and tuples, as the masks of boxes, are compared in the same way; a list, as a JSON API gives it,
+    equals an array of its numbers.
     """
-    kind = type(one)
-    if kind is type(other) and kind in {list, tuple, dict} and one is not other:
-        same_length = one.keys() == other.keys() if kind is dict else len(one) == len(other)
-        return same_length and all(equal(one[i], other[i]) for i in (one if kind is dict else range(len(one))))
+    kind = next((kind for kind in (Mapping, (list, tuple)) if isinstance(one, kind) and isinstance(other, kind)), None)
+    if kind is not None and one is not other:
+        same_length = one.keys() == other.keys() if kind is Mapping else len(one) == len(other)
+        return same_length and all(equal(one[i], other[i]) for i in (one if kind is Mapping else range(len(one))))
+    if isinstance(one, list | tuple) != isinstance(other, list | tuple):
+        one, other = as_array(one), as_array(other)
     if getattr(one, "shape", ()) != getattr(other, "shape", ()):
         return False
     result = one == other
-    return bool(result.all()) if hasattr(result, "all") else bool(result)
+    return bool(as_array(result).all()) if hasattr(result, "all") else bool(result)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -425,6 +426,7 @@ class Labels:
     def __init__(self, labels: Iterable[Any] | None, name: str) -> None:
         self.labels, self._name = label_names(labels), name
         self._by_form = labels_by_form(self.labels or ())
+        self._have_indices = all(self._by_form.get(str(i), label) == label for i, label in enumerate(self.labels or ()))
 
     def at(self, index: int, classes: int) -> Any:
         """Return the label of class number `index` of so many; without labels the number.
@@ -440,15 +442,19 @@ class Labels:
         return labels[index]
 
     def same(self, value: Any) -> Any:
-        """Return the only label of the same form, as "9" is 9 and "Cat" is "cat"; the value itself if there is none."""
+        """Return the only label of the same form, as "9" is 9 and "Cat" is "cat"; the value itself if there is none.
+
+        Another final mark than a full stop does not count either, as the labels are known.
+        """
         if self.labels is None or not isinstance(value, str | int | float | bytes) or value in self.labels:
             return value
-        return self._by_form.get(label_form(value), value)
+        form = label_form(value) or ""
+        return self._by_form.get(form, self._by_form.get(label_form(form.rstrip("!,;: ")), value))
 
     def named(self, value: Any) -> Any:
         """Return the label that a model means by a value: an equal one, one of the same form, or the one with this number.
 
-        Any value if there are no labels.
+        Any value if there are no labels. A number means none by its place if another one's place is the name of another label.
 
         Raises:
             BadReply: the value is none of them.
@@ -456,7 +462,7 @@ class Labels:
         labels = self.labels
         if labels is None or (label := self.same(value)) in labels:
             return value if labels is None else label
-        if isinstance(value, int) and 0 <= value < len(labels):
+        if self._have_indices and isinstance(value, int) and 0 <= value < len(labels):
             return labels[value]
         raise BadReply(f"{self._name} gives a label that is not among its {len(labels)} labels")
 

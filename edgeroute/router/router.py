@@ -398,9 +398,9 @@ class Router(BaseRouter[V], ClosedByWith):
             X: the inputs: an array [n, ...], a sequence of them, a mapping from name to the rows of one of several inputs, a
                 DataFrame, whose rows are as `X.iloc[i]`, a table of numbers of Hugging Face, whose rows become arrays, or a data
                 set of pairs.
-            y: right value for each, as the edge answers, or as class indices; or the name of a table's column. Without it
-                `max_loss` guarantees agreement with the cloud, and `max_defer` needs it only to fit a score. With `label`, some
-                may be None, or it is a mapping from index to label.
+            y: right value for each, as the edge answers, or as class indices (a number that is the name of a class is that
+                class); or the name of a table's column. Without it `max_loss` guarantees agreement with the cloud, and
+                `max_defer` needs it only to fit a score. With `label`, some may be None, or it is a mapping from index to label.
             label: for `max_loss`: a function that returns the right value for an input, called only where `y` lacks a label that
                 the test needs: where edge and cloud differ, from the surest answer down, until the test stops. The threshold is
                 that of all labels. Called with lists of inputs if it has an attribute `batched` that is true. None for a label:

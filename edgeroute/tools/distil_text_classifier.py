@@ -19,11 +19,12 @@ from hashlib import blake2b
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
 from edgeroute.confidence.certificate import Certificate, NotEnough
-from edgeroute.confidence.output_forms_labels_and_comparison import same
+from edgeroute.confidence.output_forms_labels_and_comparison import label_form, same
 from edgeroute.confidence.score_before_run import text_of
 from edgeroute.core.policy_egress_and_options import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
@@ -274,10 +275,10 @@ def distil(
     common, spelled = _classes(texts, left_out)
     parts = {key: _template(key) for key in texts}
     train = [_most_frequent(known) for key, group in texts.items() if _part(parts[key]) < TRAINED and (known := _known(group))]
-    train = [e for e in train if text_form(e.answer) in common]
+    train = [e for e in train if _class_form(e.answer) in common]
     held_out = [(parts[key], e) for key, group in texts.items() if _part(parts[key]) >= TRAINED for e in group]
     with workplace(out) as (_, new):
-        classes = _train([e.text for e in train], [text_form(e.answer) for e in train], spelled, new)
+        classes = _train([e.text for e in train], [_class_form(e.answer) for e in train], spelled, new)
         # without labels in the card, since the cloud may give answers that are no classes
         card = write_card(new, new.with_suffix(".json"), [], "label+probabilities", None)
         with Router(OnnxModel(new), mode="only_edge") as router:
@@ -285,7 +286,7 @@ def distil(
             fingerprints = {"edge": router.fingerprints()["edge"]}
         agree = np.array(
             [
-                e.known and (same(a.value, e.answer) or text_form(str(a.value)) == text_form(e.answer))
+                e.known and (same(a.value, e.answer) or _class_form(str(a.value)) == _class_form(e.answer))
                 for a, (_, e) in zip(answers, held_out, strict=True)
             ]
         )
@@ -323,14 +324,19 @@ def _known(group: Sequence[Example]) -> list[Example]:
     return [e for e in group if e.known]
 
 
+def _class_form(answer: str) -> str:
+    """Return what is compared of an answer: the form of a label, without width of characters."""
+    return label_form(normalize("NFKC", answer)) or ""
+
+
 def _most_frequent(group: Sequence[Example]) -> Example:
     """Return a text's example with its most frequent answer."""
-    ((most, _),) = Counter(text_form(e.answer) for e in group).most_common(1)
-    return next(e for e in group if text_form(e.answer) == most)
+    ((most, _),) = Counter(_class_form(e.answer) for e in group).most_common(1)
+    return next(e for e in group if _class_form(e.answer) == most)
 
 
 def _classes(texts: Mapping[str, Sequence[Example]], left_out: LeftOut) -> tuple[set[str], dict[str, str]]:
-    """Return the answers that are classes, by their `text_form`, and the most frequent spelling of each.
+    """Return the answers that are classes, by their `_class_form`, and the most frequent spelling of each.
 
     An answer is a class if five or more different texts have it.
 
@@ -342,11 +348,11 @@ def _classes(texts: Mapping[str, Sequence[Example]], left_out: LeftOut) -> tuple
         raise BadInput(f"{n:,} different texts with an answer: at least {LEAST_TEXTS} are needed{left_out}")
     counts, spellings = Counter[str](), defaultdict[str, Counter[str]](Counter)
     for group in texts.values():
-        counts.update({text_form(e.answer) for e in _known(group)})
+        counts.update({_class_form(e.answer) for e in _known(group)})
         for e in _known(group):
-            spellings[text_form(e.answer)][e.answer] += 1
+            spellings[_class_form(e.answer)][e.answer] += 1
     common = {answer for answer, count in counts.items() if count >= CLASS_TEXTS}
-    share = sum(any(text_form(e.answer) in common for e in _known(group)) for group in texts.values()) / n
+    share = sum(any(_class_form(e.answer) in common for e in _known(group)) for group in texts.values()) / n
     if share < LEAST_COMMON or len(common) > MOST_CLASSES:
         raise BadInput(
             f"these answers are no classes: {n:,} texts have {len(counts):,} different answers, and {share * 100:.0f} % of the "

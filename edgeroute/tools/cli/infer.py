@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -21,6 +21,7 @@ from edgeroute.tools.cli.example_options_and_routers import DataClass, LabelColu
 from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds, console, pairs
 
 if TYPE_CHECKING:
+    from edgeroute.confidence.output_forms_labels_and_comparison import Labels
     from edgeroute.observe.stats_and_status_types import Stats
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.labelled_table_reader import Item
@@ -33,9 +34,16 @@ FIRST = 10  # most answers shown individually
 
 
 class Tally:
-    """Counter of answers; only the first few are stored."""
+    """Counter of answers; only the first few are stored.
 
-    def __init__(self) -> None:
+    Args:
+        names: names of the edge model's classes; None: unknown.
+    """
+
+    def __init__(self, names: Sequence[Any] | None = None) -> None:
+        from edgeroute.confidence.output_forms_labels_and_comparison import Labels
+
+        self._names = Labels(names, "the edge model")
         self.sources: Counter[str] = Counter()
         self.degraded = self.labelled = self.right = 0
         self._first: list[str] = []
@@ -55,7 +63,7 @@ class Tally:
             self._first.append(printable(f"{item.name}: {answer.value}  ({answer.reason})"))
         if item.label is not None:
             self.labelled += 1
-            self.right += _right(answer, item.label)
+            self.right += _right(answer, item.label, self._names)
 
     def show(self, stats: Stats, *, failed: int, batch: int, outbox: str = "") -> None:
         """Print the first answers, then a table: answers by source, degraded, deferred, latencies, bytes, outbox and accuracy.
@@ -91,13 +99,17 @@ class Tally:
         pairs(rows)
 
 
-def _right(answer: Answer, label: Any) -> bool:
-    """Return True if an answer equals the label. A number as label of named classes is the index of the largest output."""
+def _right(answer: Answer, label: Any, names: Labels) -> bool:
+    """Return True if an answer equals the label.
+
+    A number as label of named classes, and the name of none, is the index of the largest output.
+    """
     import numpy as np
 
     from edgeroute.confidence.output_forms_labels_and_comparison import same
 
-    if isinstance(label, int) and isinstance(answer.value, str) and answer.value != str(label):
+    is_name = names.labels is not None and names.same(label) in names.labels
+    if isinstance(label, int) and isinstance(answer.value, str) and answer.value != str(label) and not is_name:
         outputs = answer.outputs
         return int(np.argmax(next(iter(outputs.values())) if isinstance(outputs, dict) else outputs)) == label
     return same(answer.value, label)
@@ -133,11 +145,11 @@ def infer(
     from edgeroute.tools.cli.inputs_labels_and_outputs import expand_folders, folder_labels, read_inputs
     from edgeroute.tools.measure.report.progress_bar import bar
 
-    tally, failures = Tally(), list[EdgerouteError]()
+    failures = list[EdgerouteError]()
     paths = expand_folders(given)
     with Router.from_policy(policy) as router, bar() as progress:
         keys, fitted = router.engine.snapshot.views.keys, edge_columns(router)
-        task = progress.add_task("answering", total=len(paths))
+        task, tally = progress.add_task("answering", total=len(paths)), Tally(edge_labels(router))
 
         def report_failure(error: EdgerouteError, **about: str) -> None:
             """Print an error above the progress bar and count it."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
-from edgeroute.confidence.output_forms_labels_and_comparison import TINY, Labels, equal, form_of, label_form, plain
+from edgeroute.confidence.output_forms_labels_and_comparison import TINY, equal, form_of, label_form, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes_and_texts import error_text
@@ -33,7 +33,15 @@ from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.router.steps_and_composed_stages import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.score_fitting import probabilities_by_class
-from edgeroute.tools.measure.threshold_evaluation import Examples, LabelMatcher, answer_names, is_blank, is_missing
+from edgeroute.tools.measure.threshold_evaluation import (
+    Examples,
+    LabelMatcher,
+    answer_names,
+    check_comparable,
+    is_blank,
+    is_right,
+    label_values,
+)
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -272,7 +280,7 @@ def collect(
     Args:
         calls: caller of the router's models.
         inputs: inputs as for `infer`.
-        labels: ground truth, one per input: values as the edge returns them, or class indices.
+        labels: ground truth, one per input: values as the edge returns them, or class indices if they are no names.
         groups: the scene, user or session of each.
         ask_cloud: False runs the edge only.
         data_class: data class of the inputs.
@@ -291,7 +299,11 @@ def collect(
     if not len(inputs):
         raise BadInput("there are no inputs")
     readers = [calls.backend(number).reader for number in calls.numbers]
-    rights = [None if labels is None else label_values(labels, answer_names(reader), len(inputs)) for reader in readers]
+    noted = [list[str]() for _ in readers]
+    rights = [
+        None if labels is None else label_values(labels, answer_names(reader), len(inputs), notes)
+        for reader, notes in zip(readers, noted, strict=True)
+    ]
     classes: list[str | None] = []
     if ask_cloud:
         classes = yield Block(partial(calls.classes, inputs, data_class), INF)
@@ -321,11 +333,14 @@ def collect(
             ran = [reply.prediction.value for reply in replies]
             all_known.append(answer_names(reader, ran) or right or ran)
             check_possible("edge", ran, all_known[-1], [], labelled=right is not None)
+            check_comparable(ran)
         check([runs[i][0].prediction.value for i in reached], None if groups is None else [groups[i] for i in reached])
         for start in range(0, len(reached), size):
             yield from cloud.ask(reached[start : start + size])
             if not checked and len(cloud.replies) >= FOREIGN:  # before the others are paid for
                 checked = True
+                for row, reply in cloud.replies.items():
+                    is_right(runs[row][-1].prediction.value, reply.prediction.value)  # raises if they cannot be compared
                 answers = [reply.prediction.value for reply in cloud.replies.values()]
                 for known in all_known:
                     check_possible("cloud", answers, known, [], labelled=labels is not None)
@@ -353,23 +368,23 @@ def collect(
         if logits is None and readers[k].kind in {None, "probabilities", "label+probabilities"}:
             probabilities = probabilities_by_class(rows)
             logits = None if probabilities is None else np.log(np.maximum(probabilities, SMALLEST))
-        parts.append(_examples(readers[k], predictions, cloud_answers, labels_left, logits, edge_s=times, **measured))
+        parts.append(_examples(readers[k], predictions, cloud_answers, labels_left, logits, noted[k], edge_s=times, **measured))
     return parts, len(reached)
 
 
 def _examples(
     reader: Reader, edge: Sequence[Prediction], cloud: Sequence[Prediction] | None, labels: list[Any] | None,
-    logits: Floats | None, **measured: Any,
+    logits: Floats | None, noted: Sequence[str], **measured: Any,
 ) -> Examples:  # fmt: skip
-    """Return examples of these answers, all in one spelling, with notes on that. measured: further fields of `Examples`.
+    """Return examples of these answers, all in one spelling, with notes on that, and those that were `noted` on the labels.
 
-    Raises BadInput if no answer of a side can be a label.
+    measured: further fields of `Examples`. Raises BadInput if no answer of a side can be a label.
     """
     values = None if cloud is None else [prediction.value for prediction in cloud]
     ran = [prediction.value for prediction in edge]
     edge_values, cloud_values, labels, notes = _matched(ran, values, labels, answer_names(reader, ran))
     scores = np.array([prediction.confidence for prediction in edge], float)  # NaN for None
-    return Examples(scores, edge_values, cloud_values, labels, logits, notes=notes, **measured)
+    return Examples(scores, edge_values, cloud_values, labels, logits, notes=(*noted, *notes), **measured)
 
 
 def recorded_examples(
@@ -393,42 +408,11 @@ def recorded_examples(
         cloud_answers = _read("cloud_logits", cloud_outputs, reader)
         if len(cloud_answers) != n:
             raise BadInput(f"there are {n} edge_logits and {len(cloud_answers)} cloud_logits")
-    right = None if labels is None else label_values(labels, answer_names(edge_reader), n)
+    noted = list[str]()
+    right = None if labels is None else label_values(labels, answer_names(edge_reader), n, noted)
     logits = _as_logits(edge_reader, np.asarray(edge_outputs, float))
-    return _examples(edge_reader, predictions, cloud_answers, right, logits, groups=None if groups is None else list(groups))
-
-
-def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, first: int = 0) -> list[Any]:
-    """Convert n labels to the values a model with these class names returns; a number is a class index.
-
-    Without names, and where they are lists, they stay as they are, whole floats as int. first: number of the first label.
-
-    Raises BadInput if there are not n labels, or one is not a class, missing or NaN.
-    """
-    if len(labels) != n:
-        raise BadInput(f"there are {n} inputs and {len(labels)} labels")
-    values: list[Any] = []
-    known = Labels(names, "the edge model")
-    for i, label in enumerate(labels, first):
-        number = isinstance(label, int | float | np.number)
-        if is_missing(label):
-            raise BadInput(f"label {i} is {label!r}: give each input a label, or none")
-        if names is None or isinstance(label, list):
-            values.append(int(label) if isinstance(label, float | np.number) and _is_whole(label) else label)
-        elif isinstance(label, str | bytes):
-            if known.same(label) not in names:
-                raise BadInput(f"label {i} is {label!r}, and the edge model answers {', '.join(map(str, names))}")
-            values.append(known.same(label))
-        elif not number or not _is_whole(label) or not 0 <= label < len(names):
-            raise BadInput(f"label {i} is {label!r}, and the edge model's classes are numbers 0 to {len(names) - 1}")
-        else:
-            values.append(names[int(label)])
-    return values
-
-
-def _is_whole(number: Any) -> bool:
-    """Return True if a number is whole; infinities are not."""
-    return bool(-INF < number < INF and number == int(number))
+    listed = None if groups is None else list(groups)
+    return _examples(edge_reader, predictions, cloud_answers, right, logits, noted, groups=listed)
 
 
 def _matched(
@@ -518,11 +502,13 @@ def _key_or_kind(value: Any, key: Callable[[Any], str | None]) -> str | tuple[st
 
 
 def _kind(value: Any) -> str:
-    """Return the kind of a label: text, numbers, True and False, arrays, or another type's name."""
+    """Return the kind of a label: text, numbers, True and False, arrays, mappings, or another type's name."""
     if isinstance(plain(value), bool):
         return "True and False"
     form = label_form(value)
     if form is None:
+        if isinstance(value, Mapping):
+            return "mappings"
         return "arrays" if isinstance(value, np.ndarray | list | tuple) else type(value).__name__
     return "numbers" if form.removeprefix("-").replace(".", "", 1).isdigit() else "text"
 

@@ -18,12 +18,13 @@ from edgeroute.confidence.output_forms_labels_and_comparison import equal, label
 from edgeroute.core.error_codes_and_texts import class_name
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.system.read_and_check_signatures import is_async
-from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
+from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible
 from edgeroute.tools.measure.threshold_evaluation import (
     COMPARED,
     EXTENDED,
     Examples,
     LabelMatcher,
+    LabelReader,
     is_blank,
     is_missing,
     is_right,
@@ -102,8 +103,8 @@ class FunctionLabels(LabelsOnDemand):
 
     Args:
         function: returns the right answer to an input, as the edge answers, or as a class index; None, NaN, or an empty text
-            that no model answers: unknown. With an attribute `batched` that is true, it takes a list of inputs and returns as
-            many labels.
+            that no model answers: unknown. A number that is the name of a class is no index. With an attribute `batched` that is
+            true, it takes a list of inputs and returns as many labels.
         known: index of an input -> its label, for which the function is not called; if that is unknown, it is.
         every: the inputs are each `every`-th of those that the indices count.
 
@@ -141,7 +142,7 @@ class FunctionLabels(LabelsOnDemand):
         self._blank = not any(map(is_blank, [*self._answers, *(names or ())]))
         self.labels = {i: label for i, label in self.labels.items() if not is_missing(label, blank=self._blank)}
         self._given = {*self.labels}
-        self._match = LabelMatcher(names, examples.edge, self.cloud)
+        self._match, self._class = LabelMatcher(names, examples.edge, self.cloud), LabelReader(names)
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
     def judge(self, questions: list[Question]) -> Iterable[float | None]:
@@ -169,7 +170,7 @@ class FunctionLabels(LabelsOnDemand):
             except BadInput as e:
                 self._attach(e)
                 raise
-        notes = super().notes()
+        notes = [*super().notes(), *([] if self.names is None else self._class.notes())]
         if self._other_form is not None:
             label, answer = self._other_form
             notes.append(f"labels are compared in another form than that of the answers ({label!r} is {answer!r})")
@@ -203,7 +204,7 @@ class FunctionLabels(LabelsOnDemand):
             return None
         if self.names is not None:
             try:
-                (label,) = label_values([label], self.names, 1, first=number)
+                label = self._class(label, number)
             except BadInput:
                 del self.labels[number]
                 raise

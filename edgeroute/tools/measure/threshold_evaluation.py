@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from itertools import chain, pairwise
 from math import sqrt
 from typing import Any, NamedTuple
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.output_forms_labels_and_comparison import label_form, labels_by_form, plain
+from edgeroute.confidence.output_forms_labels_and_comparison import Labels, equal, form_of, label_form, labels_by_form, plain
 from edgeroute.confidence.output_reader import Reader
+from edgeroute.core.error_codes_and_texts import error_text
 from edgeroute.core.policy_egress_and_options import Terms
+from edgeroute.errors import BadInput
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
 from edgeroute.tools.measure.independence_and_overlap import overlap_beyond_chance
 
@@ -61,16 +64,34 @@ class Examples(NamedTuple):
 
 
 def _same(left: list[Any], right: list[Any]) -> Bools:
-    """Return [n], True where two answers are equal; arrays where all elements are."""
+    """Return [n], True where two answers are equal by `is_right`; raise BadInput if they cannot be compared."""
     return np.array([is_right(a, b) for a, b in zip(left, right, strict=True)], bool)
 
 
 def is_right(answer: Any, label: Any) -> bool:
-    """Return True if an answer equals a label in the same spelling; for arrays: all elements, and the shapes."""
+    """Return True if an answer equals a label in the same spelling; for arrays: all elements, and the shapes.
+
+    Mappings, lists and tuples are compared by their parts. Raises BadInput if they cannot be compared.
+    """
     if type(answer) in _PLAIN and type(label) in _PLAIN:
         return bool(answer == label)
-    shapes = {getattr(value, "shape", None) for value in (answer, label)} - {None}
-    return len(shapes) < 2 and bool(np.all(answer == label))  # noqa: PLR2004 - two shapes
+    try:
+        return equal(answer, label)
+    except Exception as e:
+        raise BadInput(
+            f"answers cannot be compared, {form_of(answer)} with {form_of(label)} ({error_text(e)}): let the model answer with "
+            "texts, numbers, arrays, or mappings and lists of them"
+        ) from e
+
+
+def check_comparable(answers: Sequence[Any]) -> None:
+    """Raise BadInput if answers cannot be compared, as far as one of each type shows, with a copy of itself."""
+    for answer in {type(answer): answer for answer in answers}.values():
+        try:
+            copied = deepcopy(answer)
+        except Exception:  # noqa: BLE001, S112 - of any library; the cloud's answers will show it
+            continue
+        is_right(answer, copied)
 
 
 # End of a note on labels that were known before, without their number.
@@ -101,6 +122,107 @@ def answer_names(reader: Reader, answers: Sequence[Any] = ()) -> Sequence[Any] |
     """Return the names of the classes where each answer is one; None: there are none, or answers are lists or texts of them."""
     made_of_them = reader.kind in {"boxes", "multilabel", "ctc"} or any(isinstance(answer, list) for answer in answers)
     return None if made_of_them else reader.labels
+
+
+class LabelReader:
+    """Converter of labels to the values that a model with these class names returns.
+
+    A number is the class of that name, as 5 is "5", and only without one the class at that index. Labels that are read by name
+    though their index is another class, and others of the same examples that can only be indices, do not go together.
+
+    Args:
+        names: names of the classes; None: there are none, or answers are made of them.
+    """
+
+    def __init__(self, names: Sequence[Any] | None) -> None:
+        self.names, self._known = names, Labels(names, "the edge model")
+        self._values: dict[tuple[type, Any], Any] = {}  # of each number so far
+        self._named: tuple[Any, str] | None = None  # a label read by its name that would be another class by its index
+        self._index: tuple[Any, str] | None = None  # a label that can only be an index
+        self._only_name = False  # True if some number is no index
+
+    def __call__(self, label: Any, i: int) -> Any:
+        """Return the value for label number `i`; without names, and for lists, the label itself, a whole float as int.
+
+        Raises BadInput if it is not a class, missing or NaN, or if labels before it were read in the other way.
+        """
+        if is_missing(label):
+            raise BadInput(f"label {i} is {label!r}: give each input a label, or none")
+        names = self.names
+        if names is None or isinstance(label, list):
+            return int(label) if isinstance(label, float | np.number) and _is_whole(label) else label
+        if isinstance(label, str | bytes):
+            value = self._known.same(label)
+            if value not in names:
+                raise BadInput(f"label {i} is {label!r}, and the edge model answers {', '.join(map(str, names))}")
+            form = label_form(label) or ""
+            if form.isdecimal() and not self._is_index_of(int(form[:20]), value):
+                self._note_reading(i, named=(label, repr(value)))
+            return value
+        if not isinstance(label, int | float | np.number):
+            raise BadInput(f"label {i} is {label!r}, and the edge model's classes are numbers 0 to {len(names) - 1}")
+        key = type(label), label
+        if key not in self._values:
+            self._values[key] = self._of_number(label, i)
+        return self._values[key]
+
+    def notes(self) -> list[str]:
+        """Return a note if numbers were read by name, and could be indices of other classes."""
+        if self._named is None or self._only_name or not self._values:
+            return []
+        number, name = self._named
+        text = (
+            f"labels are numbers that are names of classes and also indices of others: {number!r} is taken for the class {name}"
+        )
+        return [f"{text}; where indices are meant, give the names"]
+
+    def _of_number(self, label: Any, i: int) -> Any:
+        """Return the value that a number means, by name or by index; raise BadInput as `__call__`."""
+        names = self.names or ()
+        number, is_index = plain(label), _is_whole(label) and 0 <= label < len(names)
+        value = self._known.same(number)
+        if value in names:
+            self._only_name = self._only_name or not is_index
+            if not (is_index and self._is_index_of(int(number), value)):
+                self._note_reading(i, named=(number, repr(value)))
+            return value
+        if not is_index:
+            raise BadInput(f"label {i} is {label!r}, and the edge model's classes are numbers 0 to {len(names) - 1}")
+        self._note_reading(i, index=(number, repr(names[int(number)])))
+        return names[int(number)]
+
+    def _is_index_of(self, index: int, value: Any) -> bool:
+        """Return True if the class at an index has this name."""
+        names = self.names or ()
+        return index < len(names) and label_form(names[index]) == label_form(value)
+
+    def _note_reading(self, i: int, named: tuple[Any, str] | None = None, index: tuple[Any, str] | None = None) -> None:
+        """Store how label number `i` was read; raise BadInput if labels were read by name, and others can only be indices."""
+        self._named, self._index = self._named or named, self._index or index
+        if self._named is not None and self._index is not None:
+            raise BadInput(
+                f"label {i}: some labels are names of classes ({self._named[0]!r}, whose index is another), and others can only "
+                f"be indices ({self._index[0]!r}, of the class {self._index[1]}): write each as the name of its class"
+            )
+
+
+def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, notes: list[str] | None = None) -> list[Any]:
+    """Convert n labels to the values a model with these class names returns, by `LabelReader`; append its notes to `notes`.
+
+    Raises BadInput if there are not n labels, or one is not a class, missing or NaN, or may be a name or an index.
+    """
+    if len(labels) != n:
+        raise BadInput(f"there are {n} inputs and {len(labels)} labels")
+    read = LabelReader(names)
+    values = [read(label, i) for i, label in enumerate(labels)]
+    if notes is not None:
+        notes += read.notes()
+    return values
+
+
+def _is_whole(number: Any) -> bool:
+    """Return True if a number is whole; infinities are not."""
+    return bool(-np.inf < number < np.inf and number == int(number))
 
 
 class LabelMatcher:
