@@ -37,9 +37,10 @@ from edgeroute.tools.bounded_lines_and_rows import RowLines
 from edgeroute.tools.comparison_inputs_and_estimators import as_errors
 from edgeroute.tools.compress.onnx_graphs_and_result_files import package, put, workplace
 from edgeroute.tools.convert_models_to_onnx import by_skl2onnx, check_targets, write_card
+from edgeroute.tools.data_classes_of_records import data_classes
 from edgeroute.tools.measure.certification_and_verdicts import agreements
 from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
-from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import Options, Skip, parsed_text, text_form
+from edgeroute.tools.replay.logs.answer_log_parsers_and_digests import Options, Skip, text_form
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import READERS, LeftOut, lines, record_of
 from edgeroute.tools.replay.read_and_pack_traces import TraceRecords
 
@@ -47,7 +48,6 @@ CLASS_TEXTS = 5  # fewest different texts with an answer that is a class
 # Fewest different texts; the least share of answers that are classes; the most classes.
 LEAST_TEXTS, LEAST_COMMON, MOST_CLASSES = 200, 0.5, 1000
 TRAINED = 0.6  # share of the texts to train on
-CLASS_DEPTH = 3  # mappings within a record that are searched for its data class, as in request.body.metadata
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
 LONGEST = 20_000  # most characters of a text, or of an answer; longer ones are left out
 WORTH = 0.9  # largest share of requests that a model worth a trial defers
@@ -103,7 +103,7 @@ def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: Left
     examples = []
     for place, record, example in records:
         why = _unusable(example)
-        named = [*_data_classes(record)]
+        named = [*data_classes(record)]
         if not all(
             (name is None or isinstance(name, str)) and isinstance(permit(rules, name), Permit) for name in named or [None]
         ):
@@ -113,18 +113,6 @@ def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: Left
         else:
             examples.append(example)
     return examples
-
-
-def _data_classes(record: Mapping[str, Any], depth: int = CLASS_DEPTH) -> Iterator[Any]:
-    """Yield each value of `data_class` in a record, entries of a list one by one, also of its mappings, down to three levels.
-
-    Metadata and inputs that are texts of JSON are parsed.
-    """
-    for key, value in record.items():
-        if key == "data_class":
-            yield from (value if isinstance(value, list) else [] if value in (None, "") else [value])
-        elif depth and isinstance(inner := parsed_text(value) if key in {"metadata", "input"} else value, Mapping):
-            yield from _data_classes(inner, depth - 1)
 
 
 def _asked(request: Mapping[str, Any]) -> str:

@@ -148,12 +148,14 @@ def calibrate(
             result = _calibrate_counts(router, value, odds or 0.0, shared.one_edge(edge, "audits"), policy, every)
         elif audited:
             result = _calibrate_recorded(router, None, want, edge, policy, every)
-        elif (examples := shared.read_examples(data or [], every, router, label, blanks=asks)).recorded:
+        elif (
+            examples := shared.read_examples(data or [], every, router, label, blanks=asks, data_class=data_class)
+        ).recorded:
             if asks:
                 raise typer.BadParameter("the outputs are recorded: a person has to see the inputs", param_hint="--ask")
             result = _calibrate_recorded(router, examples, want, edge, policy, every)
         else:
-            want |= {"groups": examples.groups, "edge": edge, "data_class": data_class, "batch": batch}
+            want |= {"groups": examples.groups, "edge": edge, "data_class": examples.data_class, "batch": batch}
             with shared.named_by_file(examples.names):
                 if asks:
                     file = answers or policy.parent / "answers.jsonl"

@@ -68,6 +68,7 @@ def decide(
         BadInput: it cannot be read.
     """
     from edgeroute.tools.cli.inputs_labels_and_outputs import read_inputs
+    from edgeroute.tools.data_classes_of_records import stricter
 
     def print_note(note: str) -> None:
         """Print a note on stderr, as JSON with --json."""
@@ -78,7 +79,8 @@ def decide(
         items = [*islice(read_inputs(path, keys, print_note, label, fitted), index + 1)]
         if index >= len(items):
             raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
-        decision = router.decide(items[index].x, data_class=data_class)
+        rules = router.engine.snapshot.policy.rules
+        decision = router.decide(items[index].x, data_class=stricter(rules, data_class, items[index].data_class))
     if as_json:
         print(json.dumps({"input": items[index].name, "sends_to": decision.sends_to, "steps": decision.steps}))
     else:

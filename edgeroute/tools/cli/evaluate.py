@@ -66,7 +66,7 @@ def evaluate(
         raise BadInput("graded answers are for `calibrate`: pass inputs, or recorded outputs")
     options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
     with shared.plain_router(policy) as router:
-        examples = shared.read_examples(data, every, router, label)
+        examples = shared.read_examples(data, every, router, label, data_class=data_class)
         if no_cloud:
             examples = examples._replace(cloud=None)
         if examples.groups is not None:
@@ -75,7 +75,7 @@ def evaluate(
         if examples.recorded:
             result = _evaluate_recorded(router, examples, **options)
         else:
-            options |= {"ask_cloud": not no_cloud, "data_class": data_class, "batch": batch}
+            options |= {"ask_cloud": not no_cloud, "data_class": examples.data_class, "batch": batch}
             with shared.named_by_file(examples.names):
                 result = router.evaluate(examples.inputs, examples.labels, **options)
     names = result.evaluation.names._replace(policy=policy.name, data=", ".join(file.name for file in data))

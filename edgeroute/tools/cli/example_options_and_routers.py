@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.labelled_table_reader import Columns
+    from edgeroute.tools.data_classes_of_records import EachClass
 
 DATA = (
     ".npz, .npy, .png, .jpg, .csv and .parquet files, folders of them, also by class, .jsonl with prompts, or `-` for stdin; "
@@ -78,6 +79,7 @@ class FileExamples(NamedTuple):
     notes: list[str]  # notes on the files, one line each
     groups: list[Any] | None = None  # scene, user or session of each
     names: Sequence[str] = ()  # name of each input; empty: the outputs are recorded
+    data_class: str | EachClass | None = None  # that of all inputs, or of each
 
     @property
     def recorded(self) -> bool:
@@ -86,7 +88,13 @@ class FileExamples(NamedTuple):
 
 
 def read_examples(
-    paths: Sequence[Path], every: int, router: Router, label: str | None = None, *, blanks: bool = False
+    paths: Sequence[Path],
+    every: int,
+    router: Router,
+    label: str | None = None,
+    *,
+    blanks: bool = False,
+    data_class: str | None = None,
 ) -> FileExamples:
     """Read the files and folders, as inputs or as recorded outputs, and take every `every`-th example, with label and group.
 
@@ -94,7 +102,7 @@ def read_examples(
     are the folders' names. Labels and groups are None if no example has any. Recorded outputs bring a note that they are taken
     on trust.
 
-    blanks: True if some labels may be None.
+    blanks: True if some labels may be None. data_class: that of all inputs; an input that names its own has the stricter one.
 
     Raises:
         BadInput: a file cannot be read, there are no inputs, inputs and recorded outputs are mixed, or only some have a label or
@@ -111,6 +119,7 @@ def read_examples(
         recorded_outputs,
     )
     from edgeroute.tools.cli.labelled_table_reader import Item
+    from edgeroute.tools.data_classes_of_records import EachClass, stricter
 
     recorded, items, notes = list[Recorded](), list[Item](), list[str]()
     by_class = folder_labels(paths, edge_labels(router), notes.append)
@@ -129,7 +138,9 @@ def read_examples(
         labels = [item.label for item in items] if blanks else all_or_none([item.label for item in items])
         groups = all_or_none([item.group for item in items], "group")
         taken, names = [item.x for item in items[::every]], [item.name for item in items[::every]]
-        return FileExamples(taken, [], None, labels[::every] or None, notes, groups[::every] or None, names)
+        rules, own = router.engine.snapshot.policy.rules, [item.data_class for item in items[::every]]
+        classes = EachClass(stricter(rules, data_class, name) for name in own) if any(own) else data_class
+        return FileExamples(taken, [], None, labels[::every] or None, notes, groups[::every] or None, names, classes)
     if len({outputs.edge.shape[1:] for outputs in recorded}) > 1 or len({outputs.cloud is None for outputs in recorded}) > 1:
         raise BadInput("the recorded outputs differ in their classes, or only some include the cloud's")
     edge = np.concatenate([outputs.edge for outputs in recorded])[::every]
@@ -278,17 +289,19 @@ def read_only(path: Path) -> closing[sqlite3.Connection]:
 def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
     """Provide the policy's router reduced to plain calls, and close it: no cache, outbox, audit, parts, trace, hedge, deadline.
 
-    Where the cloud fails it raises; a missing calibration is only logged; no input counts as part of a private conversation.
+    Where the cloud fails it raises; a missing calibration is only logged. Private conversations stay, and an input makes none.
 
     Args:
         policy: the policy file.
         more: further arguments of `Router.from_policy`, which override the file's.
     """
-    from edgeroute.router.private_conversations_and_digest_store import PrivateConversations
     from edgeroute.router.router import Router
+    from edgeroute.tools.measure.read_only_private_conversations import KnownConversations
 
     none = dict.fromkeys(("cache", "outbox", "trace", "instruments", "audit", "hedge_after", "deadline"))
     arguments: dict[str, Any] = {**none, "parts": (), "offline": "raise", "uncalibrated": "tell", **more}
     with Router.from_policy(policy, **arguments) as router:
-        router.engine.private = PrivateConversations(None)  # examples are nobody's conversations
-        yield router
+        engine = router.engine
+        stored = None if engine.state is None else engine.state / "conversations.db"
+        with closing(KnownConversations(stored, engine.local_threads.submit)) as engine.private:
+            yield router

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from edgeroute.system.json_codec_and_short_repr import to_json_types
 from edgeroute.tools.cli.command_runner import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.example_options_and_routers import DataClass, LabelColumn, edge_columns, edge_labels
 from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds, console, pairs
+from edgeroute.tools.data_classes_of_records import stricter
 
 if TYPE_CHECKING:
     from edgeroute.confidence.output_forms_labels_and_comparison import Labels
@@ -204,24 +205,33 @@ def infer(
 def _answers(
     router: Router, items: Iterator[Item], batch: int, options: dict[str, Any]
 ) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
-    """Answer the inputs in batches, and yield each with its answer. A batch that fails is answered one by one, with errors.
+    """Answer the inputs in batches, each of one data class, and yield each with its answer.
+
+    A batch that fails is answered one by one, with errors.
 
     Raises:
         PolicyError, ModelMissing, RuntimeMissing: the error would recur for each input.
     """
-    while group := [*islice(items, batch)]:
-        answers: list[Answer] = []
-        if len(group) > 1:
-            with suppress(EdgerouteError):  # an invalid input fails the whole batch: answer each alone
-                answers = router.infer_many([item.x for item in group], **options)
-        yield from zip(group, answers, strict=False)
-        for item in group[len(answers) :]:
-            try:
-                yield item, router.infer(item.x, **options)
-            except (PolicyError, ModelMissing, RuntimeMissing):  # noqa: PERF203 - one input must not lose the others, unless it recurs
-                raise
-            except EdgerouteError as e:
-                yield item, e
+    rules, named = router.engine.snapshot.policy.rules, options["data_class"]
+    for data_class, alike in groupby(items, lambda item: stricter(rules, named, item.data_class)):
+        for group in iter(lambda alike=alike: [*islice(alike, batch)], []):
+            yield from _batch(router, group, {**options, "data_class": data_class})
+
+
+def _batch(router: Router, group: list[Item], options: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
+    """Answer inputs together, or one by one where that fails, and yield each with its answer or error; raises as `_answers`."""
+    answers: list[Answer] = []
+    if len(group) > 1:
+        with suppress(EdgerouteError):  # an invalid input fails the whole batch: answer each alone
+            answers = router.infer_many([item.x for item in group], **options)
+    yield from zip(group, answers, strict=False)
+    for item in group[len(answers) :]:
+        try:
+            yield item, router.infer(item.x, **options)
+        except (PolicyError, ModelMissing, RuntimeMissing):  # noqa: PERF203 - one input must not lose the others, unless it recurs
+            raise
+        except EdgerouteError as e:
+            yield item, e
 
 
 def _plain(item: Item, answer: Answer) -> dict[str, Any]:

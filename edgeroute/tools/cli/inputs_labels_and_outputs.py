@@ -21,6 +21,7 @@ from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.untrusted_files import load_arrays, open_file, parse_json, read_bytes
 from edgeroute.tools.bounded_lines_and_rows import LONGEST, lines_of
 from edgeroute.tools.cli.labelled_table_reader import (
+    CLASSES,
     SEPARATORS,
     Columns,
     Failed,
@@ -31,6 +32,7 @@ from edgeroute.tools.cli.labelled_table_reader import (
     pixels_in,
     read_table,
 )
+from edgeroute.tools.data_classes_of_records import only_class
 
 IMAGES = (".png", ".jpg", ".jpeg")
 TABLES = (".csv", ".tsv", ".parquet")
@@ -151,11 +153,12 @@ def read_inputs(
     fitted: Columns = Columns(),  # noqa: B008 - a tuple
     failed: Failed | None = None,
 ) -> Iterable[Item]:
-    """Read the inputs of one file or of stdin (`-`), each with its name, and with label and group if the file has them.
+    """Read the inputs of one file or of stdin (`-`), each with its name, and with label, group and data class if it has them.
 
     A .npy file or an image is one input; an .npz file has one in each row of `images` or `X`, or of its first array. Each row of
     a table is one, and read as it is taken. Each line of a .jsonl file is one; of a mapping with `prompt` or `messages` these are
     the input, with its `label` and `group`. Stdin has one of these formats, or lines of JSON: a list of numbers becomes an array.
+    The data class is a line's `data_class`, also in its metadata, a column or an array.
 
     Args:
         path: path of the file.
@@ -270,7 +273,8 @@ def _open(path: Path) -> IO[bytes]:
 def _lines(path: Path, keys: Sequence[str], failed: Failed | None) -> list[Item]:
     """Parse each line that is not blank of stdin, or of a .jsonl file, as an input, named by path and line number.
 
-    Lines of a .jsonl file with `prompt` or `messages` are prompts, with label and group, unless views take `keys`.
+    Lines of a .jsonl file with `prompt` or `messages` are prompts, with label and group, unless views take `keys`. Each may
+    name its data class.
 
     Raises:
         BadInput: a line is no JSON or has an empty prompt, and there is no `failed` to be called with that; or there are none.
@@ -291,7 +295,10 @@ def _lines(path: Path, keys: Sequence[str], failed: Failed | None) -> list[Item]
 
 
 def _line(where: str, line: bytes, *, stdin: bool, plain: bool) -> Item:
-    """Parse a line of JSON as an input; raise `BadInput` if it is none. plain: True reads no prompt in it."""
+    """Parse a line of JSON as an input; raise `BadInput` if it is none, or names no one data class.
+
+    plain: True reads no prompt in it.
+    """
     try:
         data = parse_json(line)
         plain = stdin or plain or not isinstance(data, dict) or {"prompt", "messages"}.isdisjoint(data)
@@ -299,7 +306,10 @@ def _line(where: str, line: bytes, *, stdin: bool, plain: bool) -> Item:
     except ValueError as e:
         other = f", or a {', '.join(SUFFIXES)} file" if stdin else ""
         raise BadInput(f"{where}: expected an input as JSON{other}: {_why(e)}") from e
-    return Item(where, x) if plain else Item(where, prompt_of(data, where), data.get("label"), data.get("group"))
+    own = only_class(data, where) if isinstance(data, dict) else None
+    if plain:
+        return Item(where, x, data_class=own)
+    return Item(where, prompt_of(data, where), data.get("label"), data.get("group"), own)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -388,16 +398,16 @@ def _why(error: Exception) -> str:
 
 
 def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
-    """Return the rows of an open .npz file as inputs, with labels and groups, and close it; `note` is told of unused arrays.
+    """Return the rows of an open .npz file as inputs, with labels, groups and data classes, and close it; `note` is told of unused arrays.
 
     An input is a row of one array; with `keys`, a dict of rows of all arrays of that length.
 
     Raises:
-        ValueError: inputs are missing, or they, labels and groups differ in number.
+        ValueError: inputs are missing, or they, labels, groups and data classes differ in number.
     """
     with archive:
-        labels, groups = _column(archive, LABELS, keys), _column(archive, GROUPS, keys)
-        others = [name for name in archive.files if name not in (*LABELS, *GROUPS) or name in keys]
+        labels, groups, classes = (_column(archive, names, keys) for names in (LABELS, GROUPS, CLASSES))
+        others = [name for name in archive.files if name not in (*LABELS, *GROUPS, *CLASSES) or name in keys]
         if not others:
             raise ValueError("it holds no array of inputs")
         if missing := [key for key in keys if key not in others]:
@@ -410,18 +420,19 @@ def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Ite
     count = len(arrays[input_names[0]])
     if uneven := [name for name in input_names if len(arrays[name]) != count]:
         raise ValueError(f"it holds {count} rows of {input_names[0]!r} and {len(arrays[uneven[0]])} of {uneven[0]!r}")
-    for what, column in (("labels", labels), ("groups", groups)):
+    for what, column in (("labels", labels), ("groups", groups), ("data classes", classes)):
         if column is not None and len(column) != count:
             raise ValueError(f"it holds {count} inputs and {len(column)} {what}")
     rows = {name: array for name, array in arrays.items() if array.ndim and len(array) == count}
-    used = [*rows, _first_present([name for name in LABELS if name not in keys], archive.files), *GROUPS]
+    used = [*rows, _first_present([name for name in LABELS if name not in keys], archive.files), *GROUPS, *CLASSES]
     _note_unused(path, [name for name in archive.files if name not in used], f"inputs are in {_listed(input_names)}", note)
     inputs: list[Any] = [_row(row) for row in rows[input_names[0]]]
     if keys:
         inputs = [{name: _row(array[i]) for name, array in rows.items()} for i in range(count)]
     no_values: list[Any] = [None] * count
-    columns = zip(inputs, labels or no_values, groups or no_values, strict=True)
-    return [Item(f"{path}[{i}]", x, label, group) for i, (x, label, group) in enumerate(columns)]
+    own = [str(name) or None for name in classes] if classes else no_values
+    columns = zip(inputs, labels or no_values, groups or no_values, own, strict=True)
+    return [Item(f"{path}[{i}]", *row) for i, row in enumerate(columns)]
 
 
 def _row(row: Any) -> Any:

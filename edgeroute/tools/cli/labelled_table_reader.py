@@ -19,6 +19,7 @@ from edgeroute.system.untrusted_files import most_unpacked, open_file
 from edgeroute.tools.bounded_lines_and_rows import RowLines
 
 LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")  # names of the columns of labels and groups
+CLASSES = ("data_class", "data_classes")  # names of the column of data classes
 NONE = "none"  # name given in place of a column of labels, if there is none
 EXACT = 1 << 53  # limit of whole numbers that are exact as float
 SEPARATORS = ",;\t"  # separators of the cells of CSV
@@ -46,12 +47,13 @@ class Columns(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Input with its name, and its label and group if the file has them."""
+    """Input with its name, and its label, group and data class if the file has them."""
 
     name: str
     x: Any
     label: int | str | None = None  # correct answer
     group: int | str | None = None  # scene, user or session
+    data_class: str | None = None
 
 
 def read_table(
@@ -63,7 +65,7 @@ def read_table(
     piped: bytes | None = None,
     failed: Failed = _raise,
 ) -> Iterator[Item]:
-    """Yield the rows of a table, CSV or Parquet, as inputs with label and group; memory is needed for some rows alone.
+    """Yield the rows of a table, CSV or Parquet, with label, group and data class; memory is needed for some rows alone.
 
     A row's input is an array of its numbers; its text or array, if there is one column; else a mapping from column to value.
     Errors come when the first row is taken, or at the row in question.
@@ -89,8 +91,11 @@ def read_table(
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise BadInput(f"{path}: the column {twice[0]!r} is there twice")
     label_name = _label(path, columns, label, [*keys, *fitted.names])
-    group_name = next((c for c in columns if c.lower() in GROUPS and c not in keys and c not in fitted.names), None)
-    named = [name for name in columns if name and name not in {label_name, group_name}]
+    group_name, class_name = (
+        next((c for c in columns if c.lower() in names and c not in {*keys, *fitted.names, label_name}), None)
+        for names in (GROUPS, CLASSES)
+    )
+    named = [name for name in columns if name and name not in {label_name, group_name, class_name}]
     if label is None and label_name is not None:
         note(f"{path}: labels are in the column {label_name!r}; another one, or {NONE}, by --label")
     if missing := [key for key in keys if key not in named]:
@@ -124,7 +129,8 @@ def read_table(
                 "numbers that the model was trained on, or name it by --label if it has the labels"
             )
         x = values if keys or fitted.separate else _input(values)
-        yield Item(f"{path}{where}", x, *(None if name is None else _plain(row[name]) for name in (label_name, group_name)))
+        more = [None if name is None else _plain(row[name]) for name in (label_name, group_name, class_name)]
+        yield Item(f"{path}{where}", x, *more[:2], None if more[2] is None else str(more[2]))
 
 
 def _label(path: Path, columns: Sequence[str], column: str | None, keys: Sequence[str]) -> str | None:

@@ -42,6 +42,7 @@ from edgeroute.tools.measure.threshold_evaluation import Evaluation, Examples, N
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
+    from edgeroute.tools.data_classes_of_records import EachClass
 
 
 # X and y as in scikit-learn: inputs, and the right answer of each.
@@ -357,7 +358,7 @@ def _examples(
     y: Any,
     ask_cloud: bool,
     *,
-    data_class: str | None,
+    data_class: str | EachClass | None,
     batch: int,
     every: int,
     progress: Progress,

@@ -32,6 +32,7 @@ from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, f
 from edgeroute.router.request import Request
 from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.router.steps_and_composed_stages import Block, Pause, Steps, walk_stage
+from edgeroute.tools.data_classes_of_records import EachClass
 from edgeroute.tools.measure.score_fitting import probabilities_by_class
 from edgeroute.tools.measure.threshold_evaluation import (
     Examples,
@@ -166,10 +167,10 @@ class DirectCalls:
         leg_with_threshold = leg._replace(final=False, threshold=target.threshold, thresholds=target.thresholds)
         return prediction is not None and acceptable(leg_with_threshold, prediction)
 
-    def classes(self, inputs: Sequence[Any], named: str | None) -> list[str | None]:
+    def classes(self, inputs: Sequence[Any], named: str | EachClass | None) -> list[str | None]:
         """Return each input's data class: by `named` and the application's function; raise MayNotLeave if one has to stay."""
-        egress = self.snapshot.egress
-        found = [named if egress.data_class is None else class_of(self._engine, egress, x, named) for x in inputs]
+        egress, each = self.snapshot.egress, named if isinstance(named, EachClass) else [named] * len(inputs)
+        found = [class_of(self._engine, egress, x, name) for x, name in zip(inputs, each, strict=True)]
         self._engine.private.check_examples(inputs, found, self.snapshot.policy)
         return found
 
@@ -265,7 +266,7 @@ def collect(
     groups: Sequence[Any] | None = None,
     *,
     ask_cloud: bool = True,
-    data_class: str | None = None,
+    data_class: str | EachClass | None = None,
     batch: int = 1,
     advance: Advance = lambda _: None,
     check: Callable[[list[Any], list[Any] | None], object] = lambda _, __: None,
@@ -283,7 +284,7 @@ def collect(
         labels: ground truth, one per input: values as the edge returns them, or class indices if they are no names.
         groups: the scene, user or session of each.
         ask_cloud: False runs the edge only.
-        data_class: data class of the inputs.
+        data_class: data class of the inputs, or of each.
         batch: inputs per cloud request. With more than one, cloud latency is not measured, and cost is that of fewer, larger
             requests.
         advance: called with the number of inputs just answered, by edge or cloud.

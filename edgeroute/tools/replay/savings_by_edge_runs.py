@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -21,9 +22,9 @@ from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_forms_labels_and_comparison import number_of, plain
 from edgeroute.core.error_codes_and_texts import UNIDENTIFIED, clean
-from edgeroute.core.policy_egress_and_options import Terms
+from edgeroute.core.policy_egress_and_options import Permit, Terms, permit
 from edgeroute.core.reason_text_and_trace_record import finite
-from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
+from edgeroute.errors import BadInput, EdgerouteError, MayNotLeave, ModelError, PolicyError, Unfit
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.router import Router, pump
@@ -97,7 +98,6 @@ def judge_named(name: str, labels: Iterable[str] | None, router: Router, calls: 
 
     Raises:
         BadInput: `label`, and the log's answers are no labels.
-        MayNotLeave: `cloud`, and the egress rules forbid it.
         PolicyError: there is no such judge, or no cloud.
     """
     if name in {"text", "exact"}:
@@ -113,7 +113,6 @@ def judge_named(name: str, labels: Iterable[str] | None, router: Router, calls: 
     if name == "cloud":
         if not calls.clouds:
             raise PolicyError("--judge cloud needs a policy with a [cloud] as --edge")
-        calls.may_leave(None)
         return CloudJudge(router, calls, most_calls)
     if not is_python_name(name):
         raise PolicyError(f"there is no judge {clean(name)}: expected {NAMES}")
@@ -165,7 +164,8 @@ def _function_judge(name: str) -> Judge:
 class CloudJudge:
     """Judge by the cloud's own model, through the router's egress rules, limits and ledger. Equal texts are 1, without a call.
 
-    A call raises PolicyError if `most` calls have been made, and the cloud's error if it gives no answer.
+    A call raises PolicyError if `most` calls have been made, and the cloud's error if it gives no answer. A request that `stays`
+    is not to be judged, also where the texts are equal: the others alone would be unlike it.
 
     Attributes:
         calls: calls so far.
@@ -177,14 +177,37 @@ class CloudJudge:
         self._router, self._direct, self._most = router, calls, most
         self.calls, self.usd, self.unclear = 0, 0.0, 0
 
+    def stays(self, logged: logs.Logged) -> str:
+        """Return the reason why a request may not be sent, by the data classes that it names, or as a private conversation.
+
+        Empty: it may. Sends nothing.
+
+        Raises:
+            MayNotLeave: no request may, by the mode.
+        """
+        rules = self._router.engine.snapshot.policy.rules
+        try:
+            classes = self._classes(logged)
+        except MayNotLeave:
+            return "a conversation that may not leave"
+        if not all((name is None or isinstance(name, str)) and isinstance(permit(rules, name), Permit) for name in classes):
+            return "no data class, which may not leave" if classes == [None] else "a data class that may not leave"
+        self._direct.may_leave(classes[0])
+        return ""
+
+    def _classes(self, logged: logs.Logged) -> list[str | None]:
+        """Return the data classes of a request, at least one; raise MayNotLeave if it is of a private conversation."""
+        return [of for name in logged.classes or (None,) for of in self._direct.classes([logged.x], name)]
+
     def __call__(self, logged: logs.Logged, said: Said) -> float:  # noqa: D102 - of a judge
         options = Options()
         if answer_digest(logged.text, logged.calls, options) == answer_digest(said.text, said.calls, options):
             return 1.0
         if self.calls >= self._most:
             raise PolicyError(f"the judge has made {self.calls:,} calls, which --judge-calls allows: allow more to go on")
+        name, *_ = self._classes(logged)
         self.calls += 1
-        (walk,) = run_steps(self._direct.ask([question(logged, said)], None), self._router)
+        (walk,) = run_steps(self._direct.ask([question(logged, said)], name), self._router)
         self.usd += sum(cost.usd for cost in walk.costs.values())
         if walk.outcome.prediction is None:
             raise no_answer(walk.request.plan, walk.outcome, "the judge did not answer")
@@ -299,7 +322,7 @@ def edge_saving(
 
     Raises:
         BadInput: the log, or the results, cannot be used.
-        MayNotLeave: the judge is the cloud, and the egress rules forbid it.
+        MayNotLeave: the judge is the cloud, and no request of the sample may be sent to it.
         ModelError: the edge model cannot be used, or fails on several requests in a row.
         PolicyError: an argument is invalid, or the judge may not make enough calls.
     """
@@ -313,8 +336,13 @@ def edge_saving(
         how = how._replace(cloud_price=how.cloud_price or _price_of(calls, kind))
         drawn = logs.survey(several, kind, how, sample, seed)
         grade = judge_named(judge, drawn.labels, router, calls, judge_calls)
-        if isinstance(grade, CloudJudge) and judge_calls <= 0:
-            raise _calls_not_allowed(logs.read_sample(several, kind, how, drawn), len(drawn.chosen), calls)
+        left_out = logs.LeftOut()
+        if isinstance(grade, CloudJudge):
+            may_leave = (logged for logged in logs.read_sample(several, kind, how, drawn) if not _stays(grade, logged, left_out))
+            if (first := next(may_leave, None)) is None:
+                raise MayNotLeave(f"no request of the sample may be sent to the judge{left_out}")
+            if judge_calls <= 0:
+                raise _calls_not_allowed(chain([first], may_leave), calls)
         run_steps(calls.ready(), router)
         setup = _setup(edge, calls, judge, drawn)
         path = None if out is None else Path(out)
@@ -323,10 +351,13 @@ def edge_saving(
         with closing(Results(path, setup)) as results:
             runs = _Runs(router, calls, grade, results)
             with show_progress(progress, "answering on the edge", len(drawn.chosen)) as advance:
+                left_out = logs.LeftOut()
                 for logged in logs.read_sample(several, kind, how, drawn):
-                    runs.run(logged)
+                    if not _stays(grade, logged, left_out):
+                        runs.run(logged)
                     advance(1)
             runs.flush()
+        drawn = _without(drawn, left_out, runs)
         more = (grade.calls, grade.usd, grade.unclear) if isinstance(grade, CloudJudge) else (0, 0.0, 0)
         return _estimate(runs, drawn, calls, edge, judge, seed, max_loss, sure, how, more, path)
 
@@ -373,9 +404,24 @@ def _setup(edge: object, calls: DirectCalls, judge: str, drawn: logs.Survey) -> 
     return digest([[prints[name] for name in used], judge, parts]).hex()
 
 
-def _calls_not_allowed(sample: Iterable[logs.Logged], n: int, calls: DirectCalls) -> PolicyError:
-    """Return the error that tells the number `n`, size and cost of the judge's calls. Reads the sample; sends nothing."""
-    size = sum(len(str(question(logged, Said(logged.text, logged.calls)))) for logged in sample)
+def _stays(judge: Judge, logged: logs.Logged, left_out: logs.LeftOut) -> bool:
+    """Return True if a request may not be sent to the judge, and count it as left out with its reason."""
+    why = judge.stays(logged) if isinstance(judge, CloudJudge) else ""
+    left_out.add(why, count=bool(why))
+    return bool(why)
+
+
+def _without(drawn: logs.Survey, left_out: logs.LeftOut, runs: _Runs) -> logs.Survey:
+    """Return the survey with the requests that were left out as such; if all were drawn, about the others alone."""
+    if left_out.all() and len(drawn.chosen) == drawn.requests:
+        drawn = drawn._replace(requests=len(runs.ids), usd=float(np.sum(runs.usd)))
+    return drawn._replace(left_out=(*drawn.left_out, *left_out.all()))
+
+
+def _calls_not_allowed(sample: Iterable[logs.Logged], calls: DirectCalls) -> PolicyError:
+    """Return the error that tells number, size and cost of the judge's calls. Reads the sample; sends nothing."""
+    sizes = [len(str(question(logged, Said(logged.text, logged.calls)))) for logged in sample]
+    n, size = len(sizes), sum(sizes)
     cloud = calls.clouds[0]
     terms: Terms = cloud.terms
     tokens = size / CHARACTERS

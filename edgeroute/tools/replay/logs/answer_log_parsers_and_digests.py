@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeroute.confidence.scores import quantile
 from edgeroute.system.untrusted_files import parse_json
+from edgeroute.tools.data_classes_of_records import data_classes, parsed_text
 from edgeroute.tools.measure.deferral_curve import ROUNDING
 
 # Parts of a recorded answer. No error contains text of a log.
@@ -40,9 +41,9 @@ class Skip(Exception):
 class RequestAlone(Skip):
     """Raised for a request whose answer is in another line, as in the input file of a batch."""
 
-    def __init__(self, key: bytes, request: Mapping[str, Any]) -> None:
+    def __init__(self, key: bytes, request: Mapping[str, Any], classes: tuple[Any, ...] = ()) -> None:
         super().__init__("a request without its response")
-        self.key, self.request = key, request
+        self.key, self.request, self.classes = key, request, classes
 
 
 class RecordedAnswer(NamedTuple):
@@ -88,6 +89,7 @@ class Exchange(NamedTuple):
     text: str
     calls: list[list[object]]  # name and arguments of each tool call
     took_s: float | None  # duration of the call, seconds; None: not recorded
+    classes: tuple[Any, ...] = ()  # data classes that the line names, of whatever type
 
 
 Reader = Callable[[Mapping[str, Any], Options], Exchange]
@@ -411,16 +413,6 @@ def langfuse_answer(record: Mapping[str, Any], options: Options) -> Exchange:
     return _exchange(key, record.get("model"), body, record, options, number(usd), asked)
 
 
-def parsed_text(value: Any) -> Any:
-    """Return a value unchanged, but parsed if it is a text of JSON's lists or mappings, which exports to tables write so."""
-    if isinstance(value, str) and value[:1] in {"[", "{"}:
-        try:
-            return parse_json(value)
-        except ValueError:
-            return value
-    return value
-
-
 # Logs of OpenAI's APIs: files of batches, stored completions, conversations, and lines of a request with its response.
 
 GOOD: Final = 200
@@ -455,7 +447,7 @@ def openai_answer(record: Mapping[str, Any], options: Options) -> Exchange:
     prompt = next(([name, asked[name], asked.get("instructions")] for name in ASKED if asked.get(name)), None)
     ids = ("custom_id", "metadata.custom_id", "metadata.request_id")
     if body is record and isinstance(record.get("body"), dict):
-        raise RequestAlone(request_key(record, options, *ids, asked=prompt), request_of(asked))
+        raise RequestAlone(request_key(record, options, *ids, asked=prompt), request_of(asked), (*data_classes(record),))
     key = request_key(record, options, *ids, asked=prompt)
     return _exchange(key, body.get("model") or asked.get("model"), parsed_body(body), record, options, None, asked)
 

@@ -28,6 +28,7 @@ from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.untrusted_files import open_file
+from edgeroute.tools.data_classes_of_records import data_classes
 
 MOST: Final = 1 << 24  # most bytes of a line; longer ones are skipped without being held in memory
 TOO_LONG: Final = "a line of more than 16 MiB"
@@ -367,7 +368,8 @@ def exchanges(
     """
     for place, text in lines(paths):
         try:
-            exchange = reader(record_of(text), options)
+            record = record_of(text)
+            exchange = reader(record, options)._replace(classes=(*data_classes(record),))
         except recorded.Skip as e:  # noqa: PERF203 - a line must not lose the others
             if alone is not None and isinstance(e, recorded.RequestAlone):
                 alone(e)
@@ -439,6 +441,7 @@ class Logged(NamedTuple):
     calls: list[list[object]]  # its tool calls
     usd: float  # its cost, dollars; NaN: unknown
     took_s: float | None
+    classes: tuple[Any, ...] = ()  # data classes that its lines name, of whatever type
 
 
 class Survey(NamedTuple):
@@ -556,29 +559,34 @@ def read_sample(paths: Sequence[Path], kind: str, how: Read, drawn: Survey) -> I
     Raises:
         BadInput: a file cannot be read.
     """
-    requests, waiting, done = dict[bytes, Any](), dict[bytes, recorded.Exchange](), set[bytes]()
+    requests, waiting, done = dict[bytes, recorded.RequestAlone](), dict[bytes, recorded.Exchange](), set[bytes]()
     ready = list[Logged]()
 
     def add_prompt(alone: recorded.RequestAlone) -> None:
         """Store a sampled request until its answer comes, or complete the answer that waits for it."""
         if alone.key in drawn.chosen and alone.request and alone.key not in done:
             if (exchange := waiting.pop(alone.key, None)) is not None:
-                ready.append(complete(exchange, alone.request))
+                ready.append(complete(exchange, alone.request, alone.classes))
             else:
-                requests.setdefault(alone.key, alone.request)
+                requests.setdefault(alone.key, alone)
 
-    def complete(exchange: recorded.Exchange, request: Any) -> Logged:
+    def complete(exchange: recorded.Exchange, request: Any, classes: tuple[Any, ...] = ()) -> Logged:
         """Return a request with its answer; mark it as done."""
         done.add(exchange.answer.key)
         x, answer = next(iter(request.values())) if len(request) == 1 else request, exchange.answer
         cost = _cost(how.cloud_price, answer.usd, answer.tokens, answer.model)
-        return Logged(recorded.digest([x, answer.answer.hex()]).hex(), x, exchange.text, exchange.calls, cost, exchange.took_s)
+        return Logged(
+            recorded.digest([x, answer.answer.hex()]).hex(), x, exchange.text, exchange.calls, cost, exchange.took_s,
+            (*classes, *exchange.classes),
+        )  # fmt: skip
 
     for _, exchange in exchanges(paths, READERS[kind], recorded.Options(how.id, match="exact"), LeftOut(), add_prompt):
         key = exchange.answer.key
         if key in drawn.chosen and exchange.answer.model in drawn.models and key not in done:
-            if request := exchange.request or requests.pop(key, None):
-                ready.append(complete(exchange, request))
+            if exchange.request:
+                ready.append(complete(exchange, exchange.request))
+            elif (alone := requests.pop(key, None)) is not None:
+                ready.append(complete(exchange, alone.request, alone.classes))
             else:
                 waiting.setdefault(key, exchange)
         yield from ready
