@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import routes
 from both import CALLS, DOWN, LONG, Tasks, Threads, ask, came, makes, sure, unsure, wait_for
+from commands import cli
 from gateways import serving
 from live import live
 
@@ -500,3 +501,62 @@ def test_a_stale_answer_is_revalidated_by_the_class_of_now(make):
     assert seen.wait(LONG)
     router.close()
     assert len(asked) == 1
+
+
+def chats(request):
+    """The reply of a server with a small model, the edge, and a large one."""
+    body = request.partition(b"\r\n\r\n")[2]
+    if not body:
+        return http_reply(json.dumps({"object": "list", "data": [{"id": "small"}, {"id": "large"}]}).encode())
+    logprob = {"token": "yes", "logprob": -0.1, "top_logprobs": []}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "yes"},
+        "finish_reason": "stop",
+        "logprobs": {"content": [logprob]},
+    }
+    return http_reply(json.dumps({"model": json.loads(body)["model"], "choices": [choice]}).encode())
+
+
+POLICY = """
+threshold = 0.99
+state = "state"
+[edge]
+path = "{url}"
+model = "small"
+[cloud]
+protocol = "openai"
+url = "{url}"
+model = "large"
+[egress]
+never_leave = ["medical"]
+may_leave = ["chat"]
+default_class = "chat"
+"""
+
+
+@pytest.mark.parametrize("kept", ["the line", "its metadata", "the state"])
+@pytest.mark.parametrize("command", [["calibrate", "--max-loss", "90%", "--data"], ["evaluate", "--data"], ["infer"]])
+def test_commands_send_nothing_that_a_line_or_the_state_keeps(tmp_path, monkeypatch, command, kept):
+    """A line's own data class holds, and a conversation that had to stay, which examples neither begin nor continue."""
+    monkeypatch.chdir(tmp_path)
+    with CannedServer(chats) as server:
+        path = tmp_path / "policy.toml"
+        path.write_text(POLICY.format(url=f"{server.url}/v1"))
+        talks = [
+            [{"role": "user", "content": f"SECRET number {n}: the doctor says that I should eat less salt. Why?"}]
+            for n in range(8)
+        ]
+        if kept == "the state":
+            with Router.from_policy(path) as router:
+                for talk in talks:
+                    router.infer(talk, data_class="medical")
+        own = {"the line": {"data_class": "medical"}, "its metadata": {"metadata": {"data_class": "medical"}}}.get(kept, {})
+        lines = [json.dumps({"messages": talk, **own}) for talk in talks]
+        (tmp_path / "talks.jsonl").write_text("\n".join(lines))
+        stored = tmp_path / "state" / "conversations.db"
+        before = stored.read_bytes() if kept == "the state" else b""
+        code, out, _ = cli(*command, "talks.jsonl", "--policy", path)
+        assert code == (0 if command[0] == "infer" else 3), out
+        assert command[0] == "infer" or not before or stored.read_bytes() == before
+        assert not [each for each in server.requests if SECRET in each and b'"large"' in each]

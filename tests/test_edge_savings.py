@@ -610,6 +610,21 @@ def test_the_cloud_as_judge(tiny, tmp_path):
         edge_saving(log, "openai-log", path, judge="cloud", judge_calls=6, out=tmp_path / "again.jsonl")
 
 
+def test_the_judge_gets_no_request_that_may_not_leave(tiny, tmp_path):
+    """By the data class that its line names; it is left out, and counted as such."""
+    records = [record(i) | {"metadata": {"data_class": "medical" if i % 2 else "chat"}} for i in range(6)]
+    log = wrote(tmp_path / "log.jsonl", records)
+    with CannedServer(sse_reply(chat_events(["YES"], logprobs=[-0.1], usage=(7, 1)))) as server:
+        rules = '[egress]\nnever_leave = ["medical"]\nmay_leave = ["chat"]\ndefault_class = "chat"'
+        path = policy(tmp_path / "p.toml", f"{server.url}/v1", tiny, rules)
+        found = edge_saving(log, "openai-log", path, judge="cloud", judge_calls=6)
+        assert (len(server.requests), found.n) == (3, 3)
+        none = wrote(tmp_path / "none.jsonl", [each | {"metadata": {"data_class": "medical"}} for each in records])
+        with pytest.raises(MayNotLeave, match="no request of the sample may be sent"):
+            edge_saving(none, "openai-log", path, judge="cloud", judge_calls=6)
+        assert len(server.requests) == 3
+
+
 def test_a_certificate(tiny, tmp_path, monkeypatch):
     """It is of the policy's router if that asks the log's model; else it is refused."""
     monkeypatch.chdir(tmp_path)

@@ -148,9 +148,7 @@ def calibrate(
             result = _calibrate_counts(router, value, odds or 0.0, shared.one_edge(edge, "audits"), policy, every)
         elif audited:
             result = _calibrate_recorded(router, None, want, edge, policy, every)
-        elif (
-            examples := shared.read_examples(data or [], every, router, label, blanks=asks, data_class=data_class)
-        ).recorded:
+        elif (examples := shared.read_examples(data or [], every, router, label, blanks=asks, data_class=data_class)).recorded:
             if asks:
                 raise typer.BadParameter("the outputs are recorded: a person has to see the inputs", param_hint="--ask")
             result = _calibrate_recorded(router, examples, want, edge, policy, every)

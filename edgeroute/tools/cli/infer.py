@@ -214,7 +214,7 @@ def _answers(
     """
     rules, named = router.engine.snapshot.policy.rules, options["data_class"]
     for data_class, alike in groupby(items, lambda item: stricter(rules, named, item.data_class)):
-        for group in iter(lambda alike=alike: [*islice(alike, batch)], []):
+        while group := [*islice(alike, batch)]:
             yield from _batch(router, group, {**options, "data_class": data_class})
 
 

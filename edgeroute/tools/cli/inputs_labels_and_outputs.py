@@ -398,7 +398,7 @@ def _why(error: Exception) -> str:
 
 
 def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
-    """Return the rows of an open .npz file as inputs, with labels, groups and data classes, and close it; `note` is told of unused arrays.
+    """Return the rows of an open .npz file as inputs, with labels, groups and data classes; `note` is told of unused arrays.
 
     An input is a row of one array; with `keys`, a dict of rows of all arrays of that length.
 

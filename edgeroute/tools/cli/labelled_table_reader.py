@@ -129,8 +129,8 @@ def read_table(
                 "numbers that the model was trained on, or name it by --label if it has the labels"
             )
         x = values if keys or fitted.separate else _input(values)
-        more = [None if name is None else _plain(row[name]) for name in (label_name, group_name, class_name)]
-        yield Item(f"{path}{where}", x, *more[:2], None if more[2] is None else str(more[2]))
+        label, group, own = (None if name is None else _plain(row[name]) for name in (label_name, group_name, class_name))
+        yield Item(f"{path}{where}", x, label, group, None if own is None else str(own))
 
 
 def _label(path: Path, columns: Sequence[str], column: str | None, keys: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Private conversations for examples: those of a state folder are recognised, and the examples add none (`KnownConversations`)."""
+"""Private conversations for examples: those of a state folder are recognised, and the examples add none."""
 
 from __future__ import annotations
 
