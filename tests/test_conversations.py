@@ -782,6 +782,15 @@ def test_a_disk_that_does_not_answer_keeps_conversations(tmp_path, monkeypatch):
             wait_for(lambda: router.infer([user("What is the capital of France?")]).source == "cloud")
 
 
+def test_pictures_are_read_up_to_a_bound(made):
+    """What reads them takes the edge's time. A conversation with more stays while anything is remembered."""
+    router = made()
+    router.infer([user(SECRET)], data_class="medical")
+    for megabytes, source in ((8, "cloud"), (17, "edge")):
+        picture = {"type": "image", "image": b"\xff" * (megabytes << 20)}
+        assert router.infer([{"role": "user", "content": [text("What is that?"), picture]}]).source == source
+
+
 @pytest.mark.parametrize("given", [{"deadline": 1.0}, {}])
 def test_a_disk_that_does_not_answer_takes_a_share_of_the_deadline(tmp_path, monkeypatch, given):
     """The call's, or the policy's: the edge has the rest."""

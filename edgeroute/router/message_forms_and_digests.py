@@ -68,7 +68,7 @@ _DATA_URL: Final = re.compile(r"(?ai)data:((?:image|audio|video|text|application
 _ESCAPES: Final = re.compile(r"(?:\\(?:u[0-9a-fA-F]{4}|[nrt]))+")  # as JSON has letters beyond ASCII, and white space
 _TAG: Final = re.compile(r"</?[a-zA-Z][\w:.-]{0,30}(?=[\s/>])")  # begin of a tag of XML; what its attributes say is content
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*")
-_NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
+_NOT_BASE64: Final = bytes(n for n in range(128) if not chr(n).isalnum() and chr(n) not in "+/")
 _OF_ANSWER: Final = b"answer"  # end of a short answer's digest: other messages alone are compared with it
 _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
 _WITHOUT_PARTS: Final = (str, bytes, *_PLAIN)
@@ -227,7 +227,7 @@ def read_conversation(x: Any, *, whole: bool = False) -> Conversation | None:
         found = isinstance(x, str) or reader.search.is_conversation(x)
         if _is_numbers(x) if reader.search.left < 0 else not found:
             return None
-        return Conversation([] if reader.is_full else reader.messages(x, 0), reader.unknown or reader.search.left < 0)
+        return Conversation([] if reader.is_full else reader.messages(x, 0), reader.unknown or reader.is_full)
     except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
         return Conversation([], True)
 
@@ -319,6 +319,7 @@ class _Reader:
         elif isinstance(value, str):
             self._read_text(str.__str__(value), message, key)
         elif isinstance(value, bytes | bytearray | memoryview):
+            self._letters -= 0 if self._whole else len(value) >> 6  # so that some 16 MB are read, in a tenth of a second
             message.media.append(_digest(b"media", bytes(value)))
             with suppress(UnicodeDecodeError):
                 message.texts.append(self._segments(bytes(value).decode()))
@@ -340,12 +341,13 @@ class _Reader:
 
         Of too many data URLs it sets `unknown`, and adds no text.
         """
-        for url in islice(_DATA_URL.finditer(text), self._left):
-            self._read(_decoded(url[2]) if "base64" in url[1].lower() else unquote_to_bytes(url[2]), message, "", 0)
+        parts = _DATA_URL.split(text, max(1, self._left)) if ":" in text else [text]  # none in Base64, whose search takes long
+        for kind, data in zip(parts[1::3], parts[2::3], strict=True):
+            self._read(_decoded(data) if "base64" in kind.lower() else unquote_to_bytes(data), message, "", 0)
         if self._left <= 0:
             self.unknown = True
             return
-        text = _DATA_URL.sub("\n", text).strip()
+        text = "\n".join(parts[::3]).strip()
         if _BASE64.fullmatch(text):
             self._read(_decoded(text), message, "", 0)
             # Words that nothing but line breaks or hyphens join look like it, too; a large picture is no text.
@@ -389,9 +391,9 @@ def _decoded(data: str) -> bytes:
 
     Other characters are dropped, as is a last one too few for a byte.
     """
-    plain = _NOT_BASE64.sub("", data.replace("-", "+").replace("_", "/"))
+    plain = data.replace("-", "+").replace("_", "/").encode("ascii", "ignore").translate(None, _NOT_BASE64)
     plain = plain[: len(plain) - (len(plain) % 4 == 1)]
-    return binascii.a2b_base64(plain + "=" * (-len(plain) % 4))
+    return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4))
 
 
 def _flattened(value: Any) -> str:
