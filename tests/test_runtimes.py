@@ -631,19 +631,19 @@ def test_a_model_in_python_by_its_name(lookup, tmp_path, monkeypatch):
     """A server takes module:name, as `edgeroute serve` does, from the folder where it is called."""
     from test_serve import running
 
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "doubling_module.py").write_text(
         "from edgeroute import CallableModel\nfrom edgeroute.types import TensorSpec\n"
         "def double(x):\n    return x * 2\n"
         "model = CallableModel(double, inputs=[TensorSpec('x', 'float32', (-1, 1))])\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    model = named_model("mine:model")
+    model = named_model("doubling_module:model")
     with running(app([model])) as client:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [4]}]}
         reply = client.post("/v2/models/double/infer", json=body).json()
     assert (model.name, reply["outputs"][0]["data"]) == ("double", [8])
-    for name, says in (("mine:nothing", "has no attribute 'nothing'"), ("nowhere:model", "No module named 'nowhere'")):
+    for name, says in (("doubling_module:nothing", "has no attribute 'nothing'"), ("nowhere:model", "No module named 'nowhere'")):
         with pytest.raises(PolicyError, match=f"{name} is no model in Python: .*{says}"):
             named_model(name)
     edgeroute.register(".look", "looks:Lookup")
