@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from both import interrupted
 from draws import draws
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -1049,6 +1050,16 @@ def test_a_leader_collected_in_the_middle_of_a_join(monkeypatch):
     thread.join(LONG)
     assert got == [None]
     assert len(flights) == 0
+
+
+def test_a_leader_that_is_interrupted_leaves_no_flight_open():
+    """At each opcode: equal requests would wait for it until their deadlines."""
+    flights, led, at, over = Flights(), [], 0, False
+    while not over:
+        at += 1
+        over = interrupted(lambda: led.append(flights.join(b"k")), at)
+        assert len(flights) == len(led), at
+    assert at > 50
 
 
 def test_a_cancelled_follower_cancels_nobody_else():

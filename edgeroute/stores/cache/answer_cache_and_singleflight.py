@@ -486,7 +486,8 @@ class Flight:
             self._flights.end(self._key, self._shared, make)
 
     def __del__(self) -> None:
-        self._end(None)
+        if hasattr(self, "leads"):  # else interrupted as it was made
+            self._end(None)
 
 
 class Flights(ForkSafe):
@@ -513,11 +514,11 @@ class Flights(ForkSafe):
         with self._lock:
             shared = self._open.get(key)
             if shared is None:
-                shared = self._open[key] = _Shared(held)
-                return Flight(self, key, shared, True)
+                flight = Flight(self, key, shared := _Shared(held), True)
+                self._open[key] = shared  # after the leader, which ends it if Ctrl-C breaks in
+                return flight
             if shared.future is None:
-                future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-                shared.future = future
+                shared.future = future = concurrent.futures.Future[Any]()
                 if self._open.get(key) is not shared and not future.done():  # its leader was collected meanwhile
                     future.set_result(None)
             return Flight(self, key, shared, False)
@@ -532,10 +533,9 @@ class Flights(ForkSafe):
                 return
             del self._open[key]
             future = shared.future
-        if future is None:
-            return
-        result = None
-        try:
-            result = None if make is None else make()
-        finally:
-            future.set_result(result)
+        if future is not None:
+            result = None
+            try:
+                result = None if make is None else make()
+            finally:
+                future.set_result(result)
