@@ -519,6 +519,16 @@ def test_a_private_turn_stays_on_each_road():
                 ]}),
                 client.post("/v1/chat/completions", json={"model": "edgeroute", "messages": [{"role": "user", "content": secret}]}),
             ]  # fmt: skip
+            client.post("/v1/messages", headers=private, json={"model": "edgeroute", "max_tokens": 9, "messages": [
+                *HELLO, {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "c", "is_error": True, "content": "no blood test of Mr Smith is here"},
+                ]},
+            ]})  # fmt: skip
+            replies += [
+                client.post("/v1/chat/completions", json={"model": "edgeroute", "messages": [{"role": "user", "content": text}]})
+                for text in ("No blood test of Mr Smith is here", "Error: no blood test of Mr Smith is here")
+            ]
             other = client.post(
                 "/v1/responses", json={"model": "edgeroute", "input": "What is the capital of the country of France?"}
             )
@@ -531,7 +541,7 @@ def test_a_private_turn_stays_on_each_road():
             *same, wrong = (client.post("/v1/responses", json=follows, headers=headers) for headers in key)
             third = client.post("/v1/responses", json={**follows, "previous_response_id": same[0].json()["id"]})
         sent = b"".join(far.requests)
-    assert [reply.json()["edgeroute"]["source"] for reply in (*replies, other)] == ["edge", "edge", "edge", "cloud"]
+    assert [reply.json()["edgeroute"]["source"] for reply in (*replies, other)] == [*["edge"] * 5, "cloud"]
     assert [reply.json()["edgeroute"]["source"] for reply in (*same, third)] == ["edge"] * 3
     assert (wrong.status_code, "x-edgeroute-conversation" in wrong.json()["error"]["message"]) == (400, True)
     assert b"blood" not in sent
