@@ -438,6 +438,34 @@ def test_tokens_are_estimated(claude, edge):
     assert edge.asked == []
 
 
+def test_tokens_of_an_image_are_estimated(claude):
+    """By their number, whatever their bytes, also in a tool's result."""
+    sources = [{"type": "base64", "media_type": "image/png", "data": PNG * n} for n in (1, 10_000)]
+    one, large = ({"type": "image", "source": source} for source in sources)
+    result = {"type": "tool_result", "tool_use_id": "call-1", "content": [large]}
+    contents = ([one], [large], [large, one], [result])
+    counts = [
+        claude.messages.count_tokens(model="edgeroute", messages=[{"role": "user", "content": content}]).input_tokens
+        for content in contents
+    ]
+    assert counts[0] == counts[1]
+    assert [count // 100 for count in counts] == [50, 50, 100, 50]
+
+
+def test_an_empty_text_of_a_message(claude, edge):
+    """Stays a text, as in a chat; beside calls there is none."""
+    empty = {"type": "text", "text": ""}
+    use = {"type": "tool_use", "id": "call-1", "name": "weather", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "call-1", "content": [empty]}
+    messages = [
+        {"role": "user", "content": [empty]},
+        {"role": "assistant", "content": [empty, use]},
+        {"role": "user", "content": [result]},
+    ]
+    assert claude.messages.create(model="edgeroute", max_tokens=9, messages=messages).content[0].text == "you said "
+    assert [m["content"] for m in edge.asked[0]["messages"]] == ["", None, ""]
+
+
 @pytest.mark.parametrize("scheme", ["x-api-key", "bearer", "wrong", "none"])
 @pytest.mark.parametrize("path", ["messages", "responses"])
 def test_a_token(scheme, path):
