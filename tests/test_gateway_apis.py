@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 import httpx
 import pytest
@@ -617,6 +618,81 @@ def test_stored_responses_are_bounded(monkeypatch, client):
     with pytest.raises(openai.BadRequestError, match="no response that is stored"):
         client.responses.create(model="edgeroute", input="x", previous_response_id=ids[0])
     client.responses.create(model="edgeroute", input="x", previous_response_id=ids[2])
+
+
+def picture(size):
+    """An input with a picture, of a new message each time."""
+    part = {"type": "input_image", "image_url": f"data:image/png;base64,{'A' * size}"}
+    return [{"role": "user", "content": [{"type": "input_text", "text": "what is it?"}, part]}]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """Asks a gateway that stores 10,000 bytes: `ask(input, previous)` -> the id of the response; also its client and limits."""
+    from edgeroute.tools.server import openai_responses_and_store as openai_responses
+
+    monkeypatch.setattr(openai_responses, "MOST_STORED_BYTES", 10_000)
+    with (
+        serving(AsyncRouter(Whole(completion({"content": "yes"})))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+    ):
+
+        def ask(given, previous=None, **options):
+            options |= {} if previous is None else {"previous_response_id": previous}
+            return client.responses.create(model="edgeroute", input=given, **options).id
+
+        yield ask, client, partial(monkeypatch.setattr, openai_responses)
+
+
+def test_a_picture_counts_once(store):
+    """However often its conversation is continued: those of others stay."""
+    ask, _, _ = store
+    others = [ask(f"I am client {i}") for i in range(20)]
+    last = ask(picture(4_000))
+    for _ in range(9):
+        last = ask("and more?", last)
+    for other in [*others, last]:
+        ask("and?", other, store=False)
+
+
+def test_a_conversation_that_is_too_large(store):
+    """Is not stored, which its client is told, and nor does it displace another; what it continued is still there."""
+    ask, _, _ = store
+    other, first = ask("hello"), ask(picture(6_000))
+    second, alone = ask(picture(6_000), first), ask(picture(11_000))
+    for gone in (second, alone):
+        with pytest.raises(openai.BadRequestError, match="conversation is too large"):
+            ask("and?", gone)
+    for kept in (other, first):
+        ask("and?", kept)
+
+
+def test_a_large_conversation_makes_room(store):
+    """For a later one, even with the picture's own response deleted, and before many small ones, even if these are older."""
+    ask, client, _ = store
+    others = [ask(f"I am client {i}") for i in range(9)]
+    first = ask(picture(6_000))
+    continued = ask("and?", first)
+    client.responses.delete(first)
+    latest = ask(picture(6_000))
+    with pytest.raises(openai.BadRequestError, match="conversation is too large"):
+        ask("and?", continued)
+    for kept in (*others, latest):
+        ask("and?", kept, store=False)
+
+
+def test_a_long_conversation_makes_room(store):
+    """Its oldest response goes before older ones of others, its last stays."""
+    ask, _, limit = store
+    limit("MOST_STORED", 3)
+    other, first = ask("hello"), ask("one")
+    last = first
+    for _ in range(4):
+        last = ask("and?", last)
+    for kept in (other, last):
+        ask("and?", kept, store=False)
+    with pytest.raises(openai.BadRequestError, match="no response that is stored"):
+        ask("and?", first)
 
 
 def test_requests_of_home_assistant():
