@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import httpx
@@ -693,6 +695,31 @@ def test_a_long_conversation_makes_room(store):
         ask("and?", kept, store=False)
     with pytest.raises(openai.BadRequestError, match="no response that is stored"):
         ask("and?", first)
+
+
+def test_messages_that_are_continued_take_memory():
+    """As if they were in the body: a request that has none of them is refused while another one holds them."""
+    begun, go = threading.Event(), threading.Event()
+
+    def edge(x):
+        if x["messages"][-1]["content"] == "wait":
+            begun.set()
+            go.wait(LONG)
+        return "yes", 0.9
+
+    with serving(AsyncRouter(edge), max_bodies_bytes=100_000) as url, ThreadPoolExecutor(1) as clients:
+        ask = partial(httpx.post, f"{url}/v1/responses", timeout=LONG)
+        first = ask(json={"model": "edgeroute", "input": "x" * 60_000}).json()["id"]
+        follows = {"model": "edgeroute", "previous_response_id": first}
+        try:
+            waits = clients.submit(ask, json={**follows, "input": "wait"})
+            assert begun.wait(LONG)
+            refused = ask(json={**follows, "input": "and?"})
+            small = ask(json={"model": "edgeroute", "input": "and?"})
+        finally:
+            go.set()
+        assert (refused.status_code, refused.headers["retry-after"], small.status_code) == (503, "1", 200)
+        assert waits.result().status_code == 200
 
 
 def test_requests_of_home_assistant():
