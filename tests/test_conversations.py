@@ -192,6 +192,20 @@ def test_however_its_client_sends_it_again(resent):
         assert sent == []
 
 
+def test_an_error_of_a_tool(made):
+    """Binds also without the word before it; one that has left before binds neither with it nor without."""
+    router, common = made(), "Error: the file was not found in this folder"
+
+    def result(text):
+        return {"role": "tool", "tool_call_id": "c", "content": text}
+
+    router.infer([user("hi"), result(common)])
+    router.infer([user("hi"), result(common), result(f"Error: {SECRET}")], data_class="medical")
+    assert stays(router.infer([user(SECRET)]))
+    assert stays(router.infer([user("ho"), result(f"Error: {SECRET}")]))
+    assert [router.infer([user("ho"), result(text)]).source for text in (common, common[7:])] == ["cloud"] * 2
+
+
 def test_marks_without_end(made):
     """Many combining marks in a row are read at once, and however many there are, the text is recognised."""
     router = made()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -438,6 +441,34 @@ def test_tokens_are_estimated(claude, edge):
     assert edge.asked == []
 
 
+def test_tokens_of_an_image_are_estimated(claude):
+    """By their number, whatever their bytes, also in a tool's result."""
+    sources = [{"type": "base64", "media_type": "image/png", "data": PNG * n} for n in (1, 10_000)]
+    one, large = ({"type": "image", "source": source} for source in sources)
+    result = {"type": "tool_result", "tool_use_id": "call-1", "content": [large]}
+    contents = ([one], [large], [large, one], [result])
+    counts = [
+        claude.messages.count_tokens(model="edgeroute", messages=[{"role": "user", "content": content}]).input_tokens
+        for content in contents
+    ]
+    assert counts[0] == counts[1]
+    assert [count // 100 for count in counts] == [50, 50, 100, 50]
+
+
+def test_an_empty_text_of_a_message(claude, edge):
+    """Stays a text, as in a chat; beside calls there is none."""
+    empty = {"type": "text", "text": ""}
+    use = {"type": "tool_use", "id": "call-1", "name": "weather", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "call-1", "content": [empty]}
+    messages = [
+        {"role": "user", "content": [empty]},
+        {"role": "assistant", "content": [empty, use]},
+        {"role": "user", "content": [result]},
+    ]
+    assert claude.messages.create(model="edgeroute", max_tokens=9, messages=messages).content[0].text == "you said "
+    assert [m["content"] for m in edge.asked[0]["messages"]] == ["", None, ""]
+
+
 @pytest.mark.parametrize("scheme", ["x-api-key", "bearer", "wrong", "none"])
 @pytest.mark.parametrize("path", ["messages", "responses"])
 def test_a_token(scheme, path):
@@ -519,6 +550,16 @@ def test_a_private_turn_stays_on_each_road():
                 ]}),
                 client.post("/v1/chat/completions", json={"model": "edgeroute", "messages": [{"role": "user", "content": secret}]}),
             ]  # fmt: skip
+            client.post("/v1/messages", headers=private, json={"model": "edgeroute", "max_tokens": 9, "messages": [
+                *HELLO, {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "c", "is_error": True, "content": "no blood test of Mr Smith is here"},
+                ]},
+            ]})  # fmt: skip
+            replies += [
+                client.post("/v1/chat/completions", json={"model": "edgeroute", "messages": [{"role": "user", "content": text}]})
+                for text in ("No blood test of Mr Smith is here", "Error: no blood test of Mr Smith is here")
+            ]
             other = client.post(
                 "/v1/responses", json={"model": "edgeroute", "input": "What is the capital of the country of France?"}
             )
@@ -531,7 +572,7 @@ def test_a_private_turn_stays_on_each_road():
             *same, wrong = (client.post("/v1/responses", json=follows, headers=headers) for headers in key)
             third = client.post("/v1/responses", json={**follows, "previous_response_id": same[0].json()["id"]})
         sent = b"".join(far.requests)
-    assert [reply.json()["edgeroute"]["source"] for reply in (*replies, other)] == ["edge", "edge", "edge", "cloud"]
+    assert [reply.json()["edgeroute"]["source"] for reply in (*replies, other)] == [*["edge"] * 5, "cloud"]
     assert [reply.json()["edgeroute"]["source"] for reply in (*same, third)] == ["edge"] * 3
     assert (wrong.status_code, "x-edgeroute-conversation" in wrong.json()["error"]["message"]) == (400, True)
     assert b"blood" not in sent
@@ -579,6 +620,106 @@ def test_stored_responses_are_bounded(monkeypatch, client):
     with pytest.raises(openai.BadRequestError, match="no response that is stored"):
         client.responses.create(model="edgeroute", input="x", previous_response_id=ids[0])
     client.responses.create(model="edgeroute", input="x", previous_response_id=ids[2])
+
+
+def picture(size):
+    """An input with a picture, of a new message each time."""
+    part = {"type": "input_image", "image_url": f"data:image/png;base64,{'A' * size}"}
+    return [{"role": "user", "content": [{"type": "input_text", "text": "what is it?"}, part]}]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """Asks a gateway that stores 10,000 bytes: `ask(input, previous)` -> the id of the response; also its client and limits."""
+    from edgeroute.tools.server import openai_responses_and_store as openai_responses
+
+    monkeypatch.setattr(openai_responses, "MOST_STORED_BYTES", 10_000)
+    with (
+        serving(AsyncRouter(Whole(completion({"content": "yes"})))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+    ):
+
+        def ask(given, previous=None, **options):
+            options |= {} if previous is None else {"previous_response_id": previous}
+            return client.responses.create(model="edgeroute", input=given, **options).id
+
+        yield ask, client, partial(monkeypatch.setattr, openai_responses)
+
+
+def test_a_picture_counts_once(store):
+    """However often its conversation is continued: those of others stay."""
+    ask, _, _ = store
+    others = [ask(f"I am client {i}") for i in range(20)]
+    last = ask(picture(4_000))
+    for _ in range(9):
+        last = ask("and more?", last)
+    for other in [*others, last]:
+        ask("and?", other, store=False)
+
+
+def test_a_conversation_that_is_too_large(store):
+    """Is not stored, which its client is told, and nor does it displace another; what it continued is still there."""
+    ask, _, _ = store
+    other, first = ask("hello"), ask(picture(6_000))
+    second, alone = ask(picture(6_000), first), ask(picture(11_000))
+    for gone in (second, alone):
+        with pytest.raises(openai.BadRequestError, match="conversation is too large"):
+            ask("and?", gone)
+    for kept in (other, first):
+        ask("and?", kept)
+
+
+def test_a_large_conversation_makes_room(store):
+    """For a later one, even with the picture's own response deleted, and before many small ones, even if these are older."""
+    ask, client, _ = store
+    others = [ask(f"I am client {i}") for i in range(9)]
+    first = ask(picture(6_000))
+    continued = ask("and?", first)
+    client.responses.delete(first)
+    latest = ask(picture(6_000))
+    with pytest.raises(openai.BadRequestError, match="conversation is too large"):
+        ask("and?", continued)
+    for kept in (*others, latest):
+        ask("and?", kept, store=False)
+
+
+def test_a_long_conversation_makes_room(store):
+    """Its oldest response goes before older ones of others, its last stays."""
+    ask, _, limit = store
+    limit("MOST_STORED", 3)
+    other, first = ask("hello"), ask("one")
+    last = first
+    for _ in range(4):
+        last = ask("and?", last)
+    for kept in (other, last):
+        ask("and?", kept, store=False)
+    with pytest.raises(openai.BadRequestError, match="no response that is stored"):
+        ask("and?", first)
+
+
+def test_messages_that_are_continued_take_memory():
+    """As if they were in the body: a request that has none of them is refused while another one holds them."""
+    begun, go = threading.Event(), threading.Event()
+
+    def edge(x):
+        if x["messages"][-1]["content"] == "wait":
+            begun.set()
+            go.wait(LONG)
+        return "yes", 0.9
+
+    with serving(AsyncRouter(edge), max_bodies_bytes=100_000) as url, ThreadPoolExecutor(1) as clients:
+        ask = partial(httpx.post, f"{url}/v1/responses", timeout=LONG)
+        first = ask(json={"model": "edgeroute", "input": "x" * 60_000}).json()["id"]
+        follows = {"model": "edgeroute", "previous_response_id": first}
+        try:
+            waits = clients.submit(ask, json={**follows, "input": "wait"})
+            assert begun.wait(LONG)
+            refused = ask(json={**follows, "input": "and?"})
+            small = ask(json={"model": "edgeroute", "input": "and?"})
+        finally:
+            go.set()
+        assert (refused.status_code, refused.headers["retry-after"], small.status_code) == (503, "1", 200)
+        assert waits.result().status_code == 200
 
 
 def test_requests_of_home_assistant():

@@ -492,7 +492,8 @@ def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) 
 def _identifying(messages: list[Message], is_shared: Any = lambda _: False) -> Iterator[bytes]:
     """Yield, from the last message back, the texts that may identify a conversation: long enough, not shared, and no answers.
 
-    They are of the last message that has one, of tools' results, and of earlier messages only those of `LONG` bytes.
+    They are of the last message that has one, of tools' results, and of earlier messages only those of `LONG` bytes. Each is
+    given without "Error: ", too, which the gateway and clients put before the result of a tool that failed.
     """
     last = True
     for m in reversed(messages):
@@ -500,7 +501,7 @@ def _identifying(messages: list[Message], is_shared: Any = lambda _: False) -> I
         is_result = m.role in {"tool", "function"}
         shortest = SHORTEST if last or is_result else LONG
         telling = [c for c in contents if m.role not in ANSWER_ROLES and len(c) >= shortest and not is_shared(text_digest(c))]
-        yield from telling
+        yield from (c for t in telling for c in dict.fromkeys((t, t.removeprefix(b"error"))) if not is_shared(text_digest(c)))
         last = last and not m.media and not any(len(call) >= SHORTEST for call in m.calls) and (is_result or not telling)
 
 

@@ -65,7 +65,7 @@ class Body(AbstractContextManager["Body"]):
         headers: headers of the request, of which Content-Length is read.
 
     Attributes:
-        size: bytes in memory, with decoded files.
+        size: bytes in memory, with what `grow` counts.
     """
 
     def __init__(self, bodies: Bodies, headers: Mapping[bytes, bytes]) -> None:
@@ -96,23 +96,26 @@ class Body(AbstractContextManager["Body"]):
             self.size += len(parts[-1])
             self._bodies.held += len(parts[-1])
             self._check(self.size)
-            if self._bodies.held > self._bodies.total * (LARGE_SHARE if LARGE < self.size < self._bodies.held else 1):
-                raise HTTPException(503, _BUSY, {"Retry-After": "1"})
+            self._check_total(self.size, self._bodies.held)
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def grow(self, size: int) -> None:
-        """Count the bytes of the request's decoded files in addition.
+    def grow(self, size: int, what: str = "its files") -> None:
+        """Count in addition the bytes of what belongs to the request and is not in its body, such as decoded files (`what`).
 
         Raises:
-            HTTPException: 413 if they can never fit the total, 503 if they do not fit beside the other requests.
+            HTTPException: 413 if they can never fit the total, 503 if they do not fit beside the other requests, as in `read`.
         """
         if self.size + size > self._bodies.total:
-            raise HTTPException(413, f"its files make {size} bytes, which is too large: send fewer rows at a time")
-        if self._bodies.held + size > self._bodies.total:
-            raise HTTPException(503, _BUSY, {"Retry-After": "1"})
+            raise HTTPException(413, f"{what} make {size} bytes, which is too large: send less at a time")
+        self._check_total(self.size + size, self._bodies.held + size)
         self.size += size
         self._bodies.held += size
+
+    def _check_total(self, size: int, held: int) -> None:
+        """Raise 503 if the bytes of all requests, of which one has `size`, exceed the total, or the share of large ones."""
+        if held > self._bodies.total * (LARGE_SHARE if LARGE < size < held else 1):
+            raise HTTPException(503, _BUSY, {"Retry-After": "1"})
 
     def _check(self, size: int) -> None:
         """Raise 413 if a size exceeds the limit of one body."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from edgeroute.cloud.openai import IMAGE
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.json_codec_and_short_repr import json_dumps
@@ -59,8 +60,11 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
 
 
 def count_tokens(request: openai.CompletionRequest) -> dict[str, int]:
-    """Return an estimate of a request's tokens: a token for `BYTES_PER_TOKEN` bytes of its JSON, rounded up."""
-    return {"input_tokens": -(-len(json_dumps(request.x)) // BYTES_PER_TOKEN)}
+    """Return an estimate of a request's tokens: one for `BYTES_PER_TOKEN` bytes of its JSON, rounded up, and `IMAGE` an image."""
+    lists = [content for message in request.x["messages"] if isinstance(content := message["content"], list)]
+    images = [part["image_url"] for parts in lists for part in parts if "image_url" in part]
+    size = len(json_dumps(request.x)) - sum(len(json_dumps(image)) for image in images)
+    return {"input_tokens": -(-size // BYTES_PER_TOKEN) + IMAGE * len(images)}
 
 
 def _text(content: Any, what: str) -> str:
@@ -102,7 +106,8 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
     if not parts and not calls:
         return results
     plain = "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
-    return [*results, {"role": role, "content": plain or None, **({"tool_calls": calls} if calls else {})}]
+    said = {"content": plain or None, "tool_calls": calls} if calls else {"content": plain}
+    return [*results, {"role": role, **said}]
 
 
 def _part(block: Mapping[str, Any]) -> dict[str, Any]:

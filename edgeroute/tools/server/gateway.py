@@ -263,6 +263,8 @@ class Completions:
                 return
             request = await self.calls.parse(body, lambda text: self.dialect.read(openai.parse_json(text)))
             del body
+            if request.earlier:
+                held.grow(request.earlier, "the messages that it continues")
             if request.scope and SCOPE.get() not in {b"", request.scope}:
                 raise BadInput("x-edgeroute-conversation is another one than that of the response which this request continues")
             SCOPE.set(access.OfRequest(request.scope) if request.scope else SCOPE.get())

@@ -260,6 +260,7 @@ class CompletionRequest(NamedTuple):
     echo: Mapping[str, Any] = {}  # keys on which the reply depends, as the client sent them
     messages: list[dict[str, Any]] | None = None  # messages that are stored with the answer, for a later request; None: none are
     scope: bytes = b""  # digest of the conversation's key of an earlier request that this one continues; empty: it had none
+    earlier: int = 0  # bytes of the stored messages that it continues, which are not in its body
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from time import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.errors import BadInput
@@ -32,8 +31,29 @@ ECHOED: Final = (
     "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "temperature", "text",
     "tool_choice", "tools", "top_p",
 )  # fmt: skip
-# Maximum responses that are stored, and bytes of their messages; the oldest are discarded.
+# Maximum responses that are stored, and bytes of their messages as JSON, of which each counts once.
 MOST_STORED, MOST_STORED_BYTES = 1_000, 32 << 20
+
+
+class Stored(NamedTuple):
+    """Stored response."""
+
+    messages: list[dict[str, Any]]  # the conversation up to it, itself included; empty if they were too large
+    size: int  # bytes of their JSON
+    scope: bytes  # digest of its conversation's key
+
+
+class _Conversation:
+    """Responses that continue each other, all with the same first message.
+
+    Attributes:
+        size: bytes of their messages, of which each counts once.
+        used: number of the response that was stored last.
+        identities: identities of the responses, the oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.size, self.used, self.identities = 0, 0, dict[str, None]()
 
 
 class StoredResponses:
@@ -41,39 +61,94 @@ class StoredResponses:
 
     Each has the key of its request's conversation, of which a later request continues to be.
 
+    Responses of a conversation share the messages before them, which count once, until the last one that has them is discarded.
+    No conversation takes the place of all others: beyond 1,000 responses the longest one loses its oldest; beyond 32 MiB one that
+    is large or old loses as many as needed. The identities of the latter stay, for the error's text.
+
     It has no lock: the event loop alone writes to it; the parser thread, which reads large requests, calls `get`.
     """
 
     def __init__(self) -> None:
-        self._messages: OrderedDict[str, tuple[list[dict[str, Any]], int, bytes]] = OrderedDict()
-        self._bytes = 0
+        self._stored = dict[str, Stored]()
+        self._conversations = dict[int, _Conversation]()  # by the `id` of the first message; 0: those without messages
+        self._messages = dict[int, list[int]]()  # by the `id` of a message: its bytes, and the stored responses that have it
+        self._size = self._number = 0  # bytes of all messages; responses ever stored
 
-    def get(self, identity: Any) -> tuple[list[dict[str, Any]], bytes]:
-        """Return the stored messages of a response: the conversation up to it, itself included; not a copy. And its key's digest.
+    def get(self, identity: Any) -> Stored:
+        """Return a stored response, of which nothing is a copy.
 
         Raises:
             BadInput: it is not stored here, or no longer.
         """
-        if (stored := self._messages.get(identity) if isinstance(identity, str) else None) is None:
+        stored = self._stored.get(identity) if isinstance(identity, str) else None
+        if stored is None:
             raise BadInput("previous_response_id names no response that is stored here: send the conversation as input")
-        return stored[0], stored[2]
+        if not stored.messages:
+            raise BadInput(
+                "previous_response_id names a response that is not stored, as its conversation is too large: all together have"
+                f" {MOST_STORED_BYTES} bytes at most; send the conversation as input"
+            )
+        return stored
 
     def put(self, identity: str, messages: list[dict[str, Any]]) -> None:
         """Store the messages of a response with a new identity, without a lock: call it in the request's task on the event loop.
 
-        Then discards the oldest responses beyond 1,000 or 32 MiB of JSON, even this one if it alone has more.
+        Those of an earlier response have to be the same objects. What alone has more than 32 MiB of JSON is not stored. Then
+        discards the responses beyond 32 MiB: of the conversation with the most bytes, times the responses stored since its last.
         """
-        size = len(json_dumps(messages, to_json_types))
-        self._messages[identity] = messages, size, SCOPE.get()
-        self._bytes += size
-        while len(self._messages) > MOST_STORED or self._bytes > MOST_STORED_BYTES:
-            self._bytes -= self._messages.popitem(last=False)[1][1]
+        sizes = [
+            self._messages[id(message)][0] if id(message) in self._messages else len(json_dumps(message, to_json_types))
+            for message in messages
+        ]
+        if sum(sizes) > MOST_STORED_BYTES:
+            messages, sizes = [], []
+        self._number += 1
+        self._add(identity, Stored(messages, sum(sizes), SCOPE.get()), sizes)
+        conversations = self._conversations.values()
+        while self._size > MOST_STORED_BYTES:
+            largest = max(conversations, key=lambda c: c.size * (self._number - c.used + 1))
+            oldest = next(iter(largest.identities))
+            self._add(oldest, self._remove(oldest)._replace(messages=[], size=0), [])
+        while len(self._stored) > MOST_STORED:
+            longest = max(conversations, key=lambda c: (len(c.identities), -c.used))
+            self._remove(next(iter(longest.identities)))
 
     def delete(self, identity: str) -> bool:
         """Delete a response. Return True if it was stored."""
-        stored = self._messages.pop(identity, None)
-        self._bytes -= 0 if stored is None else stored[1]
-        return stored is not None
+        return identity in self._stored and bool(self._remove(identity).messages)
+
+    def _add(self, identity: str, stored: Stored, sizes: list[int]) -> None:
+        """Add a response, whose messages have these sizes, and count those messages that no other response has."""
+        self._stored[identity] = stored
+        conversation = self._conversations.setdefault(_first(stored), _Conversation())
+        conversation.identities[identity], conversation.used = None, self._number
+        for message, size in zip(stored.messages, sizes, strict=True):
+            if id(message) not in self._messages:
+                self._messages[id(message)] = [size, 0]
+                conversation.size += size
+                self._size += size
+            self._messages[id(message)][1] += 1
+
+    def _remove(self, identity: str) -> Stored:
+        """Remove a response, and count its messages no longer that no other one has; return it."""
+        stored = self._stored.pop(identity)
+        conversation = self._conversations[_first(stored)]
+        del conversation.identities[identity]
+        for message in stored.messages:
+            counted = self._messages[id(message)]
+            counted[1] -= 1
+            if not counted[1]:
+                del self._messages[id(message)]
+                conversation.size -= counted[0]
+                self._size -= counted[0]
+        if not conversation.identities:
+            del self._conversations[_first(stored)]
+        return stored
+
+
+def _first(stored: Stored) -> int:
+    """Return the `id` of the first message of a response, by which its conversation is known; 0 if it has no messages."""
+    return id(stored.messages[0]) if stored.messages else 0
 
 
 def read_request(
@@ -97,10 +172,10 @@ def read_request(
     if not isinstance(instructions, str | None):
         raise BadInput("instructions is a text")
     previous = body.get("previous_response_id")
-    earlier, scope = ([], b"") if previous is None else stored.get(previous)
+    earlier = Stored([], 0, b"") if previous is None else stored.get(previous)
     if not isinstance(store := body.get("store"), bool | None):
         raise BadInput("store is true or false")
-    messages = [*earlier, *_chat_messages(items)]
+    messages = [*earlier.messages, *_chat_messages(items)]
     system = [{"role": "system", "content": instructions}] if instructions else []
     keys = {key: value for key, value in body.items() if key not in HANDLED}
     keys |= {"max_completion_tokens": body.get("max_output_tokens"), "response_format": _response_format(body.get("text"))}
@@ -112,7 +187,8 @@ def read_request(
     if not isinstance(included := body.get("include") or [], list):
         raise BadInput("include is a list of names")
     logprobs = "message.output_text.logprobs" in included
-    return openai.CompletionRequest(x, True, model, stream, True, logprobs, echo, None if store is False else messages, scope)
+    kept = None if store is False else messages
+    return openai.CompletionRequest(x, True, model, stream, True, logprobs, echo, kept, earlier.scope, earlier.size)
 
 
 def _chat_messages(items: Any) -> list[dict[str, Any]]:
