@@ -578,6 +578,30 @@ def test_a_private_turn_stays_on_each_road():
     assert b"blood" not in sent
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text"}, {"type": "text"}]}]}),
+        ("messages", {"max_tokens": 9, "messages": [{"role": "user", "content": [{"type": "text"}, {"type": "text"}]}]}),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_text"}, {"type": "input_text"}]}]}),
+    ],
+)
+def test_each_text_of_a_private_message_stays(path, body):
+    """Sent alone by another request, as well."""
+    rules = Egress(never_leave=["private"], may_leave=["chat"], default_class="chat")
+    texts = ["my test of March was positive, and what now?", "the letter of Dr Miller is in the drawer"]
+    for part, text in zip(body.get("messages", body.get("input"))[0]["content"], texts, strict=True):
+        part["text"] = text
+    with CannedServer(http_reply(json.dumps(completion({"content": "far"})).encode())) as far:
+        router = AsyncRouter(lambda x: ("local", 0.1), OpenAIChat(far.url, model="m", retries=0), threshold=0.5, egress=rules)
+        with serving(router) as url, httpx.Client(base_url=url, timeout=LONG) as client:
+            client.post(f"/v1/{path}", json={"model": "edgeroute", **body}, headers={"x-edgeroute-data-class": "private"})
+            for text in texts:
+                alone = {"model": "edgeroute", "messages": [{"role": "user", "content": text}]}
+                assert client.post("/v1/chat/completions", json=alone).json()["edgeroute"]["source"] == "edge"
+    assert not far.requests
+
+
 def test_a_stream_that_breaks():
     """What had come is the answer, and its end says that it is not whole."""
 

@@ -83,8 +83,8 @@ def _text(content: Any, what: str) -> str:
 def _chat_messages(message: Any) -> list[dict[str, Any]]:
     """Return the chat messages of one message: results of tools, each its own message, then the rest of the turn, if any.
 
-    Texts alone are joined by line breaks. Blocks of `thinking` are left out. A message of the system stays at its place, and has
-    texts alone. Raises BadInput for another role or block.
+    Texts of the assistant are joined by line breaks. Blocks of `thinking` are left out. A message of the system stays at its
+    place, and has texts alone. Raises BadInput for another role or block.
     """
     role = message.get("role") if isinstance(message, Mapping) else None
     if role == "system":
@@ -105,7 +105,7 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
             parts.append(_part(block))
     if not parts and not calls:
         return results
-    plain = "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
+    plain = openai.content_of(parts, role)
     said = {"content": plain or None, "tool_calls": calls} if calls else {"content": plain}
     return [*results, {"role": role, **said}]
 

@@ -351,6 +351,15 @@ def objects(value: Any, problem: str) -> list[Mapping[str, Any]]:
     return value
 
 
+def content_of(parts: list[dict[str, Any]], role: Any) -> str | list[dict[str, Any]]:
+    """Return the parts of a message as its content in a chat: texts as one, joined by line breaks, else the list.
+
+    Several texts of a user stay apart, so that each is known by itself where the conversation must not leave.
+    """
+    several = role == "user" and len(parts) > 1
+    return parts if several or any(part["type"] != "text" for part in parts) else "\n".join(part["text"] for part in parts)
+
+
 def _prompt(prompt: Any) -> str:
     """Return the prompt as one text; a list with one text is accepted; raise `BadInput` for all else."""
     if isinstance(prompt, list) and len(prompt) == 1:

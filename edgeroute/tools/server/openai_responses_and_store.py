@@ -203,7 +203,7 @@ def _chat_messages(items: Any) -> list[dict[str, Any]]:
     for item in openai.objects(items or None, 'input is a text, or a list of items such as {"role": "user", "content": ...}'):
         kind = item.get("type") or "message"
         if kind == "message":
-            messages.append({"role": item.get("role"), "content": _content(item.get("content"))})
+            messages.append({"role": item.get("role"), "content": _content(item.get("content"), item.get("role"))})
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
@@ -211,7 +211,8 @@ def _chat_messages(items: Any) -> list[dict[str, Any]]:
                 messages.append({"role": "assistant", "content": None})
             messages[-1].setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"))})
+            output = _content(item.get("output"), "tool")
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
         elif kind == "reasoning":
             thought = _reasoning_text(item)
         else:
@@ -229,15 +230,15 @@ def _reasoning_text(item: Mapping[str, Any]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def _content(content: Any) -> Any:
-    """Return the content of a message as that of a chat: text, None, texts joined by line breaks, or a list of parts.
+def _content(content: Any, role: Any) -> Any:
+    """Return the content of a message as that of a chat: text, None, or see `content_of`.
 
     Raises BadInput for others.
     """
     if isinstance(content, str) or content is None:
         return content
     parts = [_part(part) for part in openai.objects(content, "content is a text, or a list of parts")]
-    return "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
+    return openai.content_of(parts, role)
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
