@@ -96,6 +96,40 @@ def test_the_vectors_are_those_of_the_server(real, side):
     assert (got.object, got.model, got.edgeroute["source"]) == ("list", "edgeroute", side)
 
 
+@pytest.mark.parametrize("form", ["base64", "float"])
+def test_a_long_reply_leaves_others_their_turn(form):
+    """It is written in parts, between which the loop runs other tasks."""
+    vectors = np.random.default_rng(1).standard_normal((500, 4096)).astype(np.float32)
+    turns = answered = 0
+
+    async def embed(_):
+        nonlocal answered
+        answered = turns
+        return vectors, None
+
+    async def take_turns():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def main():
+        chats, embeds = AsyncRouter(chat), AsyncRouter(embed)
+        transport = httpx.ASGITransport(app(chats, embeddings=embeds))
+        async with chats, embeds, httpx.AsyncClient(transport=transport, base_url="http://localhost/v1") as client:
+            others = asyncio.create_task(take_turns())
+            got = await ask(client, ["text"] * len(vectors), encoding_format=form)
+            others.cancel()
+        return got, turns - answered
+
+    got, between = asyncio.run(main())
+    rows = [row["embedding"] for row in got.json()["data"]]
+    sent = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows] if form == "base64" else rows
+    assert np.array_equal(np.array(sent, np.float32), vectors)
+    assert int(got.headers["content-length"]) == len(got.content)
+    assert between > 30
+
+
 def test_a_function_of_the_application():
     """Gets the list of texts and the size that was asked for; its vectors are the answer, and no tokens are counted."""
     asked = []
