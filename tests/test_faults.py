@@ -133,9 +133,9 @@ FAULTS = {
     "empty": (http_reply(), "an empty body, not JSON", 1),
     "no content": (http_reply(status=204), "an empty body, not JSON", 1),
     "redirect": (http_reply(status=302, headers=[("Location", "/elsewhere")]), "answered 302 .*final URL", 1),
-    "too long by its header": (http_reply(b"", length=10**7), "more than 1000 bytes", 1),
-    "too long without one": (b"HTTP/1.1 200 -\r\n\r\n" + b" " * 2000, "more than 1000 bytes", 1),
-    "too long in chunks": (CHUNKED + b"FFFFFF\r\n" + b" " * 2000, "more than 1000 bytes", 1),
+    "too long by its header": (http_reply(b"", length=10**7), "more than 1000 bytes: raise max_reply", 1),
+    "too long without one": (b"HTTP/1.1 200 -\r\n\r\n" + b" " * 2000, "more than 1000 bytes: raise max_reply", 1),
+    "too long in chunks": (CHUNKED + b"FFFFFF\r\n" + b" " * 2000, "more than 1000 bytes: raise max_reply", 1),
     "compressed": (http_reply(gzip.compress(bytes(10**6)), headers=[("Content-Encoding", "gzip")]), "gzip encoding", 1),
     "another protocol": (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", "illegal status line", 3),
 }

@@ -16,6 +16,7 @@ from lazily import Later, needs
 
 from edgeroute import AsyncRouter, Egress, Limits, LocalServer, OpenAIChat, PolicyError
 from edgeroute.asgi import InProcess
+from edgeroute.cloud.openai import MAX_REPLY
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.gateway import app
 
@@ -94,6 +95,73 @@ def test_the_vectors_are_those_of_the_server(real, side):
     assert [row.index for row in got.data] == [0, 1, 2]
     assert (got.usage.prompt_tokens, got.usage.total_tokens) == (theirs.usage.prompt_tokens, theirs.usage.total_tokens)
     assert (got.object, got.model, got.edgeroute["source"]) == ("list", "edgeroute", side)
+
+
+@pytest.mark.parametrize("side", ["edge", "cloud"])
+@pytest.mark.parametrize("form", ["base64", "float"])
+def test_a_batch_of_many_texts(side, form):
+    """May have a reply as long as its texts need: more than a chat's, in bytes and in numbers, whichever form the server gives."""
+    count, size = (600, 4096) if form == "base64" else (110, 4096)
+    vector = np.linspace(-1, 1, size).astype(np.float32)
+    row = base64.b64encode(vector.tobytes()).decode() if form == "base64" else vector.tolist()
+    with CannedServer(canned := reply(*[row] * count)) as server:
+        local = LocalServer(f"http://127.0.0.1:{server.port}")
+        router = AsyncRouter(local) if side == "edge" else AsyncRouter(cloud=OpenAIChat(server.url, model="m", retries=0))
+        with gateway(router) as client:
+            got = ask(client, ["text"] * count, encoding_format="base64").json()
+    assert len(canned) > MAX_REPLY
+    assert len(got["data"]) == count
+    assert np.frombuffer(base64.b64decode(got["data"][-1]["embedding"]), "<f4") == pytest.approx(vector)
+
+
+@pytest.mark.parametrize("side", ["edge", "cloud"])
+def test_a_reply_of_embeddings_is_bounded(side):
+    """By its number of texts, or by a larger `max_reply`, which the message names."""
+    canned = reply("A" * (400 << 10))
+    with CannedServer(canned) as server:
+        for most, texts in ((1000, 1), (1000, 4), (1 << 20, 1)):
+            if side == "edge":
+                router = AsyncRouter(LocalServer(f"http://127.0.0.1:{server.port}", max_reply=most))
+            else:
+                router = AsyncRouter(cloud=OpenAIChat(server.url, model="m", retries=0, max_reply_bytes=most))
+            with gateway(router) as client:
+                said = ask(client, ["text"] * texts).text
+            assert (f"answered more than {128 << 10} bytes: raise max_reply" in said) == (most == 1000 and texts == 1), said
+            assert ("answered more than" in said) == (most == 1000 and texts == 1)
+
+
+@pytest.mark.parametrize("form", ["base64", "float"])
+def test_a_long_reply_leaves_others_their_turn(form):
+    """It is written in parts, between which the loop runs other tasks."""
+    vectors = np.random.default_rng(1).standard_normal((500, 4096)).astype(np.float32)
+    turns = answered = 0
+
+    async def embed(_):
+        nonlocal answered
+        answered = turns
+        return vectors, None
+
+    async def take_turns():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def main():
+        chats, embeds = AsyncRouter(chat), AsyncRouter(embed)
+        transport = httpx.ASGITransport(app(chats, embeddings=embeds))
+        async with chats, embeds, httpx.AsyncClient(transport=transport, base_url="http://localhost/v1") as client:
+            others = asyncio.create_task(take_turns())
+            got = await ask(client, ["text"] * len(vectors), encoding_format=form)
+            others.cancel()
+        return got, turns - answered
+
+    got, between = asyncio.run(main())
+    rows = [row["embedding"] for row in got.json()["data"]]
+    sent = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows] if form == "base64" else rows
+    assert np.array_equal(np.array(sent, np.float32), vectors)
+    assert int(got.headers["content-length"]) == len(got.content)
+    assert between > 30
 
 
 def test_a_function_of_the_application():

@@ -281,7 +281,7 @@ def test_check_asks_for_the_models(real, ask):
     with Router(unsure, live(real), threshold=0.5) as router:
         assert router.check().ok
     listed = json.dumps({"object": "list", "data": [{"id": "other"}, {"id": "m:latest"}]}).encode()
-    for body, model, ok in ((listed, "m", True), (listed, "x", False), (b"{}", "m", True)):
+    for body, model, ok in ((listed, "m", True), (listed, "x", False), (b"{}", "m", True), (b'{"data": ["m"]}', "m", True)):
         with (
             CannedServer(http_reply(body)) as server,
             Router(unsure, OpenAIChat(server.url, model=model), threshold=0.5) as router,

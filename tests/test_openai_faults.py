@@ -422,6 +422,14 @@ def test_each_byte_of_a_request_is_booked(place):
     assert next(cloud.hear(call._replace(tokens=None))) == call  # as one from the outbox
 
 
+def test_embeddings_from_the_outbox_have_their_bound():
+    """The reply may be as long as its texts need, as when they were asked for."""
+    cloud = OpenAIChat("http://127.0.0.1:1", model="m")
+    call = next(cloud.speak({"input": ["text"] * 1000}))
+    later = next(cloud.hear(call._replace(tokens=None, max_reply=None)))
+    assert later.max_reply == call.max_reply > cloud.address.max_reply_bytes
+
+
 def test_images_sound_and_answers_are_booked():
     """An image as the most of usual models, whatever its bytes; sound by its length; `best_of` answers."""
 

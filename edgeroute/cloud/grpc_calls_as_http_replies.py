@@ -71,7 +71,7 @@ class _Channels(ForkSafe):
         """
         limit = self._address.max_reply_bytes if call.max_reply is None else call.max_reply
         if len(body) > limit:
-            raise BadReply(f"{self._address.origin} answered more than {limit} bytes, the most that is expected (max_reply)")
+            raise BadReply(f"{self._address.origin} answered more than {limit} bytes: raise max_reply, or ask for less")
         return Reply(200, _headers(trailing), body)
 
     def _error_reply(self, error: Any, until: float) -> Reply:
@@ -92,7 +92,7 @@ class _Channels(ForkSafe):
         status = STATUSES.get(code, 500)
         if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
             if f"vs. {self._longest})" in text:  # of this side, which old versions do not say otherwise
-                raise BadReply(f"{origin} answered more than {self._longest} bytes, the most that is expected (max_reply)")
+                raise BadReply(f"{origin} answered more than {self._longest} bytes: raise max_reply, or ask for less")
             status = 413
         headers = _headers(error.trailing_metadata())
         with contextlib.suppress(KeyError, ValueError):

@@ -10,7 +10,7 @@ from math import ceil, inf
 from typing import Any
 
 from edgeroute.cloud import stream_protocol_and_attempts as speeches
-from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
+from edgeroute.cloud.endpoint import MAX_VALUES, OneByOne, Talk, check_status, loads, looks_like
 from edgeroute.cloud.stream_protocol_and_attempts import AnswerPiece, AnswerStream, Head
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms_labels_and_comparison import label_names
@@ -118,10 +118,8 @@ def _codes(error: Mapping[str, Any]) -> set[str]:
 
 def _is_long(error: Mapping[str, Any]) -> bool:
     """Return True if an error says that the prompt is too long for the model: by its code, type, or the words of its message."""
-    if _codes(error) & replies.LONG:
-        return True
     message = error.get("message")
-    return isinstance(message, str) and _LONG.search(message[:1000]) is not None
+    return bool(_codes(error) & replies.LONG) or (isinstance(message, str) and _LONG.search(message[:1000]) is not None)
 
 
 BASE = "/v1"
@@ -173,7 +171,7 @@ class OpenAIChat(OneByOne):
         labels: texts that are answers; None: any, or the edge model's labels.
         version: text that you change whenever the server has another model under that name.
         timeout_s: time until an answer begins, with all retries; a deadline may end it sooner, and ends the whole answer.
-        max_reply_bytes: a longer reply is refused.
+        max_reply_bytes: the longest reply that is read; for embeddings at least 128 KiB a text.
         address: further keyword arguments of `Address`: api_key, headers, verify, cert, retries, terms.
 
     Raises:
@@ -262,11 +260,10 @@ class OpenAIChat(OneByOne):
         """
         reply = yield from self._models()
         names: list[str] = []
-        if reply is not None:
-            with suppress(LookupError, RecursionError, TypeError, ValueError):
-                listed = json_loads(reply.body)["data"]
-                if [entry.get("owned_by") for entry in listed] != ["llamacpp"]:  # it answers to any name
-                    names = [str(entry["id"]) for entry in listed]
+        with suppress(AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            listed = json_loads(b"{}" if reply is None else reply.body)["data"]
+            if [entry.get("owned_by") for entry in listed] != ["llamacpp"]:  # it answers to any name
+                names = [str(entry["id"]) for entry in listed]
         if names and not {self.model, f"{self.model}:latest"} & {*names}:
             there = ", ".join(clean(self.address.hide(name), 40) for name in names[:8])
             raise BadReply(f"{self.where}: there is no model {self.model!r}: it has {there}")
@@ -295,10 +292,8 @@ class OpenAIChat(OneByOne):
         try:
             step = next(speech)
             while True:
-                if type(step) is speeches.Read:
-                    step, body = speech.send(body), None
-                else:
-                    step = speech.send(None)
+                part, body = (body, None) if type(step) is speeches.Read else (None, body)
+                step = speech.send(part)
         except StopIteration as end:
             return [end.value]
 
@@ -314,7 +309,7 @@ class OpenAIChat(OneByOne):
     def hear(self, call: Call) -> AnswerStream[Prediction]:
         """Yield the steps of a call: the call itself, reads, the answer's pieces, counts of tokens. Return the answer.
 
-        For a call that was stored without its expected tokens they are computed from its body.
+        For a call that was stored without its expected tokens and bytes they are computed from its body.
 
         Raises:
             Refused: the server refuses the key, the model, the length of the request or the number of requests; or it failed.
@@ -323,7 +318,8 @@ class OpenAIChat(OneByOne):
         """
         if call.tokens is None:  # it was stored in the outbox
             with suppress(ValueError, RecursionError, TypeError, AttributeError):
-                call = call._replace(tokens=_bound_tokens(json_loads(call.body), len(call.body)))
+                sent = json_loads(call.body)
+                call = call._replace(tokens=_bound_tokens(sent, len(call.body)), max_reply=_bound_reply(sent, self.address))
         head = yield call
         assert type(head) is Head, "a call is answered with the head of its reply"
         return (yield from self._read_answer(head, call))
@@ -397,7 +393,7 @@ class OpenAIChat(OneByOne):
             Refused: it has an error in place of an answer, or within one; then `partial` is the answer.
             BadReply: it is no completion, or has no text.
         """
-        document = loads(reply.body, self.where)
+        document = loads(reply.body, self.where, MAX_VALUES + (call.max_reply or 0) // 32)  # bytes of a vector's number, indented
         if not isinstance(document, dict):
             raise BadReply(f"{self.where} gave a reply that is not a completion: a {type(document).__name__}")
         if document.get("error") is not None or document.get("object") == "error":
@@ -477,8 +473,8 @@ class OpenAIChat(OneByOne):
         """
         try:
             if (wanted := embedding_request(x)) is not None:
-                body = json_dumps({**wanted, "model": self.model})
-                return Call("POST", f"{self._base}/embeddings", [_JSON], body, tokens=Tokens(len(body)))
+                body, most = json_dumps({**wanted, "model": self.model}), _bound_reply(wanted, self.address)
+                return Call("POST", f"{self._base}/embeddings", [_JSON], body, max_reply=most, tokens=Tokens(len(body)))
             request, chat = self._chat.request(x)
             request["model"] = self.model
             if {"max_tokens", "max_completion_tokens"} <= {*request}:  # which servers refuse together: the caller's goes first
@@ -557,6 +553,12 @@ def _most(limit: Any) -> int:
         quoted = clean(limit, 20) if isinstance(limit, str) else f"{most:g}"
         raise BadInput(f"max_tokens is {quoted}: a request may ask for {MOST_TOKENS:,} at most")
     return ceil(most) if most > 0 else EXPECTED
+
+
+def _bound_reply(request: Mapping[str, Any], address: Address) -> int | None:
+    """Return the maximum bytes of the reply to a request of embeddings, by its number of texts; None: it is another request."""
+    texts = request.get("input")
+    return max(address.max_reply_bytes, len(texts) * replies.VECTOR) if isinstance(texts, list | tuple) else None
 
 
 def _bound_tokens(request: Mapping[str, Any], size: int) -> Tokens:

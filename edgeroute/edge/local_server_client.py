@@ -20,7 +20,7 @@ from edgeroute.http.messages_addresses_and_secrets import Call, retry_after_s
 from edgeroute.system.json_codec_and_short_repr import json_loads
 from edgeroute.system.wall_clock import now
 from edgeroute.text.build_openai_requests import Chat, checked_score, embedding_request
-from edgeroute.text.read_openai_replies import Gathered, answer, embeddings, events, failure
+from edgeroute.text.read_openai_replies import VECTOR, Gathered, answer, embeddings, events, failure
 from edgeroute.types import StopToken
 
 OK, UNAUTHORIZED, FORBIDDEN, MISSING, MANY, LOADING = 200, 401, 403, 404, 429, 503
@@ -40,7 +40,7 @@ class LocalServer:
         model: name of the model at the server; llama-server needs none.
         key_env: the environment variable with the server's key, sent as `Authorization: Bearer ...`.
         timeout_s: for an answer, where no deadline ends it sooner, seconds.
-        max_reply: the longest reply that is read, bytes.
+        max_reply: the longest reply that is read, bytes; for embeddings at least 128 KiB a text.
         parallel: most requests at a time; None: any number, for the server to queue.
         logprobs: requests the log-probabilities of tokens; without them there is no confidence.
         chat: True: a text is a user's message; False: a text is to be continued.
@@ -160,7 +160,7 @@ class LocalServer:
     def _embeddings(self, request: dict[str, Any], cancel: StopToken | None) -> Prediction:
         """Send a request for embeddings; return them. Raises as `run`."""
         request |= {} if self._model is None else {"model": self._model}
-        with self._exchange("POST", "/embeddings", json.dumps(request).encode(), cancel) as (reply, parts):
+        with self._exchange("POST", "/embeddings", json.dumps(request).encode(), cancel, request["input"]) as (reply, parts):
             if reply.status != OK:
                 raise self._status_error(reply, parts, request, is_request=True)
             return embeddings(self._parse(b"".join(parts)), len(request["input"]), self._where)
@@ -243,11 +243,14 @@ class LocalServer:
             raise ModelError(f"{self._where} gave a reply that is not JSON")
         return value
 
-    def _exchange(self, method: str, path: str, body: bytes, cancel: StopToken | None) -> Any:
-        """Return the context manager of one request to the server. Raises PolicyError without a key that is to be sent."""
+    def _exchange(self, method: str, path: str, body: bytes, cancel: StopToken | None, texts: Sequence[str] = ()) -> Any:
+        """Return the context manager of one request to the server, with the texts of which it asks for the embeddings.
+
+        Raises PolicyError without a key that is to be sent.
+        """
         kind = [("Content-Type", "application/json")] if body else []
         headers = [("Connection", "close"), *self._headers(), *kind]
-        call = Call(method, self._local.base + path, headers, body, max_reply=self._most)
+        call = Call(method, self._local.base + path, headers, body, max_reply=max(self._most, len(texts) * VECTOR))
         return exchange(self._local, call, self._timeout_s, cancel)
 
     def _status_error(self, reply: Response, body: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:

@@ -200,7 +200,7 @@ class HttpxResponse:
     def _fits(self, size: int) -> bool:
         """Return True if a size is within the limit; raise BadReply if it is not and the reply is a success."""
         if size > self._limit and self.status in SUCCESS:
-            raise BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)")
+            raise BadReply(f"{self._origin} answered more than {self._limit} bytes: raise max_reply, or ask for less")
         return size <= self._limit
 
 

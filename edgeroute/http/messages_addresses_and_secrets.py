@@ -207,8 +207,7 @@ class Address:
             `httpx.AsyncClient` for AsyncRouter, or both as a tuple, which stay open (connections.md).
         timeout_s: time for one request with all its retries; a deadline may be shorter.
         retries: maximum retries of a failed request.
-        max_reply_bytes: maximum size of a reply's body for one input; a longer one is rejected without being read in full. For a
-            batch, 16 times as much.
+        max_reply_bytes: maximum size of a reply's body for one input, 16 times as much for a batch; a longer one is rejected.
         terms: fields of `Terms`: usd_per_call, usd_per_mb, usd_per_million_input_tokens, usd_per_million_output_tokens,
             joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 

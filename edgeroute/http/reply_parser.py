@@ -388,7 +388,7 @@ class Reading:
     def _check(self, size: int) -> None:
         """Raise BadReply if the size of a success's body exceeds the limit; leave an error reply's rest unread."""
         if size > self._limit:
-            self.leave(BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)"))
+            self.leave(BadReply(f"{self._origin} answered more than {self._limit} bytes: raise max_reply, or ask for less"))
 
     def leave(self, error: BadReply) -> None:
         """Leave the rest of an error reply unread: ends the reply, drops its pieces; the connection is not reused.

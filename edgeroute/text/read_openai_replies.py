@@ -430,6 +430,10 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
     return Prediction(text, sure, reply)
 
 
+# Bytes that the vector of a text may take in a reply: 4,096 numbers as JSON, indented as OpenAI's are, or 24,576 in Base64.
+VECTOR: Final = 1 << 17
+
+
 def embeddings(reply: Mapping[str, Any], count: int | None, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
     """Return the vectors of a reply, float32 [texts, size] in the order of the texts, with its model and usage; no confidence.
 

@@ -239,7 +239,7 @@ class Dialect(NamedTuple):
 
 
 class Completions:
-    """POST handler for chat and text completions, responses, messages and embeddings, whole or as events, within limits.
+    """POST handler for chat and text completions, responses and messages, whole or as events, within limits.
 
     Plain ASGI, so that a client's disconnect cancels its request.
     """
@@ -312,6 +312,22 @@ class Completions:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class Embeddings(Completions):
+    """POST handler for embeddings: while a long reply is written, other requests are served between its parts."""
+
+    async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
+        """Ask the router, then send the whole reply with status 200, and the answer's origin in headers.
+
+        Errors are raised before it is sent.
+        """
+        answer = await self.routing.infer(request.x, wanted)
+        parts = []
+        for part in self.dialect.reply(request).parts(answer):
+            parts.append(part)
+            await asyncio.sleep(0)
+        await _send_parts(send, parts, openai.headers_of(openai.origin_of(answer)))
+
+
 class TokenCount(Completions):
     """POST handler that estimates the tokens of a request for `/v1/messages`; nothing is asked."""
 
@@ -324,9 +340,16 @@ class TokenCount(Completions):
 
 async def _send_json(send: Send, data: Any, headers: Mapping[str, str] | None = None) -> None:
     """Send a whole reply of status 200 with data as JSON, and further headers."""
-    body = json_dumps(data, to_json_types)
-    await send(_head({"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}))
-    await send({"type": "http.response.body", "body": body})
+    await _send_parts(send, [json_dumps(data, to_json_types)], headers)
+
+
+async def _send_parts(send: Send, parts: Sequence[bytes], headers: Mapping[str, str] | None = None) -> None:
+    """Send a whole reply of status 200, JSON in parts, and further headers."""
+    size = sum(map(len, parts))
+    await send(_head({"content-type": "application/json", "content-length": str(size), **(headers or {})}))
+    for part in parts[:-1]:
+        await send(_part(part))
+    await send({"type": "http.response.body", "body": parts[-1]})
 
 
 def _head(headers: dict[str, str]) -> dict[str, Any]:
@@ -477,7 +500,7 @@ def app(
         embedding.check_one_model(embeddings.engine.snapshot)
         embeddings.engine.private = router.engine.private  # a private turn of a chat stays on this path, too
         vectors = Dialect(partial(embedding.read_request, **of_client), embedding.EmbeddingReply)
-        handler = Completions(embedding.EmbeddingRouting(embeddings), calls, vectors)
+        handler = Embeddings(embedding.EmbeddingRouting(embeddings), calls, vectors)
         all_routes.append(Route("/v1/embeddings", handler, methods=["POST"]))
     if metrics:
         all_routes.append(Route("/metrics", metrics_page(router)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,12 +11,14 @@ import numpy as np
 
 from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.tools.server import openai_chat_completions as openai
 from edgeroute.tools.server.access_limits_call_options import Options
 from edgeroute.types import Answer
 
 HANDLED: Final = ("model", "input", "encoding_format")
 MOST_TEXTS, MOST_DIMENSIONS = 2048, 16_384
+PART = 1 << 16  # numbers that are written at a time: some 2 ms
 KEYS: Final = {"dimensions": openai.Range(f"1..{MOST_DIMENSIONS:,}", lambda x: type(x) is int and 0 < x <= MOST_DIMENSIONS)}
 
 
@@ -73,10 +75,11 @@ class EmbeddingReply:
     def __init__(self, request: openai.CompletionRequest) -> None:
         self._request = request
 
-    def body(self, answer: Answer[Any]) -> dict[str, Any]:
-        """Return the whole reply: a vector for each text, numbers or Base64 as requested, the answer's origin as `edgeroute`.
+    def parts(self, answer: Answer[Any]) -> Iterator[bytes]:
+        """Yield the reply's JSON in parts: a vector for each text, numbers or Base64 as requested, and the origin as `edgeroute`.
 
-        Usage is 0 if the model does not count.
+        Usage is 0 if the model does not count. A part is written when it is asked for, and has `PART` numbers or one vector, so
+        that an event loop can serve others before the next.
 
         Raises:
             ModelError: the answer is not one vector for each text.
@@ -86,15 +89,20 @@ class EmbeddingReply:
         vectors = _vectors(answer.value, len(x["input"]))
         if (size := x.get("dimensions")) is not None and size != vectors.shape[1]:
             raise BadInput(f"dimensions is {size}, and this model's vectors have {vectors.shape[1]} numbers: leave it out")
-        rows = [b64encode(row.tobytes()).decode() for row in vectors] if encode else vectors.tolist()
         usage = answer.outputs.get("usage") if isinstance(answer.outputs, Mapping) else None
-        return {
-            "object": "list",
-            "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
+        end = {
             "model": self._request.model,
             "usage": usage if isinstance(usage, Mapping) else {"prompt_tokens": 0, "total_tokens": 0},
             "edgeroute": openai.origin_of(answer),
         }
+        before, step = b'{"object":"list","data":[', max(1, PART // vectors.shape[1])
+        for begin in range(0, len(vectors), step):
+            part = vectors[begin : begin + step]
+            rows = [b64encode(row.tobytes()).decode() for row in part] if encode else part
+            data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows, begin)]
+            yield before + json_dumps(data, to_json_types, arrays=True)[1:-1]
+            before = b","
+        yield b"]," + json_dumps(end, to_json_types)[1:]
 
 
 def _vectors(value: Any, count: int) -> Any:
