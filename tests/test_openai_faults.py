@@ -795,6 +795,19 @@ def test_thoughts_are_progress_and_no_pieces(ask):
         assert answer.outputs["choices"][0]["message"]["reasoning_content"] == "hm" * 3
 
 
+def test_thoughts_under_other_keys(ask):
+    """As OpenRouter, newer vLLM and Ollama have them, are in the outputs, put together as they would have come whole."""
+    text, secret = {"type": "reasoning.text", "index": 0}, {"type": "reasoning.encrypted", "data": "c2VjcmV0", "index": 1}
+    parts = [{**text, "text": "I "}, {**text, "text": "think", "signature": None}, {**text, "signature": "sig-1"}]
+    given = [{"reasoning": part.get("text"), "reasoning_details": [part]} for part in parts]
+    again = [{"reasoning_details": [one]} for one in (secret, {**secret, "data": "YQ=="}, {**text, "text": "so"})]
+    with CannedServer(deltas(*given, *again, {"content": "Hi."})) as server:
+        message = ask.stream(endpoint(server.url))[1].outputs["choices"][0]["message"]
+    assert (message["content"], message["reasoning"]) == ("Hi.", "I think")
+    whole = {**text, "text": "I think", "signature": "sig-1"}
+    assert message["reasoning_details"] == [whole, secret, {**secret, "data": "YQ=="}, {**text, "text": "so"}]
+
+
 def test_a_whole_answer_whose_stream_does_not_end(ask, monkeypatch):
     """After `finish_reason` what is missing is not waited for long, and no fault: a count of tokens, `[DONE]`, nonsense."""
     monkeypatch.setattr(speaking, "LINGER_S", 0.3)

@@ -171,14 +171,14 @@ class ToolCalls:
         return bool(self._calls or self._function)
 
     def add(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Add parts of calls, the `tool_calls` of a delta: set id and type, append name and arguments.
+        """Add parts of calls, the `tool_calls` of a delta: set id, type and extra content, append name and arguments.
 
         Raises:
             TypeError, ValueError: they are no such parts, or more than `MOST_CALLS` calls.
         """
         for part in parts:
             call = self._call_of(part)
-            call.update({key: part[key] for key in ("id", "type") if part.get(key)})
+            call.update({key: part[key] for key in ("id", "type", "extra_content") if part.get(key)})
             _join(call["function"], part.get("function") or {})
 
     def add_function(self, part: Mapping[str, Any]) -> None:
@@ -255,6 +255,19 @@ def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
             function[key] = text
 
 
+def _join_details(details: list[dict[str, Any]], parts: Iterable[Mapping[str, Any]]) -> None:
+    """Append parts of `reasoning_details` in place; one that continues the last is joined with it: its text, summary, signature.
+
+    That is, one of the same type, index and id, until the last has its signature. Encrypted ones (`data`) come whole.
+    """
+    for part in parts:
+        last = details[-1] if details else None
+        if last and not last.get("signature") and all(part.get(key) == last.get(key) for key in ("type", "index", "id", "data")):
+            _join(last, {key: part[key] for key in ("text", "summary", "signature") if part.get(key)})
+        else:
+            details.append({key: value for key, value in part.items() if value is not None})
+
+
 QUANTILE: Final = 0.1  # quantile of the rule `quantile`
 TOO_LONG: Final = "exceed_context_size_error"
 # Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others.
@@ -278,6 +291,8 @@ SIGNS: Final = (
     "content", "reasoning_content", "reasoning", "reasoning_details", "refusal", "tool_calls", "function_call", "audio",
 )  # fmt: skip
 
+SAID: Final = ("reasoning_content", "reasoning", "refusal")  # keys of a delta whose texts are joined, beside the content
+
 BESIDES: Final = ("tool_calls", "function_call", "audio", "images")  # keys of a message that is an answer without a text
 
 
@@ -296,8 +311,8 @@ class Gathered:
         self._envelope: dict[str, Any] = {}
         self._last_usage: Any = None
         self._finish_reason: str | None = None
-        self._thoughts: list[str] = []
-        self._refusal: list[str] = []
+        self._said: dict[str, list[str]] = {}
+        self._details: list[dict[str, Any]] = []
         self._chat = True
         self.logprobs: list[Any] = []  # a mapping with `logprob` for each token that has come
         self.error: Mapping[str, Any] | None = None  # error that the server reported; None: none
@@ -339,27 +354,24 @@ class Gathered:
         if "text" in choice:
             self._chat = False
             text = choice["text"]
-            self.size += content_size(text)
+            size = content_size(text)
         else:
             delta = choice.get("delta")
             delta = (choice.get("message") if delta is None else delta) or {}  # the former of a server that does not stream
             text = _text(delta.get("content"))
             size = max((content_size(delta[key]) for key in SIGNS if key in delta), default=0)  # some servers repeat thoughts
-            self.size += size
-            self.progress |= size > 0
-            if isinstance(thought := delta.get("reasoning_content"), str):
-                self._thoughts.append(thought)
-            if isinstance(refusal := delta.get("refusal"), str):
-                self._refusal.append(refusal)
-            if calls := delta.get("tool_calls"):
-                self._calls.add(calls)
+            for key in SAID:
+                if isinstance(said := delta.get(key), str) and said:
+                    self._said.setdefault(key, []).append(said)
+            _join_details(self._details, delta.get("reasoning_details") or ())
+            self._calls.add(delta.get("tool_calls") or ())
             if function := delta.get("function_call"):
                 self._calls.add_function(function)
-        self.progress |= bool(text)
+        self.size += size
+        self.progress |= size > 0 or bool(text)
         if not text and not (self._eager and self._pending_logprobs):
             return None
-        if text:
-            self._text.append(str(text))
+        self._text += [str(text)] if text else []
         piece = Piece(str(text or ""), self._pending_logprobs)
         self._pending_logprobs.clear()
         return piece
@@ -372,7 +384,7 @@ class Gathered:
     @property
     def empty(self) -> bool:
         """Return True if no part of an answer has come."""
-        return not (self._text or self._thoughts or self._refusal or self._calls)
+        return not (self._text or self._said or self._details or self._calls)
 
     @property
     def ended(self) -> bool:
@@ -387,11 +399,8 @@ class Gathered:
         """Return the reply so far, as one that came whole. Copies texts, but not tokens."""
         text, logprobs = "".join(self._text), {"content": self.logprobs} if self.logprobs else None
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self._thoughts:
-            message["reasoning_content"] = "".join(self._thoughts)
-        if refusal := "".join(self._refusal):
-            message["refusal"] = refusal
-        message |= self._calls.message()
+        message |= {key: "".join(texts) for key, texts in self._said.items()} | self._calls.message()
+        message |= {"reasoning_details": self._details} if self._details else {}
         what = {"message": message} if self._chat else {"text": text}
         choice = {"index": 0, "finish_reason": self._finish_reason, **what, **({"logprobs": logprobs} if logprobs else {})}
         about = {key: value for key, value in self._envelope.items() if key not in {"object", "prompt_progress"}}
@@ -423,9 +432,8 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
         raise wrong(f"{where} gave a reply that is not a completion: {type(e).__name__}") from None
     if not isinstance(text, str | None):
         raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
-    text = text or ""
-    if not text.strip():
-        text = refusal if isinstance(refusal, str) and refusal.strip() else text
+    if not (text := text or "").strip() and isinstance(refusal, str) and refusal.strip():
+        text = refusal
     sure = Unscored("its answer has no text") if is_silent(text, reply) else _confidence(logprobs, rule)
     return Prediction(text, sure, reply)
 
@@ -448,8 +456,7 @@ def embeddings(reply: Mapping[str, Any], count: int | None, where: str, wrong: t
     """
     with suppress(AttributeError, LookupError, TypeError, ValueError):  # none is chained: it may quote the reply
         rows = sorted(reply["data"], key=lambda row: row["index"])
-        coded = [row["embedding"] for row in rows]
-        plain = [np.frombuffer(binascii.a2b_base64(row), "<f4") if isinstance(row, str) else row for row in coded]
+        plain = [np.frombuffer(binascii.a2b_base64(x), "<f4") if isinstance(x := row["embedding"], str) else x for row in rows]
         vectors = np.array(plain, np.float32)
         each = [row["index"] for row in rows] == [*range(count or len(rows))]
         if each and vectors.ndim == 2 and vectors.size and np.isfinite(vectors).all():  # noqa: PLR2004 - texts and numbers
