@@ -14,7 +14,7 @@ from gateways import LONG, events, serving
 from lazily import Later, needs
 
 from edgeroute import AsyncRouter, Egress, OpenAIChat, Prediction
-from edgeroute.testing import CannedServer, http_reply
+from edgeroute.testing import CannedServer, http_reply, sse_reply
 
 needs("openai")
 openai, anthropic = Later("openai"), Later("anthropic")
@@ -390,6 +390,33 @@ def test_the_client_runs_its_tools(stream):
         final = client.beta.messages.tool_runner(**options, stream=stream).until_done()
     assert final.content[0].text == "31 C in Paris"
     assert [[m["role"] for m in x["messages"]] for x in model.asked] == [["user"], ["user", "assistant", "tool"]]
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter", "stop"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_a_text_is_paid_once(finish, stream):
+    """Thoughts used up the tokens, or the like: clients that ask again by themselves would pay for the same once more."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 16, "total_tokens": 19}
+    ends = [{"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": finish}], "usage": usage}]
+    with (
+        CannedServer(sse_reply(ends)) as far,
+        serving(AsyncRouter(cloud=OpenAIChat(far.url, model="m"))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client,
+        anthropic.Anthropic(base_url=url, api_key="any") as claude,
+    ):
+        options = {"model": "edgeroute", "stream": stream}
+        for i, ask in enumerate((
+            lambda: client.chat.completions.create(**options, messages=HELLO, max_completion_tokens=16),
+            lambda: client.responses.create(**options, input="hello", max_output_tokens=16),
+            lambda: claude.messages.create(**options, max_tokens=16, messages=HELLO),
+        )):  # fmt: skip
+            with pytest.raises(openai.APIStatusError if i < 2 else anthropic.APIStatusError) as failed:
+                ask()
+            assert (len(far.requests), failed.value.status_code) == (i + 1, 424)
+            assert "retry-after" not in failed.value.response.headers
+            assert "without a text" in str(failed.value)
+            kind = failed.value.response.json()["error"]["type"]
+            assert kind == ("server_error" if i < 2 else "api_error")
 
 
 def test_a_conversation_that_the_server_shall_keep(url, edge):

@@ -8,8 +8,9 @@ import httpx
 import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, raw, serving
 
-from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAIChat, Secret
+from edgeroute import AsyncRouter, BadReply, Cache, Egress, Held, Limits, NoAnswer, OpenAIChat, Secret, Unreachable
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Breaker
+from edgeroute.errors import Busy, Unfit
 from edgeroute.router.private_conversations_and_digest_store import WHY, within
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.tools.server.access_limits_call_options import http_fault
@@ -225,6 +226,21 @@ def test_a_wait_that_is_known(status, headers, limits, least):
         breaker.fault(0.0, 1.0)
     assert breaker.why(1.6).wait_s == pytest.approx(3.4)
     assert http_fault(NoAnswer("none", {"far": Held("it is open", wait_s=3.4)})).headers == {"Retry-After": "4"}
+
+
+SILENT = BadReply("no text")
+SILENT.counts = False
+
+
+@pytest.mark.parametrize(("errors", "status"), [
+    ([SILENT], 424), ([SILENT, SILENT], 424), ([SILENT, Unfit("images")], 424), ([SILENT, Unreachable("down")], 503),
+    ([SILENT, Busy("busy")], 503), ([BadReply("no JSON")], 503), ([], 503),
+])  # fmt: skip
+def test_an_answer_that_the_request_brings_about(errors, status):
+    """Is final if no other leg could answer an equal request later."""
+    fault = http_fault(NoAnswer("none", dict(enumerate(errors))))
+    assert (fault.status, "Retry-After" in fault.headers) == (status, status == 503)
+    assert (fault.headers.get("x-should-retry") == "false") == (status == 424)
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])

@@ -31,7 +31,7 @@ from edgeroute.router.message_forms_and_digests import scope_digest
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.contained_calls_and_tasks import set_within
 from edgeroute.tools.event_loop_thread import DaemonThread
-from edgeroute.tools.server.asgi_lifespan_and_errors import is_of_input, is_too_long, retry_after_s
+from edgeroute.tools.server.asgi_lifespan_and_errors import is_brought_about, is_of_input, is_too_long, retry_after_s
 from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.tools.server.oip_requests_media_routes import reply
 
@@ -172,7 +172,10 @@ class OwnContext:
 
 AGAIN = {"Retry-After": "1"}
 NO_THREADS = "thread_unsupported_request"  # of Anthropic
-# Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and the rest `server_error`.
+# Status ("failed dependency") of what an equal request would bring about again, as an answer without a text: clients take it as
+# final, and would pay another attempt. Many repeat a request after any status from 500 on.
+IN_VAIN = 424
+# Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and `IN_VAIN` and the rest `server_error`.
 KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -188,15 +191,19 @@ class Fault(NamedTuple):
     code: str
     headers: Mapping[str, str] = {}
 
+    @property
+    def _of_client(self) -> bool:
+        """True if the status says that the client is at fault: one of 400 to 499, but for `IN_VAIN`."""
+        return self.status < 500 and self.status != IN_VAIN  # noqa: PLR2004 - HTTP's
+
     def openai(self) -> dict[str, Any]:
         """Return the body in OpenAI's form."""
-        other = "invalid_request_error" if self.status < 500 else "server_error"  # noqa: PLR2004 - whose fault, by HTTP
-        kind = KINDS.get(self.status, other)
+        kind = KINDS.get(self.status, "invalid_request_error" if self._of_client else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
     def anthropic(self) -> dict[str, Any]:
         """Return the body in the form of Anthropic's Messages API; 503 is `overloaded_error`, and `NoThreads` has details."""
-        other = "invalid_request_error" if self.status < 500 else "api_error"  # noqa: PLR2004 - whose fault, by HTTP
+        other = "invalid_request_error" if self._of_client else "api_error"
         kind = "overloaded_error" if self.status == 503 else KINDS.get(self.status, other)  # noqa: PLR2004 - try again later
         details = {"details": {"error_code": self.code}} if self.code == NO_THREADS else {}  # by which a client decides
         return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code, **details}}
@@ -211,8 +218,9 @@ def http_fault(error: BaseException) -> Fault:
     """Return the HTTP status, message, code and headers that answer an exception; an unexpected one is a 500 without details.
 
     400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error, a busy
-    model, a full queue or a closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If each
-    leg (one call of a model or server) refused this input, a missing answer is a 400.
+    model, a full queue or a closed router. 424: a server gave no answer because of what the request asks, as few tokens. 500:
+    edgeroute's other errors. An HTTPException keeps its status and headers. If each leg (one call of a model or server) refused
+    this input, a missing answer is a 400.
     """
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
@@ -225,6 +233,8 @@ def http_fault(error: BaseException) -> Fault:
         return Fault(400, f"{long[0]}: {clean(error)}", long[1])
     if isinstance(error, PolicyError):
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
+    if is_brought_about(error):
+        return Fault(IN_VAIN, clean(error), "no_answer", {"x-should-retry": "false"})
     if isinstance(error, NoAnswer | CloudError):
         return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
     if isinstance(error, Busy):

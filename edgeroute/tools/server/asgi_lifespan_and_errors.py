@@ -183,6 +183,16 @@ def is_of_input(error: BaseException) -> bool:
     return bool(errors) and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors)
 
 
+def is_brought_about(error: BaseException) -> bool:
+    """Return True if the request brought about a server's missing answer, as one without a text; other legs refused the input.
+
+    The server was asked, and may be paid again for an equal request, which would bring about the same.
+    """
+    legs = _errors(error)
+    in_vain = [isinstance(e, CloudError) and not e.counts for e in legs]
+    return any(in_vain) and all(vain or is_of_input(e) for e, vain in zip(legs, in_vain, strict=True))
+
+
 def is_too_long(error: BaseException) -> bool:
     """Return True if for each leg the prompt is longer than its model's context, or the error itself says so."""
     return all(getattr(e, "code", "") == "context" or TOO_LONG in str(e) for e in _errors(error))
