@@ -189,7 +189,7 @@ def test_a_response_calls_a_function():
     assert model.asked[0]["tool_choice"] == "required"
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "refusal"])
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "refusal"])
 def test_a_chat_stream_ends_with(key):
     """What else the message has: the stream's message is that of the whole reply."""
     model = Whole(completion({"content": "Hot.", "tool_calls": [CALL], key: "Weather, so."}))
@@ -392,6 +392,63 @@ def test_the_client_runs_its_tools(stream):
     assert [[m["role"] for m in x["messages"]] for x in model.asked] == [["user"], ["user", "assistant", "tool"]]
 
 
+SIGNED = {**CALL, "extra_content": {"google": {"thought_signature": "sig-1"}}}
+
+
+def signing(request):
+    """The reply of a server that calls a tool, and takes its result with the signature of the call alone, as Gemini does."""
+    body = json.loads(request.partition(b"\r\n\r\n")[2])
+    calls = [call for message in body["messages"] for call in message.get("tool_calls", ())]
+    if any(call.get("extra_content") != SIGNED["extra_content"] for call in calls):
+        return http_reply(b'{"error": {"message": "a call is missing its thought_signature"}}', status=400)
+    said = {"content": "31 C"} if calls else {"content": None, "tool_calls": [SIGNED]}
+    if not body.get("stream"):
+        return http_reply(json.dumps(completion(said)).encode())
+    delta = said if calls else {"tool_calls": [{"index": 0, **SIGNED}]}
+    return sse_reply([{"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}])
+
+
+@pytest.mark.parametrize("upstream", [False, True], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_comes_back_with_its_signature(upstream, stream):
+    """Over each of the APIs, as their clients send their own answers again."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": WEATHER}}
+    with CannedServer(signing) as far, serving(AsyncRouter(cloud=OpenAIChat(far.url, model="m", stream=upstream))) as url:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+
+            def chat(messages):
+                options = {"model": "edgeroute", "messages": messages, "tools": [tool]}
+                if not stream:
+                    return client.chat.completions.create(**options).choices[0].message
+                with client.chat.completions.stream(**options) as pieces:
+                    return pieces.get_final_completion().choices[0].message
+
+            def response(items, **more):
+                options = {"model": "edgeroute", "input": items, "tools": [{"type": "function", **tool["function"]}], **more}
+                made = client.responses.create(**options, stream=stream)
+                return [event for event in made if event.type == "response.completed"][0].response if stream else made
+
+            result = {"role": "tool", "tool_call_id": "call-1", "content": "31 C"}
+            assert chat([*HELLO, chat(HELLO), result]).content == "31 C"
+            output = {"type": "function_call_output", "call_id": "call-1", "output": "31 C"}
+            first = response(HELLO)
+            assert response([*HELLO, *first.output, output]).output_text == "31 C"
+            assert response([output], previous_response_id=first.id).output_text == "31 C"
+        with anthropic.Anthropic(base_url=url, api_key="any") as client:
+
+            def message(messages):
+                options = {"model": "edgeroute", "max_tokens": 9, "messages": messages}
+                options["tools"] = [{"name": "weather", "input_schema": WEATHER}]
+                if not stream:
+                    return client.messages.create(**options).content
+                with client.messages.stream(**options) as pieces:
+                    return pieces.get_final_message().content
+
+            said = {"role": "assistant", "content": message(HELLO)}
+            result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call-1", "content": "31 C"}]}
+            assert message([*HELLO, said, result])[0].text == "31 C"
+
+
 @pytest.mark.parametrize("finish", ["length", "content_filter", "stop"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_without_a_text_is_paid_once(finish, stream):
@@ -417,6 +474,15 @@ def test_an_answer_without_a_text_is_paid_once(finish, stream):
             assert "without a text" in str(failed.value)
             kind = failed.value.response.json()["error"]["type"]
             assert kind == ("server_error" if i < 2 else "api_error")
+
+
+def test_thoughts_of_a_response():
+    """Under either key that servers have for them."""
+    for key in ("reasoning_content", "reasoning"):
+        model = Whole(completion({"content": "Hot.", key: "Weather, so."}))
+        with serving(AsyncRouter(model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+            thought, _ = client.responses.create(model="edgeroute", input="hello").output
+        assert (thought.type, thought.content[0].text) == ("reasoning", "Weather, so.")
 
 
 def test_a_conversation_that_the_server_shall_keep(url, edge):

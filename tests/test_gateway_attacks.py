@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
+from edgeroute.tools.server import client_messages_and_json_bounds as bounds
 from edgeroute.tools.server import openai_chat_completions as openai_completions
 from edgeroute.tools.server import uvicorn_with_client_limits as host
 from edgeroute.tools.server.access_limits_call_options import Bodies, Body, Calls, Guard, peer_of
@@ -583,7 +584,7 @@ def test_the_page_lists_the_keys():
     page = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()
     lines = "".join(f"{key}: {allowed.text}\n" for key, allowed in openai_completions.KEYS.items())
     assert f"```text\n{lines}```" in page
-    for number in (openai_completions.MOST_LEVELS, openai_completions.MOST_ENTRIES, f"{openai_completions.MOST_LENGTH:,}"):
+    for number in (bounds.MOST_LEVELS, bounds.MOST_ENTRIES, f"{bounds.MOST_LENGTH:,}"):
         assert str(number) in page
 
 

@@ -58,17 +58,14 @@ def test_what_does_not_leave():
     parts = [
         {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}},
         {**image, "image_url": {**image["image_url"], "file_id": "file-1"}},
-        {"type": "file", "file": {"file_id": "file-of-the-policys-account", "filename": "a.txt"}},
-        {"type": "text", "text": "there", "image_url": [{"file_id": "file-2"}]},
-        {"type": "file", "file": {"file_data": {"file_id": "file-3"}, "filename": "b.txt"}},
-        [{"file_id": "file-6"}],
+        {"type": "file", "file": {"file_id": "file-2", "file_data": "data:text/plain;base64,AA==", "filename": "a.txt"}},
     ]
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     odd_call = {**call, "server_url": "a", "web_search": {}, "function": {**call["function"], "strict": True}}
     hello = [
-        {"role": "user", "content": parts, "prefix": True, "name": {"file_id": "file-4"}},
-        {"role": "assistant", "content": None, "tool_calls": [odd_call], "refusal": [{"file_id": "file-5"}]},
-        {"role": "assistant", "content": "hi", "tool_calls": {"file_id": "file-7"}},
+        {"role": "user", "content": parts, "prefix": True, "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [odd_call], "annotations": [{"file_id": "file-3"}]},
+        {"role": "assistant", "content": "hi", "tool_calls": None, "function_call": None, "audio": None},
     ]
     with CannedServer(sse_reply(PARIS)) as far, serving(router(far, edge=None), allow=["min_tokens"]) as url:
 
@@ -81,7 +78,6 @@ def test_what_does_not_leave():
             message = reply.json()["error"]["message"]
             assert repr(key) in message
             assert f'[gateway] allow = ["{key}"]' in message
-        assert ask(messages=[{"role": "user", "content": {"file_id": "file-8"}}]).status_code == 400
         assert far.requests == []
         more = {"store": True, "metadata": {"a": "b"}, "functions": None, "min_tokens": 5, "messages": hello}
         assert ask(**more).status_code == 200
@@ -90,15 +86,55 @@ def test_what_does_not_leave():
     kept = [
         {"type": "text", "text": "hi"},
         image,
-        {"type": "file", "file": {"filename": "a.txt"}},
-        {"type": "text", "text": "there"},
-        {"type": "file", "file": {"filename": "b.txt"}},
+        {"type": "file", "file": {"file_data": "data:text/plain;base64,AA==", "filename": "a.txt"}},
     ]
     assert sent["messages"] == [
         {"role": "user", "content": kept},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "assistant", "content": "hi"},
     ]
+
+
+def said(*parts):
+    return {"role": "user", "content": [{"type": "text", "text": "What do you see?"}, *parts]}
+
+
+def called(**more):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    return {"role": "assistant", "content": None, "tool_calls": [{**call, **more}]}
+
+
+@pytest.mark.parametrize(("message", "word"), [
+    (said({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}), "'video_url'"),
+    (said({"type": "document", "document": {"text": "a plan"}}), "'document'"),
+    (said({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}), "'image'"),
+    (said({"type": "input_image", "image_url": "data:image/png;base64,AA=="}), "'input_image'"),
+    (said({"type": "thinking", "thinking": "hm"}), "'thinking'"),
+    (said({"text": "hi"}), "type"), (said([{"file_id": "file-1"}]), "a list"), (said({"type": "image_url"}), "without image_url"),
+    (said({"type": "file", "file": {"file_id": "file-1", "filename": "a.txt"}}), "file_id is not supported"),
+    (said({"type": "image_url", "image_url": {"file_id": "file-1"}}), "has no url"),
+    (said({"type": "file", "file": {"file_data": {"file_id": "file-1"}}}), "file_data in file"),
+    (said({"type": "image_url", "image_url": {"url": "http://a/b.png", "detail": 1}}), "detail in image_url"),
+    (said({"type": "text", "text": 5}), "text of a part"),
+    (said({"type": "text", "text": "there", "image_url": [{"file_id": "file-1"}]}), "image_url of a part"),
+    ({"role": "user", "content": {"file_id": "file-1"}}, "content"), ({"role": "user", "content": "hi", "name": {}}, "name of"),
+    ({"role": "tool", "content": "31 C", "tool_call_id": 1}, "tool_call_id of message 1 is a number"),
+    ({"role": "assistant", "content": "hi", "refusal": [{}]}, "refusal of"),
+    ({"role": "assistant", "content": "hi", "tool_calls": {"file_id": "file-1"}}, "tool_calls of"),
+    ({"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}, "function_call of message 1"),
+    ({"role": "assistant", "content": "", "audio": {"id": "audio-1"}}, "audio of message 1"),
+    ({"role": "assistant", "content": "hi", "reasoning_details": ["hm"]}, "reasoning_details of"),
+    ({"role": "assistant", "content": "hi", "reasoning_details": [{"type": "reasoning.text", "text": {}}]}, "text in reasoning_details"),
+    (called(id=1), "id of a call"), (called(function="f"), "function"), (called(function={"arguments": "{}"}), "has no name"),
+    (called(extra_content="hm"), "extra_content"), (called(extra_content={"google": "s" * (128 << 10)}), "128 KiB"),
+])  # fmt: skip
+def test_a_message_that_cannot_be_passed_on(message, word):
+    """Is refused, with the part or key that is meant: a model would answer without what it was asked about."""
+    with CannedServer(sse_reply(PARIS)) as far, serving(router(far, edge=None)) as url:
+        reply = httpx.post(url + CHATS, json={**CHAT, "messages": [*HELLO, message]}, timeout=LONG)
+        assert far.requests == []
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert word in reply.json()["error"]["message"]
 
 
 def test_what_is_booked():
@@ -301,6 +337,9 @@ def test_a_conversation_that_had_to_stay():
             stays = ask(more)
             assert (stays["edgeroute"]["source"], far.requests) == ("edge", [])
             assert WHY in stays["edgeroute"]["reason"]
+            call = {"type": "function", "function": {"name": "f"}, "extra_content": {"a": {"thought": "my number is 1234 5678"}}}
+            for beside in ({"tool_calls": [call]}, {"reasoning_details": [{"text": "my number is 1234 5678"}]}):
+                assert ask([*HELLO, {"role": "assistant", "content": "ok", **beside}, *HELLO])["edgeroute"]["source"] == "edge"
             assert ask(HELLO)["edgeroute"]["source"] == "cloud"
             keyed = [{"role": "user", "content": "my other number is 8765 4321"}]
             ask(keyed, **{"x-edgeroute-data-class": "private", "x-edgeroute-conversation": "one"})

@@ -17,6 +17,7 @@ from edgeroute.system.json_codec_and_short_repr import json_dumps
 from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.server import openai_chat_completions as openai
 from edgeroute.tools.server.access_limits_call_options import Fault, NoThreads
+from edgeroute.tools.server.client_messages_and_json_bounds import client_messages, extra_of
 from edgeroute.types import Answer
 
 # Keys that usual clients send and that are not passed on. `thinking`: how a model thinks is the policy's.
@@ -55,7 +56,7 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
         keys["tools"] = [_tool(tool) for tool in openai.objects(body["tools"], "tools is a list of objects")]
     keys |= _tool_choice(body.get("tool_choice"))
     keys |= _response_format(body)
-    x = {"messages": openai.client_messages(chat), **openai.client_keys(keys, (), allow)}
+    x = {"messages": client_messages(chat), **openai.client_keys(keys, (), allow)}
     return openai.CompletionRequest(x, True, model, stream, True, False)
 
 
@@ -100,7 +101,7 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
             results += _tool_result(block)
         elif kind == "tool_use" and role == "assistant":
             function = {"name": block.get("name"), "arguments": json_dumps(block.get("input") or {}).decode()}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
+            calls.append({"id": block.get("id"), "type": "function", "function": function, **extra_of(block)})
         elif kind not in ("thinking", "redacted_thinking"):
             parts.append(_part(block))
     if not parts and not calls:
@@ -232,7 +233,13 @@ class MessageReply:
 def _uses(answer: Answer[Any], choice: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the blocks of an answer's calls of tools. Calls without a function are left out."""
     return [
-        {"type": "tool_use", "id": call["id"], "name": function.get("name"), "input": _arguments(function.get("arguments"))}
+        {
+            "type": "tool_use",
+            "id": call["id"],
+            "name": function.get("name"),
+            "input": _arguments(function.get("arguments")),
+            **extra_of(call),
+        }
         for call in openai.calls_of(choice, answer.id)
         if isinstance(function := call.get("function"), Mapping)
     ]

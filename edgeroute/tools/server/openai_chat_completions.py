@@ -24,13 +24,11 @@ from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams_sessions_chats import AsyncStream
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
 from edgeroute.tools.server.access_limits_call_options import Fault, Options
+from edgeroute.tools.server.client_messages_and_json_bounds import client_messages, is_bounded, levels
 from edgeroute.tools.state_colours_and_marks import answer_state
 from edgeroute.types import Answer
 
 MOST_TOKENS = 131_072  # most tokens of an answer that a client may ask for
-# Limits of a schema: levels, entries of a list or object, value of a length such as `maxItems`.
-MOST_LEVELS, MOST_ENTRIES, MOST_LENGTH = 16, 128, 1000
-MOST_MESSAGES = 2048  # most messages of a chat; their parts and calls of tools count, too
 
 
 class Range(NamedTuple):
@@ -94,41 +92,8 @@ def _is_format(x: Any) -> bool:
         and x.keys() <= {"type", "json_schema", "schema"}
         and isinstance(schema := x.get("json_schema") or {}, dict)
         and schema.keys() <= {"name", "description", "schema", "strict"}
-        and _is_bounded(x, 32 << 10)
+        and is_bounded(x, 32 << 10)
     )
-
-
-def _is_bounded(data: Any, most_bytes: int) -> bool:
-    """Return True if JSON has at most 16 levels, 128 entries in each, `most_bytes` bytes, and `_is_mild` accepts its entries."""
-    for depth, level in enumerate(_levels(data), 1):
-        if depth > MOST_LEVELS or any(len(node) > MOST_ENTRIES for node in level):
-            return False
-        if not all(_is_mild(key, value) for node in level if isinstance(node, dict) for key, value in node.items()):
-            return False
-    return len(json_dumps(data)) <= most_bytes
-
-
-def _levels(data: Any) -> Iterator[list[Any]]:
-    """Yield the lists and objects of parsed JSON, level by level; the first has `data` itself."""
-    level = [data]
-    while level:
-        yield level
-        parts = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
-        level = [part for part in parts if isinstance(part, dict | list)]
-
-
-def _is_mild(key: str, value: Any) -> bool:
-    """Return False for an entry of a schema that may take for ever, a reference to elsewhere, or a length beyond `MOST_LENGTH`.
-
-    Such entries are `pattern` and its kin, and references that depend on the way to them. A mapping as value of `pattern` or a
-    reference is a property of that name, and True.
-    """
-    if key in {"patternProperties", "unevaluatedItems", "unevaluatedProperties"}:
-        return False
-    if key in {"pattern", "$dynamicRef", "$recursiveRef"} or (key == "$ref" and not str(value).startswith("#")):
-        return isinstance(value, dict)  # a property of that name
-    length = key[3:] in {"Length", "Items", "Properties", "Contains"} and isinstance(value, int | float)
-    return not length or 0 <= value <= MOST_LENGTH
 
 
 _BIAS = _number(-100, 100)
@@ -149,7 +114,7 @@ KEYS: Final[Mapping[str, Range]] = {
     ),
     "logit_bias": Range("300 tokens, -100..100", _is_bias),
     "tools": Range(
-        "functions, 128 KiB", lambda x: isinstance(x, list) and all(map(_is_function, x)) and _is_bounded(x, 128 << 10)
+        "functions, 128 KiB", lambda x: isinstance(x, list) and all(map(_is_function, x)) and is_bounded(x, 128 << 10)
     ),
     "tool_choice": Range('"none", "auto", "required", function', _is_choice),
     "parallel_tool_calls": Range("true or false", lambda x: isinstance(x, bool)),
@@ -157,17 +122,6 @@ KEYS: Final[Mapping[str, Range]] = {
 }
 # Keys that usual clients send and that change no answer: accepted, and not passed on.
 DROPPED: Final = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key")
-# Keys of a message that are passed on.
-MESSAGE: Final = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content"})
-# Keys of a part and of a call that are passed on, and those of their objects: a `file_id` would name a file of the account at the
-# cloud. Their values are texts, but for `arguments`, which some clients send as an object.
-PART: Final[Mapping[str, Collection[str]]] = {
-    "type": (), "text": (), "refusal": (),
-    "image_url": ("url", "detail"), "input_audio": ("data", "format"), "file": ("file_data", "filename"),
-}  # fmt: skip
-CALL: Final[Mapping[str, Collection[str]]] = {
-    "id": (), "type": (), "function": ("name", "arguments"), "custom": ("name", "input")
-}  # fmt: skip
 FUNCTION: Final = frozenset({"name", "description", "parameters", "strict"})
 
 
@@ -197,47 +151,6 @@ def client_keys(
                 raise BadInput(f'{key} takes {declared.text}; [gateway] allow = ["{key}"] in the policy lifts that')
         passed[key] = value
     return passed
-
-
-def client_messages(messages: Any) -> list[dict[str, Any]]:
-    """Return copies of a chat's messages with the keys in `MESSAGE`, in their parts those in `PART`, in calls those in `CALL`.
-
-    Raises:
-        BadInput: it is no list of one or more objects, a `content` is no text or list, or messages, parts and calls of tools are
-            more than 2,048 together.
-    """
-    if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
-        raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
-    lists = [part for message in messages for key in ("content", "tool_calls") if isinstance(part := message.get(key), list)]
-    if len(messages) + sum(map(len, lists)) > MOST_MESSAGES:
-        raise BadInput(f"messages has more than {MOST_MESSAGES} messages, parts and calls: send the last ones, or fewer")
-    lists_of: dict[str, Mapping[str, Collection[str]]] = {"content": PART, "tool_calls": CALL}
-    kept = [
-        {key: x for key, x in message.items() if key in MESSAGE and isinstance(x, str | list | None if key in lists_of else str)}
-        for message in messages
-    ]
-    for message in kept:
-        for key, keys in lists_of.items():
-            if isinstance(parts := message.get(key), list):
-                message[key] = [
-                    _kept(part, keys) if isinstance(part, dict) else part for part in parts if isinstance(part, dict | str)
-                ]
-    return kept
-
-
-def _is_message(x: Any) -> bool:
-    """Return True for an object whose `content` is a text, a list, null or missing."""
-    return isinstance(x, dict) and isinstance(x.get("content"), str | list | None)
-
-
-def _kept(part: Mapping[str, Any], keys: Mapping[str, Collection[str]]) -> dict[str, Any]:
-    """Return a copy of a part or call with these keys, and of its objects with theirs; other values than texts are left out."""
-    kept = {key: value for key, value in part.items() if key in keys and isinstance(value, dict | str)}
-    for key, value in kept.items():
-        if isinstance(value, dict):
-            names = {name for name in value if name == "arguments" or isinstance(value[name], str)}
-            kept[key] = {name: value[name] for name in keys[key] if name in names}
-    return kept
 
 
 DEEPEST = 100  # most levels of lists and objects within each other
@@ -287,7 +200,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 def _check(data: Any) -> None:
     """Raise `BadInput` if parsed JSON has more than 100 levels or 50,000 values."""
     values = 0
-    for depth, level in enumerate(_levels(data), 1):
+    for depth, level in enumerate(levels(data), 1):
         values += sum(map(len, level))
         if depth > DEEPEST:
             raise BadInput(f"the JSON is more than {DEEPEST} levels deep")
@@ -476,13 +389,13 @@ class Completion:
         return b"".join((self._head, json_dumps(text), self._tail)) if text else b""
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
-        """Yield the last chunks: of a chat, reasoning, refusal and tool calls; finish reason, usage if requested, and `[DONE]`.
+        """Yield the last chunks: of a chat, all its message has beside the text; finish reason, usage if asked for, `[DONE]`.
 
         Usage that was not counted is left out. The last one before `[DONE]` has the origin of the answer as `edgeroute`.
         """
         reply, choice = reply_of(answer)
         message = message_of(choice)
-        delta: dict[str, Any] = {key: message[key] for key in ("reasoning_content", "refusal") if message.get(key)}
+        delta = {key: value for key, value in message.items() if value and key not in {"role", "content", "tool_calls"}}
         if calls := calls_of(choice, answer.id):
             delta["tool_calls"] = [{**call, "index": i} for i, call in enumerate(calls)]
         if self.request.chat and delta:
@@ -585,6 +498,12 @@ def message_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the choice's message; an empty mapping if it has none."""
     message = choice.get("message")
     return message if isinstance(message, Mapping) else {}
+
+
+def thought_of(choice: Mapping[str, Any]) -> str:
+    """Return the text of the thoughts in the choice's message, under either of the keys that servers use; empty without any."""
+    message = message_of(choice)
+    return next((text for key in ("reasoning_content", "reasoning") if isinstance(text := message.get(key), str) and text), "")
 
 
 def calls_of(choice: Mapping[str, Any], identity: str) -> list[dict[str, Any]]:

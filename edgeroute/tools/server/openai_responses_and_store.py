@@ -16,6 +16,7 @@ from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.tools.server import openai_chat_completions as openai
 from edgeroute.tools.server.access_limits_call_options import Fault
+from edgeroute.tools.server.client_messages_and_json_bounds import client_messages, extra_of
 from edgeroute.types import Answer
 
 # Keys that usual clients send and that are not passed on
@@ -182,7 +183,7 @@ def read_request(
     keys |= {"tools": _tools(body.get("tools")), "tool_choice": _tool_choice(body.get("tool_choice"))}
     if "reasoning_effort" in allow and isinstance(reasoning := body.get("reasoning"), Mapping):  # else it is the policy's
         keys["reasoning_effort"] = reasoning.get("effort")
-    x = {"messages": openai.client_messages([*system, *messages]), **openai.client_keys(keys, (), allow)}
+    x = {"messages": client_messages([*system, *messages]), **openai.client_keys(keys, (), allow)}
     echo = {key: body[key] for key in ECHOED if body.get(key) is not None}
     if not isinstance(included := body.get("include") or [], list):
         raise BadInput("include is a list of names")
@@ -206,7 +207,7 @@ def _chat_messages(items: Any) -> list[dict[str, Any]]:
             messages.append({"role": item.get("role"), "content": _content(item.get("content"), item.get("role"))})
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
-            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            call = {"id": item.get("call_id"), "type": "function", "function": function, **extra_of(item)}
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": None})
             messages[-1].setdefault("tool_calls", []).append(call)
@@ -326,15 +327,15 @@ class ResponseReply:
         """
         reply, choice = openai.reply_of(answer)
         text, calls = openai.text_of(answer, choice), openai.calls_of(choice, answer.id)
-        thought = openai.message_of(choice).get("reasoning_content")
-        output = [_reasoning(thought)] if isinstance(thought, str) and thought else []
+        thought = openai.thought_of(choice)
+        output = [_reasoning(thought)] if thought else []
         cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(openai.finish_of(answer, choice))
         status = "incomplete" if cut else "completed"
         output += [self._message(text, choice, status)] if text or not calls else []
         output += [_call_item(call) for call in calls]
         if self._request.messages is not None:
             said = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
-            said |= {"reasoning_content": thought} if isinstance(thought, str) and thought else {}
+            said |= {"reasoning_content": thought} if thought else {}
             self._stored.put(self._response["id"], [*self._request.messages, {"role": "assistant", **said}])
         response = {**self._response, "status": status, "incomplete_details": {"reason": cut} if cut else None}
         return {**response, "output": output, "usage": _usage(reply), "edgeroute": openai.origin_of(answer)}
@@ -425,7 +426,7 @@ def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
     fields: Mapping[str, Any] = given if isinstance(given := call.get("function"), Mapping) else {}
     return {
         "id": f"fc_{os.urandom(12).hex()}", "type": "function_call", "call_id": call["id"], "name": fields.get("name"),
-        "arguments": str(fields.get("arguments") or "{}"), "status": "completed",
+        "arguments": str(fields.get("arguments") or "{}"), "status": "completed", **extra_of(call),
     }  # fmt: skip
 
 
