@@ -375,6 +375,7 @@ def test_a_kill_at_each_write_leaves_a_good_policy(fleet):
     device = fleet.device()
     with Router.from_policy(device, watch=True) as router:
         until(router, 0.4)
+        wait_for(lambda: standing(fleet.home / "device").version)  # stored once it is in force
     nobody_follows()
     shutil.copytree(fleet.home / "device", fleet.home / "template")
     fleet.publish(0.6)
