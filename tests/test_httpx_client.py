@@ -281,6 +281,103 @@ def test_an_auth_flow_that_fails(ask):
         ask("http://a", both(auth=broken()), headers={"X-Key": "secret-secret"})
 
 
+def hooked(kind, hook, **more):
+    """Clients of both kinds with this hook for requests or responses, as a coroutine for asyncio."""
+
+    async def later(message):
+        hook(message)
+
+    hooks = {kind: [hook]}, {kind: [later]}
+    return httpx.Client(event_hooks=hooks[0], **more), httpx.AsyncClient(event_hooks=hooks[1], **more)
+
+
+def test_a_hook_that_raises_for_the_status(make):
+    """As if it was not there: a bad input is no fault of the server, a Retry-After is kept, a 503 is sent again."""
+
+    def check(response):
+        response.raise_for_status()
+
+    def cloud(server, retries=0):
+        client = hooked("response", check, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+        return PlainJson(server.url, client=client, retries=retries, timeout_s=LONG)
+
+    with CannedServer(http_reply(b"{}", status=422)) as server:
+        with make(edge, cloud(server), threshold=0.5) as router:
+            codes = [router.infer(i, deadline=LONG).reason_code for i in range(5)]
+        assert codes == ["refused"] * 5
+        assert len(server.requests) == 5
+    with CannedServer(http_reply(b"{}", status=429, headers=[("Retry-After", "60")])) as server:
+        with make(edge, cloud(server), threshold=0.5) as router:
+            codes = [router.infer(i, deadline=LONG).reason_code for i in range(2)]
+        assert codes == ["refused", "retry_after"]
+        assert len(server.requests) == 1
+    replies = [http_reply(b"{}", status=503), http_reply(GOOD)]
+    with CannedServer(lambda _: replies.pop(0)) as server, make(edge, cloud(server, 1), threshold=0.5) as router:
+        assert router.infer(1, deadline=LONG).value == "cloud"
+
+
+def raising_for_status(*, reads):
+    """Clients with the hook of many recipes; `reads`: it reads the body before, for its own log."""
+
+    def check(response):
+        if reads:
+            response.read()
+        response.raise_for_status()
+
+    async def check_later(response):
+        if reads:
+            await response.aread()
+        response.raise_for_status()
+
+    def made(**more):
+        clients = zip((httpx.Client, httpx.AsyncClient), (check, check_later), strict=True)
+        return tuple(kind(event_hooks={"response": [hook]}, **more) for kind, hook in clients)
+
+    return made
+
+
+@pytest.mark.parametrize(("reads", "body"), [(False, b""), (True, b"why it is refused")])
+def test_the_reply_that_a_hook_rejects(ask, reads, body):
+    """Has its status and headers, and its body if the hook read it; limits and redirects are as ever, and successes are not."""
+    made = raising_for_status(reads=reads)
+    with CannedServer(http_reply(b"why it is refused", status=400, headers=[("X-A", "b")])) as server:
+        clients = made(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+        reply = ask(server.url, clients)
+        assert (reply.status, reply.headers["x-a"], reply.body) == (400, "b", body)
+        assert ask(server.url, clients, max_reply_bytes=5)[::2] == (400, b"")
+    asked = []
+
+    def answer(request):
+        asked.append(str(request.url))
+        return httpx.Response(307, headers={"Location": "http://there/next"})
+
+    assert ask("http://here", made(transport=httpx.MockTransport(answer), follow_redirects=True)).status == 307
+    assert asked == ["http://here/"]
+
+
+def test_a_status_of_another_reply(ask):
+    """An auth flow's own request for a token, and a success that a hook rejects, are errors of the client."""
+
+    class Token(httpx.Auth):
+        def auth_flow(self, request):
+            yield httpx.Request("POST", "http://tokens/new")
+            yield request
+
+    def answer(request):
+        return httpx.Response(429 if request.url.host == "tokens" else 200, headers={"Retry-After": "60"}, content=GOOD)
+
+    def reject(response):
+        raise httpx.HTTPStatusError("secret-secret", request=response.request, response=response)
+
+    transport = httpx.MockTransport(answer)
+    for clients in (
+        raising_for_status(reads=False)(transport=transport, auth=Token()),
+        hooked("response", reject, transport=transport),
+    ):
+        with pytest.raises(Unreachable, match=r"http://a: secret-secret|http://a: Client error"):
+            ask("http://a", clients)
+
+
 def test_a_closed_client(ask):
     """Says so."""
     client = httpx.Client(), httpx.AsyncClient()

@@ -69,14 +69,13 @@ def new_transports(endpoint: HttpEndpoint) -> tuple[Any, Any]:
     address = endpoint.address
     if address.client is None:
         return Connections(address), AsyncConnections(address)
-    client, async_client = address.client
-    threads = import_late("edgeroute.http.httpx_connections").HttpxConnections
-    tasks = import_late("edgeroute.http.httpx_connections").AsyncHttpxConnections
+    (client, async_client), by_httpx = address.client, import_late("edgeroute.http.httpx_connections")
+    threads, tasks = by_httpx.HttpxConnections(address, client), by_httpx.AsyncHttpxConnections(address, async_client)
     if client is None and async_client is not None:
-        return _NotGiven(address, "httpx.AsyncClient", "Router", "httpx.Client"), tasks(address, async_client)
+        threads = _NotGiven(address, "httpx.AsyncClient", "Router", "httpx.Client")
     if client is not None and async_client is None:
-        return threads(address, client), _NotGiven(address, "httpx.Client", "AsyncRouter", "httpx.AsyncClient")
-    return threads(address, client), tasks(address, async_client)
+        tasks = _NotGiven(address, "httpx.Client", "AsyncRouter", "httpx.AsyncClient")
+    return threads, tasks
 
 
 class _NotGiven:
@@ -155,12 +154,10 @@ def wait_s(state: RetryCallState) -> float:
     with each attempt from `FIRST_S` to `MOST_S` (full jitter, Brooker, 2015).
     """
     error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, CloudError):
-        if error.retry_after_s is not None:
-            return error.retry_after_s
-        if _is_stale(state):
-            return 0.0
-    return random.uniform(0, min(MOST_S, FIRST_S * 2 ** (state.attempt_number - 1)))  # noqa: S311 - jitter, not a secret
+    if isinstance(error, CloudError) and error.retry_after_s is not None:
+        return error.retry_after_s
+    bound_s = 0.0 if _is_stale(state) else min(MOST_S, FIRST_S * 2 ** (state.attempt_number - 1))
+    return random.uniform(0, bound_s)  # noqa: S311 - jitter, not a secret
 
 
 def _is_stale(state: RetryCallState) -> bool:

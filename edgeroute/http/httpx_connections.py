@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
+from inspect import isawaitable
 from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -28,6 +30,7 @@ from edgeroute.types import StopToken
 # httpx's timeout -> step that the endpoint did not do in time.
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
 MOST_KEPT = 10  # maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault
+T = TypeVar("T")
 
 
 class Carrier(ForkSafe):
@@ -82,9 +85,50 @@ class Carrier(ForkSafe):
         The input and the credentials go only to the host that the policy names. None too for another scheme or port.
         """
         following = response.next_request if client.follow_redirects else None
-        if following is None or f"{following.url.scheme}://{following.url.netloc.decode()}" != self.address.origin.lower():
-            return None
-        return following
+        at = "" if following is None else f"{following.url.scheme}://{following.url.netloc.decode()}"
+        return following if at == self.address.origin.lower() else None
+
+    async def send_following(self, client: Any, request: Any) -> Any:
+        """Send a request, follow redirects within the host as far as the client does, and return the last response, body unread.
+
+        After too many redirects, or for one to another host, that is the redirect's. The others are closed. A response that a
+        hook rejects for its status, by `raise_for_status`, is returned as well: what a status means is decided here. With a
+        client for threads it blocks, and never waits.
+
+        Raises:
+            Exception: the client's; HTTPStatusError only of another request, as of an auth flow for a token, or of a success.
+        """
+        for _ in range(client.max_redirects + 1):
+            try:
+                response: Any = await _result(client.send(request, stream=True, follow_redirects=False))
+            except Exception as e:
+                response = getattr(e, "response", None) if "HTTPStatusError" in _kinds(e) else None
+                if getattr(response, "request", None) is not request or response.status_code in SUCCESS:
+                    raise
+            if (request := self.redirect_request(client, response)) is None:
+                break
+            await _result(response.aclose() if hasattr(client, "aclose") else response.close())
+        return response
+
+    async def await_step(self, until: float, steps: Coroutine[Any, Any, T], doing: str = "finish its answer") -> T:
+        """Await a step of the client until an instant, and return its result.
+
+        Without time left the step is closed unawaited.
+
+        Raises:
+            CloudError: the step failed, or was late ("did not `doing` in time").
+        """
+        left_s = until - monotonic()
+        if left_s <= 0:
+            steps.close()
+            raise self.late(doing)
+        try:
+            return await await_within(left_s, steps)
+        except (asyncio.TimeoutError, TimeoutError):
+            failed: CloudError = self.late(doing)
+        except Exception as e:  # noqa: BLE001 - code of the application may run in it
+            failed = self.error(e)
+        raise failed
 
     def note_reply(self) -> None:
         """Record that a reply came, on a connection that the client may keep alive."""
@@ -98,11 +142,12 @@ class Carrier(ForkSafe):
         """Return the CloudError for an exception of the client: of httpx, or of the application's auth flow, hooks and transport.
 
         It has its flags: `retriable`, `stale` for a kept connection that the server had closed, and `unsent` if there was no
-        connection; not if the client follows redirects. Secrets are masked. Counts a closed connection off `_kept`.
+        connection; not if the client follows redirects. Secrets are masked. Counts a closed connection off `_kept`. A
+        CloudError is returned as it is.
         """
-        error, kinds = self._error(e), _kinds(e)
-        unconnected = not kinds.isdisjoint({"ConnectError", "ConnectTimeout", "PoolTimeout"})
-        error.unsent = unconnected and not getattr(self.given, "follow_redirects", False)
+        error = e if isinstance(e, CloudError) else self._error(e)
+        unconnected = not _kinds(e).isdisjoint({"ConnectError", "ConnectTimeout", "PoolTimeout"})
+        error.unsent |= unconnected and not getattr(self.given, "follow_redirects", False)
         return error
 
     def _error(self, e: Exception) -> CloudError:
@@ -138,6 +183,11 @@ def _kinds(e: Exception) -> set[str]:
     return {kind.__name__ for kind in type(e).__mro__ if kind.__module__.partition(".")[0] in {"httpx2", "httpx"}}
 
 
+async def _result(value: Any) -> Any:
+    """Return what a client for threads returned, or await that of one for asyncio."""
+    return await value if isawaitable(value) else value
+
+
 class HttpxResponse:
     """Reply whose head has come, and whose body is read piece by piece, within its limit.
 
@@ -165,9 +215,8 @@ class HttpxResponse:
         self._limit = address.max_reply_bytes if call.max_reply is None else call.max_reply
         self._size = 0
         self.status: int = response.status_code
-        self.headers: Mapping[str, str] = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw
-        }
+        raw: list[tuple[bytes, bytes]] = response.headers.raw
+        self.headers: Mapping[str, str] = {str(name, "latin-1").lower(): str(value, "latin-1") for name, value in raw}
         if self.headers.get("content-encoding", "identity").lower() != "identity":
             raise BadReply(f"{self._origin} answered with an encoding, though asked not to: unread")
         length = self.headers.get("content-length", "")
@@ -204,6 +253,27 @@ class HttpxResponse:
         return size <= self._limit
 
 
+async def _whole(opened: AbstractAsyncContextManager[HttpxResponse]) -> Reply:
+    """Return the whole reply of a response that is yet to be opened."""
+    async with opened as response:
+        return await response.whole()
+
+
+def _pieces(response: Any, unread: Callable[[], Any]) -> Any:
+    """Return an iterator of the body's pieces: one if the body is there, as a mock's, or one that a hook read; else `unread()`.
+
+    An error reply that is closed unread, as after a hook that rejects it, has none.
+    """
+    with contextlib.suppress(RuntimeError):  # it is not there
+        return iter([response.content])
+    return iter(()) if response.is_closed and response.status_code not in SUCCESS else unread()
+
+
+async def _next(pieces: Any) -> bytes | None:
+    """Return the next piece of a plain or an asynchronous iterator, None at the end."""
+    return await anext(pieces, None) if hasattr(pieces, "__anext__") else next(pieces, None)
+
+
 class HttpxConnections(Carrier):
     """Connections for threads, with the methods of `Connections`, by an `httpx.Client`.
 
@@ -214,12 +284,7 @@ class HttpxConnections(Carrier):
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call and return the reply by the instant `until`; blocks. See `Connections.send`."""
-        return settle(self._send(call, until, cancel))
-
-    async def _send(self, call: Call, until: float, cancel: StopToken | None) -> Reply:
-        """Send the call and return the reply; blocks, and never waits."""
-        async with self.open(call, until, cancel) as response:
-            return await response.whole()
+        return settle(_whole(self.open(call, until, cancel)))
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float, cancel: StopToken | None = None) -> AsyncIterator[HttpxResponse]:
@@ -235,24 +300,17 @@ class HttpxConnections(Carrier):
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more", unsent=True)
         response: Any = None
-        failed, using, token = None, self._using, object()
+        using, token = self._using, object()
         using.add(token)
         try:
             client = self.given or self.own
             if client is None:
                 client = self.own = self._first.setdefault("client", self.new_client("Client"))  # atomic: calls at once share one
             request = self.request(client, call, until - monotonic())
-            try:
-                response = self._send_following(client, request)
-            except CloudError:
-                raise
-            except Exception as e:  # noqa: BLE001 - code of the application may run in it
-                failed = self.error(e)
-            if failed is not None:
-                raise failed
+            response = await self.await_step(INF, self.send_following(client, request), "answer")
             if cancel is not None:
                 cancel.on_ask(partial(_cut, response))
-            pieces = iter([response.content]) if response.is_stream_consumed else response.iter_raw()  # a mock's may be there
+            pieces = _pieces(response, response.iter_raw)
             yield HttpxResponse(self, call, response, until, partial(self._next_piece, pieces, cancel))
         finally:
             if cancel is not None:
@@ -283,18 +341,6 @@ class HttpxConnections(Carrier):
             raise failed
         return piece
 
-    def _send_following(self, client: Any, request: Any) -> Any:
-        """Send a request, follow redirects within the host as far as the client does, and return the last response, body unread.
-
-        After too many redirects, or for one to another host, that is the redirect's. The others are closed.
-        """
-        for _ in range(client.max_redirects + 1):
-            response = client.send(request, stream=True, follow_redirects=False)
-            if (request := self.redirect_request(client, response)) is None:
-                break
-            response.close()
-        return response
-
     def close(self) -> None:
         """Close the client made by edgeroute, once no call is under way."""
         self._closed = True
@@ -324,8 +370,6 @@ def _cut(response: Any) -> None:
 #
 # Here the time limit holds for the whole call, and cancelling the task ends the call at once.
 
-T = TypeVar("T")
-
 
 class AsyncHttpxConnections(Carrier):
     """Connections for asyncio, with the methods of `AsyncConnections`, by an `httpx.AsyncClient`.
@@ -333,14 +377,11 @@ class AsyncHttpxConnections(Carrier):
     The application's client stays open; edgeroute makes one for each event loop.
     """
 
-    def __init__(self, address: Address, client: Any) -> None:
-        super().__init__(address, client)
-        self._loop: asyncio.AbstractEventLoop | None = None
+    _loop: asyncio.AbstractEventLoop | None = initially(None)
 
     async def send(self, call: Call, until: float) -> Reply:
         """Send the call and return the reply by the instant `until`. See `AsyncConnections.send`."""
-        async with self.open(call, until) as response:
-            return await response.whole()
+        return await _whole(self.open(call, until))
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[HttpxResponse]:
@@ -357,47 +398,13 @@ class AsyncHttpxConnections(Carrier):
             client, self._loop = self.new_client("AsyncClient"), loop
             self.own = client
         request = self.request(client, call, until - monotonic(), limited=False)
-        response = await self.await_step(until, self._send_following(client, request), "answer")
+        response = await self.await_step(until, self.send_following(client, request), "answer")
         try:
-            pieces = _as_pieces(response.content) if response.is_stream_consumed else response.aiter_raw()  # likewise
+            pieces = _pieces(response, response.aiter_raw)
             yield HttpxResponse(self, call, response, until, lambda by: self.await_step(by, _next(pieces)))
         finally:
             with contextlib.suppress(Exception):
                 await response.aclose()
-
-    async def await_step(self, until: float, steps: Coroutine[Any, Any, T], doing: str = "finish its answer") -> T:
-        """Await a step of the client until an instant, and return its result.
-
-        Without time left the step is closed unawaited.
-
-        Raises:
-            CloudError: the step failed, or was late ("did not `doing` in time").
-        """
-        left_s = until - monotonic()
-        if left_s <= 0:
-            steps.close()
-            raise self.late(doing)
-        try:
-            return await await_within(left_s, steps)
-        except CloudError:
-            raise
-        except (asyncio.TimeoutError, TimeoutError):
-            failed: CloudError = self.late(doing)
-        except Exception as e:  # noqa: BLE001 - code of the application may run in it
-            failed = self.error(e)
-        raise failed
-
-    async def _send_following(self, client: Any, request: Any) -> Any:
-        """Send a request, follow redirects within the host as far as the client does, and return the last response, body unread.
-
-        The others are closed.
-        """
-        for _ in range(client.max_redirects + 1):
-            response = await client.send(request, stream=True, follow_redirects=False)
-            if (request := self.redirect_request(client, response)) is None:
-                break
-            await response.aclose()
-        return response
 
     async def close(self) -> None:
         """Close the client made by edgeroute, and wait for that, if it belongs to the running loop; else `abandon` closes it."""
@@ -414,13 +421,3 @@ class AsyncHttpxConnections(Carrier):
         client, loop, self.own = self.own, self._loop, None
         if client is not None and loop is not None and loop.is_running():
             start_task_on(loop, client.aclose)
-
-
-async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
-    """Return the next piece, None at the end; a coroutine, since `anext` returns another kind of awaitable."""
-    return await anext(pieces, None)
-
-
-async def _as_pieces(content: bytes) -> AsyncIterator[bytes]:
-    """Yield a body that is there already."""
-    yield content
