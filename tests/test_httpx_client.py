@@ -1,7 +1,11 @@
 """Calls carried by an httpx client: a mock transport, a real server, its own clients; redirects, bounds, errors, streams."""
 
 import asyncio
+import errno
 import logging
+import os
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -235,12 +239,12 @@ def test_redirects(ask, where):
     assert len(asked) == 1
 
 
-def broken():
+def broken(token="secret-secret"):
     """An auth flow of the application that fails, of the library in use."""
 
     class Broken(httpx.Auth):
         def auth_flow(self, request):
-            raise LookupError("no token for secret-secret")
+            raise LookupError(f"no token for {token}")
             yield request
 
     return Broken()
@@ -253,32 +257,76 @@ def raising(error):
     return answer
 
 
+def caused(error, cause):
+    """The error as httpx raises it, for what the system raised in a layer below, which raised it again `from None`."""
+    error.__cause__ = below = RuntimeError("secret-secret")
+    below.__context__, below.__suppress_context__ = cause, True
+    return error
+
+
+def grouped(*causes):
+    """The cause for several addresses, none of which was reached; the class is new in Python 3.11."""
+    group = OSError("All connection attempts failed")
+    group.exceptions = causes
+    return group
+
+
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "secret-secret")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "said", "retriable"),
     [
         (httpx.ConnectTimeout("x"), TimedOut, "accept a connection", True),
         (httpx.ReadTimeout("x"), TimedOut, "did not answer", True),
         (httpx.WriteTimeout("x"), TimedOut, "take the request", True),
-        (httpx.ConnectError("refused"), Unreachable, "refused", True),
+        (httpx.ConnectError("secret-secret"), Unreachable, "ConnectError$", True),
+        (caused(httpx.ConnectError("secret-secret"), REFUSED), Unreachable, os.strerror(errno.ECONNREFUSED), True),
+        (caused(httpx.ConnectError("secret-secret"), grouped(REFUSED)), Unreachable, os.strerror(errno.ECONNREFUSED), True),
+        (caused(httpx.ConnectError("secret-secret"), socket.gaierror(-2, "not known")), Unreachable, "not known$", True),
+        (caused(httpx.ConnectError("secret-secret"), ssl.SSLError(1, "wrong version")), Unreachable, "wrong version$", False),
+        (caused(httpx.ReadError("secret-secret"), OSError("secret-secret", "x")), Unreachable, "ReadError$", True),
         (httpx.RemoteProtocolError("illegal header line: bytearray(b'secret-secret')"), Unreachable, "illegal reply", True),
         (httpx.RemoteProtocolError("Server disconnected without sending a response."), Unreachable, "disconnected", True),
         (httpx.ProxyError("407 secret-secret"), Unreachable, "the proxy answered 407", False),
-        (httpx.UnsupportedProtocol("x"), Unreachable, "x", False),
-        (RuntimeError("its own"), Unreachable, "its own", False),
+        (httpx.UnsupportedProtocol("secret-secret"), Unreachable, "UnsupportedProtocol$", False),
+        (RuntimeError("secret-secret"), Unreachable, "RuntimeError$", False),
+        (RuntimeError("secret-secret: Event loop is closed"), Unreachable, "http://a: Event loop is closed$", False),
     ],
 )
 def test_errors(ask, error, kind, said, retriable):
-    """Are ours, with the words of the field, and quote nothing that came."""
+    """Are ours, with the words of the field or the system's, and quote nothing that came or that other code wrote."""
     with pytest.raises(kind, match=said) as raised:
-        ask("http://a", mocked(raising(error)), headers={"X-Key": "secret-secret"})
+        ask("http://a", mocked(raising(error)))
     assert raised.value.retriable == retriable
     assert "secret-secret" not in str(raised.value)
 
 
-def test_an_auth_flow_that_fails(ask):
-    """Is an error of the call, so that the edge's answer stands."""
-    with pytest.raises(Unreachable, match=r"no token for \*\*\*"):
-        ask("http://a", both(auth=broken()), headers={"X-Key": "secret-secret"})
+def test_a_server_that_is_not_there(ask):
+    """Is named with the system's words."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(Unreachable, match=os.strerror(errno.ECONNREFUSED)) as raised:
+            ask(url, both(trust_env=False))
+    assert raised.value.unsent
+
+
+def test_a_certificate_that_is_not_trusted(ask):
+    """Is named, and not tried again."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with CannedServer(http_reply(GOOD), tls=context) as server, pytest.raises(Unreachable, match="certificate") as raised:
+        ask(server.url, both(trust_env=False))
+    assert not raised.value.retriable
+
+
+def test_an_auth_flow_that_fails(ask, caplog):
+    """Is an error of the call, so that the edge's answer stands; its type is named, and the log says where it failed."""
+    with pytest.raises(Unreachable, match=r"http://a: LookupError$"):
+        ask("http://a", both(auth=broken()))
+    assert "auth_flow" in caplog.text
+    assert "secret-secret" not in caplog.text
 
 
 def hooked(kind, hook, **more):
@@ -289,6 +337,24 @@ def hooked(kind, hook, **more):
 
     hooks = {kind: [hook]}, {kind: [later]}
     return httpx.Client(event_hooks=hooks[0], **more), httpx.AsyncClient(event_hooks=hooks[1], **more)
+
+
+def test_a_hook_that_fails_is_not_quoted(make, tmp_path):
+    """Its text may have the input, and secrets of its own: neither the reason nor the trace nor an exception has it."""
+
+    def sign(request):
+        raise ValueError(f"cannot sign {request.content!r} with tok-5f3c9a1b77")
+
+    client = hooked("request", sign, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=GOOD)))
+    with make(edge, PlainJson("http://far.invalid", client=client), threshold=0.5, state=tmp_path) as router:
+        answer = router.infer("patient Ann Doe")
+        with pytest.raises(Unreachable, match=r"far\.invalid: ValueError$"):
+            router.infer("patient Ann Doe", mode="only_cloud")
+    assert answer.value == "edge"
+    assert "ValueError" in answer.reason
+    for text in (answer.reason, repr(answer.trace)):
+        assert "Ann Doe" not in text
+        assert "tok-" not in text
 
 
 def test_a_hook_that_raises_for_the_status(make):
@@ -374,7 +440,7 @@ def test_a_status_of_another_reply(ask):
         raising_for_status(reads=False)(transport=transport, auth=Token()),
         hooked("response", reject, transport=transport),
     ):
-        with pytest.raises(Unreachable, match=r"http://a: secret-secret|http://a: Client error"):
+        with pytest.raises(Unreachable, match=r"http://a: HTTPStatusError$"):
             ask("http://a", clients)
 
 
@@ -383,7 +449,7 @@ def test_a_closed_client(ask):
     client = httpx.Client(), httpx.AsyncClient()
     client[0].close()
     asyncio.run(client[1].aclose())
-    with pytest.raises(Unreachable, match="closed"):
+    with pytest.raises(Unreachable, match=r"http://a: the client has been closed$"):
         ask("http://a", client)
 
 
@@ -437,8 +503,6 @@ def test_leaving_early_closes(ask):
 
 def test_a_client_certificate_is_asked_for(tmp_path):
     """A server that ends the first exchange may want one; with it, and with its authority, the own client gets through."""
-    import ssl
-
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)

@@ -18,17 +18,22 @@ from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from edgeroute.core.error_codes_and_texts import class_name, error_message
 from edgeroute.core.policy_egress_and_options import INF
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
+from edgeroute.http.connections import system_error
 from edgeroute.http.messages_addresses_and_secrets import SUCCESS, Address, Call, Reply
 from edgeroute.http.sans_io_tls_connection import context_for, is_tls
 from edgeroute.system.contained_calls_and_tasks import await_within, settle, start_task_on
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.late_imports_and_plugins import import_httpx
+from edgeroute.system.sanitised_logs_and_contained_errors import Failures
 from edgeroute.types import StopToken
 
 # httpx's timeout -> step that the endpoint did not do in time.
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
+# Parts of Python's and httpx's own texts for a client that cannot be used; nothing else of such an error's text is quoted.
+_UNUSABLE = ("the client has been closed", "Event loop is closed", "to a different loop", "to a different event loop")
 MOST_KEPT = 10  # maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault
 T = TypeVar("T")
 
@@ -41,7 +46,7 @@ class Carrier(ForkSafe):
     _using: set[object] = per_process(set)  # tokens of the calls under way
 
     def __init__(self, address: Address, client: Any) -> None:
-        self.address, self.given = address, client
+        self.address, self.given, self._failures = address, client, Failures()
         self._met = False
         self._kept = 0  # estimate of the connections that the client keeps alive: so many may prove closed by the server
 
@@ -154,26 +159,30 @@ class Carrier(ForkSafe):
         """Return the CloudError for an exception, with all flags but `unsent`: TimedOut for a timeout, else Unreachable.
 
         Errors of TLS, of the request, of a proxy's 4xx, of the first exchange over TLS, and those that are not the network's are
-        not retriable. Counts a closed connection off `_kept`.
+        not retriable. Of a text only what the system wrote, and the phrases of `_UNUSABLE`, are quoted; else the type stands for
+        it. What the application's code raised is logged. Counts a closed connection off `_kept`.
         """
-        origin, name, kinds = self.address.origin, type(e).__name__, _kinds(e)
+        origin, text, kinds = self.address.origin, error_message(e), _kinds(e)
         if "TimeoutException" in kinds:
-            return self.late(_DOING.get(name, "answer"))
-        text = str(e)
+            return self.late(_DOING.get(class_name(e), "answer"))
+        known = _system_error(e) if "NetworkError" in kinds else None
+        why = next((part for part in _UNUSABLE if part in text), class_name(e))  # a text may quote the input, or what came
         if "ProxyError" in kinds:  # status and the proxy's own words
-            error = Unreachable(f"{origin}: the proxy " + (f"answered {text[:3]}" if text[:3].isdecimal() else "failed"))
-            error.retriable = not text.startswith("4")
-            return error
-        if "ProtocolError" in kinds:  # its text may quote what came
+            why = "the proxy " + (f"answered {text[:3]}" if text[:3].isdecimal() else "failed")
+        elif "ProtocolError" in kinds:
             gone = text.startswith(("Server disconnected", "peer closed"))
-            text = "disconnected without sending complete reply" if gone else "illegal reply"
-        error = Unreachable(f"{origin}: {self.address.hide(text or name)[:200]}")
+            why = "disconnected without sending complete reply" if gone else "illegal reply"
+        elif "NetworkError" in kinds:
+            why = why if known is None else str(known)
+        elif "TransportError" not in kinds:
+            self._failures.log("the httpx client (its hooks, auth flow, transport)", e)
+        error = Unreachable(f"{origin}: {self.address.hide(why)[:200]}")
         if kinds & {"ProtocolError", "ReadError"} and self.address.https and not self._met:
-            error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {text}")
+            error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {why}")
             error.retriable = False
-        elif "LocalProtocolError" in kinds or is_tls(e) or not kinds & {"NetworkError", "RemoteProtocolError"}:
-            error.retriable = False
-        if self._kept and "RemoteProtocolError" in kinds and str(e).startswith("Server disconnected"):
+        elif "LocalProtocolError" in kinds or is_tls(known) or not kinds & {"NetworkError", "RemoteProtocolError"}:
+            error.retriable = "ProxyError" in kinds and not text.startswith("4")
+        if self._kept and "RemoteProtocolError" in kinds and text.startswith("Server disconnected"):
             error.stale, self._kept = True, self._kept - 1  # the client does not say whether it was a connection that it had kept
         return error
 
@@ -181,6 +190,19 @@ class Carrier(ForkSafe):
 def _kinds(e: Exception) -> set[str]:
     """Return the names of an exception's classes that are the client's."""
     return {kind.__name__ for kind in type(e).__mro__ if kind.__module__.partition(".")[0] in {"httpx2", "httpx"}}
+
+
+def _system_error(e: Any) -> Any:
+    """Return the system's error that is behind one of httpx: the first of its causes that has a number; None if none has.
+
+    Of a group of causes, as of several addresses, the first counts. A cause is also what `from None` hides, as httpcore does. The
+    text is the system's for the number, not what other code may have written.
+    """
+    while e is not None and not (isinstance(e, OSError) and isinstance(e.errno, int)):
+        group = getattr(e, "exceptions", None)
+        cause = e.__cause__ or (e.__context__ if e.__suppress_context__ else None)
+        e = group[0] if isinstance(group, tuple) and group else cause
+    return e if e is None or type(e).__module__ in {"ssl", "socket"} else system_error(e.errno)
 
 
 async def _result(value: Any) -> Any:
