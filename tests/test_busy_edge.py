@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from time import monotonic
 
 import httpx
 import pytest
-from both import LONG, Tasks, Threads
+from both import CALLS, LONG, Tasks, Threads, ask
 from gateways import CHAT, serving
 
 from edgeroute import AsyncRouter, Function, Limits, LocalServer, PlainJson, PolicyError, Unreachable
 from edgeroute.core import endpoint_breaker_and_limits as admission
+from edgeroute.edge.edge_backend import MAX_ABANDONED
 from edgeroute.errors import Busy
 from edgeroute.testing import CannedServer, http_reply
 
@@ -44,6 +47,55 @@ def test_the_cloud_answers_meanwhile(make, retry_after_s, later):
         assert (first.value, first.degraded) == ("cloud", False)
         assert [router.infer(1).value for _ in range(3)] == [later] * 3
     assert edge.runs == (1 if later == "cloud" else 4)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_first_request_after_it_is_the_edges(make, call):
+    """However it is asked: nothing leaves, and no call waits for a cloud, once the edge is free again."""
+    edge, left = Quota(3600), []
+    with make(edge, lambda x: (left.append(x), "cloud")[1], threshold=0.5) as router:
+        assert ask(router, call, "first").value == "cloud"
+        router.engine.snapshot.backends[0].rests_until = monotonic()  # its time is over
+        assert ask(router, call, "private").value == "edge"
+        assert set(left) == {"first"}
+
+
+def test_the_first_batch_after_it_is_the_edges(make):
+    edge = Quota(3600)
+    with make(edge, lambda x: "cloud", threshold=0.5) as router:
+        assert router.infer(1).value == "cloud"
+        router.engine.snapshot.backends[0].rests_until = monotonic()
+        assert [answer.value for answer in router.infer_many(range(20))] == ["edge"] * 20
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_runs_that_cancelled_calls_leave_are_observed(many):
+    """The next call goes to the cloud at once, as after runs that passed their deadline; and to the edge once they have ended."""
+    go, begun = threading.Event(), threading.Semaphore(0)
+
+    def edge(x):
+        if x != "quick":
+            begun.release()
+            go.wait(LONG)
+        return "edge", 0.9
+
+    async def main():
+        async with AsyncRouter(edge, lambda x: "cloud", threshold=0.5) as router:
+            tasks = [asyncio.ensure_future(router.infer_many([x]) if many else router.infer(x)) for x in range(MAX_ABANDONED)]
+            for _ in tasks:
+                await asyncio.to_thread(begun.acquire, timeout=LONG)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            meanwhile = (await router.infer("quick")).source
+            go.set()
+            await asyncio.to_thread(router.engine.edge_threads.close, LONG)
+            return meanwhile, (await router.infer("quick")).source
+
+    try:
+        assert asyncio.run(main()) == ("cloud", "edge")
+    finally:
+        go.set()
 
 
 def test_it_is_asked_where_nobody_else_answers(make):

@@ -263,8 +263,7 @@ class Observer(ForkSafe):
 
     def outdated(self, backends: Sequence[Backend]) -> bool:
         """Return True if one of these backends has become busy or free again, so that `observe` is due."""
-        busy = self.facts.busy
-        return any(backend.occupied != (backend.name in busy) for backend in backends)
+        return any(backend.occupied != (backend.name in self.facts.busy) for backend in backends)
 
     def read(self) -> bool:
         """Read the sensors, book the edges' energy, and step the device rules. Return True if the rules in force changed.

@@ -101,6 +101,7 @@ class Loop:
                 try:
                     value, move = await self._execute(step, show), steps.send
                 except BaseException as e:  # noqa: BLE001 - thrown into the stages, most of which let it pass
+                    self.engine.observer.eases_at = -INF  # as in `_plain`
                     value, move = e, steps.throw
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
@@ -151,8 +152,7 @@ class Loop:
         `backend.stopping` until it ends.
         """
         backend: Any = legs.backend(start)
-        error = _refusal(self.engine, legs, start, backend)
-        if error is not None:
+        if (error := _refusal(self.engine, legs, start, backend)) is not None:
             return Failed(start.leg, error, monotonic())
         to = legs.mail(start, send, own_thread=False)
 
@@ -187,8 +187,7 @@ class Loop:
         tasks = {task for task in self._tasks.copy() if task.get_loop() is loop}  # another loop's cannot be ended from here
         for task in tasks:
             task.cancel()
-        ends: set[asyncio.Future[Any]] = {*tasks, *self._inside.close(loop)}
-        if ends:
+        if ends := {*tasks, *self._inside.close(loop)}:
             await asyncio.wait(ends, timeout=CLOSE_S)
         for backend in self.engine.snapshot.backends:
             if hasattr(backend, "aclose"):
@@ -279,11 +278,9 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
         self, batch: Batch, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, in order, like `Router.infer_many`, with its errors; none for an empty batch."""
-        rows = checked_batch(batch)
-        if not len(rows):
+        if not len(rows := checked_batch(batch)):
             return []
-        results = await self._loop.pump(batch_steps(self.engine, rows, mode, deadline, data_class))
-        return [answer_of(result) for result in results]
+        return [answer_of(result) for result in await self._loop.pump(batch_steps(self.engine, rows, mode, deadline, data_class))]
 
     def stream(
         self,
@@ -427,19 +424,21 @@ async def _plain(loop: Loop, request: Request) -> Result:
     """
     engine = loop.engine
     backend: Any = request.snapshot.backends[request.plan.legs[0].target]
-    first = run_first(request) if _quick(request.plan, backend) else None
+    first: Any = run_first(request) if _quick(request.plan, backend) else None
     if type(first) is Outcome:
         return engine.finish(request, first)
-    known: Any = first
-    legs = engine.legs([request], known)
-    begin = partial(loop.begin, legs, False, known)
-    return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs)
+    legs = engine.legs([request], first)
+    try:
+        outcome = await drive(walk(request.plan, request.begun), partial(loop.begin, legs, False, first))
+    except BaseException:
+        engine.observer.eases_at = -INF  # a leg that goes on may keep its target busy: the next request observes that
+        raise
+    return engine.finish(request, outcome, legs)
 
 
 def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one
     """Start a task that executes steps; return False if the router is gone: its parts do not keep it alive."""
-    owner = router()
-    if owner is None:
+    if (owner := router()) is None:
         return False
     owner._loop.task(owner._loop.pump(steps))  # noqa: SLF001 - its own module's
     return True

@@ -230,7 +230,7 @@ class Engine(ForkSafe):
         importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
         together: bool = False, renews: bool = False
     ) -> Request:  # fmt: skip
-        """Make one request, beginning now, with its id and plan; updates the facts if that is due.
+        """Make one request, beginning now, with its id and plan; updates the facts if that is due, as once a busy target is free.
 
         Calls the application's function of data classes, if there is one; chooses the arm of a trial, notes a private
         conversation, and starts a due reading of the sensors in a thread.
@@ -259,18 +259,16 @@ class Engine(ForkSafe):
         if importance.__class__ is not float or importance != importance:  # noqa: PLR0124 - NaN
             importance = checked_importance(importance)
         begun, observer = monotonic(), self.observer
-        snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
-        arm = ""
+        snapshot, identity, arm = self.snapshot, f"{self.name}-{next(self.numbers)}", ""
         for choose in self.choosers:
             snapshot, arm = choose(snapshot, like or identity, x)
-        if begun >= observer.eases_at:
+        if begun >= observer.eases_at or (observer.facts.busy and observer.outdated(snapshot.backends)):
             observer.eases_at = begun + EASES_S
             self.observe()
         if data_class is not None and data_class.__class__ is not str and isinstance(data_class, str):  # may equal other names
             data_class = str.__str__(data_class)
         if snapshot.egress.data_class is not None and not together:
             data_class = class_of(self, snapshot.egress, x, data_class)
-        plan: Plan | None = None
         if kind is np.ndarray:
             talks = x.dtype.kind in "OUTV"
         elif kind is str:
@@ -282,7 +280,7 @@ class Engine(ForkSafe):
         else:
             home = self.private.why(x, identity, snapshot.policy, None if renews else mode, data_class, deadline) if talks else ""
         if home:
-            plan = checked_plan(snapshot, observer.facts, mode, deadline, data_class, home)
+            plan: Plan | None = checked_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
             plan = snapshot.plans.get(PLAIN)
         else:
@@ -320,8 +318,8 @@ class Engine(ForkSafe):
         why = self.stays_on_device() or ("the cloud is loaded" if self.observer.facts.kept else "")
         if why and any(leg.permit is not None for leg in request.plan.legs):
             raise Held(f"nothing leaves by itself: {why}")
-        like = request.batch or request.id
-        renewal = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
+        plan, like = request.plan, request.batch or request.id
+        renewal = self.request(request.inputs, plan.mode, None, plan.data_class, like=like, renews=True)
         return renewal._replace(plan=by_itself(renewal.plan)._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
