@@ -27,7 +27,7 @@ EdgerouteError
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
@@ -93,7 +93,8 @@ class Busy(ModelError):
 
     Args:
         message: for people.
-        retry_after_s: seconds for which other targets are asked first, 0 to 1 day; None: this run alone is refused.
+        retry_after_s: seconds for which other targets are asked first, at most 1 day, to which more is cut; less than 0, as of an
+            instant that is past, counts as 0. None: this run alone is refused.
     """
 
     code = "busy"
@@ -102,8 +103,8 @@ class Busy(ModelError):
     def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         if retry_after_s is not None:
-            check_number("retry_after_s", retry_after_s, most=86_400)
-        self.retry_after_s = retry_after_s
+            check_number("retry_after_s", retry_after_s, least=-inf, infinite=True)
+        self.retry_after_s = None if retry_after_s is None else min(max(retry_after_s, 0.0), 86_400.0)
 
 
 class ModelMissing(ModelError, FileNotFoundError):

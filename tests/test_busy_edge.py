@@ -200,7 +200,21 @@ def test_no_time_is_left_to_a_cloud_whose_bytes_are_spent(make):
                 assert (model.told[0] < math.inf, model.told[-1] == math.inf) == (True, later)
 
 
-@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "1", 100_000])
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [(-0.2, 0), (-math.inf, 0), (0, 0), (86_400, 86_400), (90_000, 86_400), (1e300, 86_400), (math.inf, 86_400)],
+)
+def test_seconds_beyond_the_range(make, said, meant):
+    """A quota that was renewed an instant ago is free, and one of a month is not asked for a day: neither is a failure of the model."""
+    assert Busy("x", retry_after_s=said).retry_after_s == meant
+    edge = Quota(said)
+    with make(edge, lambda x: "cloud", threshold=0.5) as router:
+        assert router.infer(1).value == "cloud"
+        assert router.infer(1).value == ("cloud" if meant else "edge")
+        assert router.leg("edge").failed == 0
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), "1", True])
 def test_seconds_that_are_none(seconds):
     with pytest.raises(PolicyError, match="retry_after_s"):
         Busy("x", retry_after_s=seconds)

@@ -272,7 +272,7 @@ class LocalServer:
         hint = {MISSING: ": it has no such model, or the path of its address is wrong", LOADING: ": it may still be loading"}
         failed = self._error(error, request, is_request=is_request, more=f" (HTTP {status}{hint.get(status, '')})")
         wait_s = retry_after_s(reply.headers, now()) if status in {MANY, LOADING} else None
-        return failed if wait_s is None else Busy(str(failed), retry_after_s=min(wait_s, 86_400))  # the most that it takes
+        return failed if wait_s is None else Busy(str(failed), retry_after_s=wait_s)
 
     def _error(self, error: Any, request: Mapping[str, Any], *, is_request: bool, more: str = "") -> Exception:
         """Return the exception for an error that the server reports, without the key in its text."""
