@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
+from sklearn.utils import get_tags
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
 
 BATCH = 32  # rows of one request, as `Router.calibrate` has them
+ALIKE = "case, white space, a final full stop, a fraction of 0, and quotes or stars around it do not count"  # as of `label_form`
 
 
 class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Classifier of scikit-learn's kind, whose rows go from an edge to a cloud where the edge's confidence is below a threshold.
 
-    `fit` trains on a share of the rows, and calibrates the threshold on the others, drawn at random.
+    `fit` trains on a share of the rows, and calibrates the threshold on the others, drawn at random. NaN in rows is allowed if
+    the tags of both allow it; put an imputer before this classifier otherwise, in a pipeline.
 
     Args:
         edge: classifier with `predict_proba`. `fit` trains a clone; pass a trained one as `FrozenEstimator(classifier)`.
@@ -69,28 +72,27 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
 
         Raises:
             NotEnough: the rows for the calibration are too few for the guarantee.
-            ValueError: X or y has another form, two classes differ in case or white space alone, or the guarantee is invalid.
+            ValueError: X or y has another form, two classes are one label for the router, as "1" and "1.0" or "a" and "A" are, or
+                the guarantee is invalid.
             CloudError, NoAnswer: the cloud does not answer.
         """
-        X, y = validate_data(self, X, y)  # noqa: N806
+        X, y = validate_data(self, X, y, ensure_all_finite=not get_tags(self).input_tags.allow_nan or "allow-nan")  # noqa: N806
         check_classification_targets(y)
         self.classes_ = unique_labels(y)
-        if len({label_form(name) for name in self.classes_}) < len(self.classes_):
-            raise ValueError("two classes of y are one label for the router, as they differ in case or white space alone")
-        trained = [model for model in (self.edge, self.cloud) if hasattr(model, "fit") and not isinstance(model, FrozenEstimator)]
+        by_form = {label_form(name): name for name in self.classes_.tolist()}
+        for name in self.classes_.tolist():
+            if (other := by_form[label_form(name)]) != name:
+                raise ValueError(f"the classes {name!r} and {other!r} of y are one label for the router, as {ALIKE}: rename one")
         of_fit, of_calibration = (X, y), (X, y)
-        if trained:
+        if any(hasattr(model, "fit") and not isinstance(model, FrozenEstimator) for model in (self.edge, self.cloud)):
             parts = train_test_split(X, y, test_size=self.calibrate_on, random_state=self.random_state)
             of_fit, of_calibration = parts[::2], parts[1::2]
-        self.edge_, self.cloud_ = (
-            clone(model).fit(*of_fit) if hasattr(model, "fit") else model for model in (self.edge, self.cloud)
-        )
+        self.edge_, self.cloud_ = (clone(m).fit(*of_fit) if hasattr(m, "fit") else m for m in (self.edge, self.cloud))
         with self._router(1.0) as router:
-            result = router.calibrate(
+            self.certificate_ = router.calibrate(
                 *of_calibration, max_loss=self.max_loss, max_error=self.max_error, max_defer=self.max_defer, sure=self.sure,
                 progress=False,
-            )  # fmt: skip
-        self.certificate_ = result.certificate
+            ).certificate  # fmt: skip
         return self
 
     def predict(self, X: Any) -> Any:  # noqa: N803
@@ -109,7 +111,7 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
             ValueError: X has another form, or an answer is no class of `y`.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False)  # noqa: N806
+        X = validate_data(self, X, reset=False, ensure_all_finite=not get_tags(self).input_tags.allow_nan or "allow-nan")  # noqa: N806
         with self._router(self.certificate_.threshold) as router:
             answers = [answer for i in range(0, len(X), BATCH) for answer in router.infer_many(list(X[i : i + BATCH]))]
         if degraded := sum(answer.degraded for answer in answers):
@@ -124,6 +126,12 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
                 raise ValueError(f"an answer of {answer.leg} is no class of y")
             row[[index[name] for name in parts]] = [*parts.values()]
         return rows
+
+    def __sklearn_tags__(self) -> Any:
+        """Return scikit-learn's tags. Rows may have NaN if both sides allow it; one without tags, as a function, is not asked."""
+        tags, sides = super().__sklearn_tags__(), [side for side in (self.edge, self.cloud) if hasattr(side, "__sklearn_tags__")]
+        tags.input_tags.allow_nan = bool(sides) and all(get_tags(side).input_tags.allow_nan for side in sides)
+        return tags
 
     def _router(self, threshold: float) -> Router[Any]:
         """Return a new router of the trained edge and the cloud with this threshold and `options`.

@@ -17,7 +17,7 @@ base, checks, datasets, frozen, ours = (
     Later(name)
     for name in ("sklearn.base", "sklearn.utils.estimator_checks", "sklearn.datasets", "sklearn.frozen", "edgeroute.sklearn")
 )
-linear_model, model_selection = Later("sklearn.linear_model"), Later("sklearn.model_selection")
+ensemble, linear_model, model_selection = (Later(f"sklearn.{name}") for name in ("ensemble", "linear_model", "model_selection"))
 naive_bayes, svm = Later("sklearn.naive_bayes"), Later("sklearn.svm")
 
 
@@ -146,5 +146,29 @@ def test_what_cannot_be_calibrated(digits, trained):
         ours.RoutedClassifier(edge, cloud, max_error=0.01).fit(rows[:50], y[:50])
     with pytest.raises(ValueError, match="exactly one"):
         ours.RoutedClassifier(edge, cloud, max_error=0.1, max_loss=0.1).fit(rows[:50], y[:50])
-    with pytest.raises(ValueError, match="case"):
-        ours.RoutedClassifier(naive_bayes.GaussianNB(), svm.SVC(), max_error=0.1).fit(rows[:50], np.where(y[:50] > 4, "a", "A"))
+    for one, other, why in (
+        ("a", "A", "case"),
+        ("1", "1.0", "a fraction of 0"),
+        ("b", "b.", "full stop"),
+        ("c", "'c'", "quotes"),
+    ):
+        with pytest.raises(ValueError, match=f"classes .*{other}.* are one label .*{why}"):
+            ours.RoutedClassifier(naive_bayes.GaussianNB(), svm.SVC(), max_error=0.1).fit(
+                rows[:50], np.where(y[:50] > 4, one, other)
+            )
+
+
+def test_missing_values(digits):
+    """Are allowed where both sides allow them, a function among them, and refused where one does not."""
+    rows, tests, y, _ = (part.copy() for part in digits)
+    rows[::7, 3] = tests[::7, 3] = np.nan
+    takes, large = ensemble.HistGradientBoostingClassifier(max_iter=2), ensemble.HistGradientBoostingClassifier(max_iter=4)
+    trained = frozen.FrozenEstimator(base.clone(large).fit(rows[:300], y[:300] % 2))
+    guarantee = {"max_defer": 0.3, "sure": None, "random_state": 0}
+    for cloud in (large, trained, lambda row: trained.predict([row])[0]):
+        model = ours.RoutedClassifier(takes, cloud, **guarantee).fit(rows[:300], y[:300] % 2)
+        right = model.cloud_.predict(tests[:8]) if hasattr(model.cloud_, "predict") else [*map(cloud, tests[:8])]
+        assert defer_all(model).predict(tests[:8]).tolist() == list(right)
+    for sides in ((takes, naive_bayes.GaussianNB()), (naive_bayes.GaussianNB(), takes)):
+        with pytest.raises(ValueError, match="NaN"):
+            ours.RoutedClassifier(*sides, **guarantee).fit(rows[:300], y[:300] % 2)
