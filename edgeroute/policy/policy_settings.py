@@ -76,20 +76,10 @@ class Trial(Section):
 
 # Types of a section; if there are several, its key `protocol` selects one.
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
-    "edge": (Edge,),
-    "cloud": tuple(CLOUDS.values()),
-    "trial": (Trial,),
-    "limits": (Limits,),
-    "egress": (Egress,),
-    "audit": (Audit,),
-    "cache": (Cache,),
-    "outbox": (Outbox,),
-    "rule": (Rule,),
-    "trace": (Trace,),
-    "telemetry": (Telemetry,),
-    "gateway": (Gateway,),
-    "fleet": (Fleet,),
-}
+    "edge": (Edge,), "cloud": tuple(CLOUDS.values()), "trial": (Trial,), "limits": (Limits,), "egress": (Egress,),
+    "audit": (Audit,), "cache": (Cache,), "outbox": (Outbox,), "rule": (Rule,), "trace": (Trace,), "telemetry": (Telemetry,),
+    "gateway": (Gateway,), "fleet": (Fleet,),
+}  # fmt: skip
 LISTS = ("edge", "cloud", "trial", "rule")  # sections that may occur several times
 
 # the sources number such sections, "0" and on, so that a variable can override one of several

@@ -357,15 +357,9 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     else:
         form["error"] = "it did not answer in time" if job.error is None else job.error
     return Waiting(
-        id=request.id,
-        target=backend.name,
-        data_class=allowed.data_class,
-        rule=allowed.rule,
-        importance=request.importance,
-        provisional=job.provisional,
-        origin=backend.origin,
-        **form,
-    )
+        id=request.id, target=backend.name, data_class=allowed.data_class, rule=allowed.rule, importance=request.importance,
+        provisional=job.provisional, origin=backend.origin, **form,
+    )  # fmt: skip
 
 
 def _provisional(answer: Prediction | None, own: Callable[[Any], Any]) -> Mapping[str, Any] | None:

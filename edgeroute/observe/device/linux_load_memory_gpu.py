@@ -155,16 +155,10 @@ def _table(text: str, between: str) -> dict[str, float]:
 
 # Files of Jetson's boards and JetPack's versions with the load, 0..1000.
 PER_MILLE = (
-    "sys/devices/gpu.0/load",
-    "sys/devices/platform/gpu.0/load",
-    "sys/devices/platform/*.ga10b/load",
-    "sys/devices/platform/*.gv11b/load",
-    "sys/devices/*.gv11b/load",
-    "sys/devices/*.gp10b/load",
-    "sys/devices/platform/*.gpu/load",
-    "sys/devices/platform/bus@0/*.gpu/load",
-    "sys/devices/platform/bus@0/*.ga10b/load",
-)
+    "sys/devices/gpu.0/load", "sys/devices/platform/gpu.0/load", "sys/devices/platform/*.ga10b/load",
+    "sys/devices/platform/*.gv11b/load", "sys/devices/*.gv11b/load", "sys/devices/*.gp10b/load",
+    "sys/devices/platform/*.gpu/load", "sys/devices/platform/bus@0/*.gpu/load", "sys/devices/platform/bus@0/*.ga10b/load",
+)  # fmt: skip
 PERCENT = ("sys/class/drm/card*/device/gpu_busy_percent",)  # files of AMD's driver with the load, 0..100
 DEVFREQ = "sys/class/devfreq/*gpu*/load"  # files of devfreq drivers, such as `12@800000000Hz`: percent and frequency
 FULL = 100

@@ -486,19 +486,10 @@ class FrameFlow:
         if not comparable or self._shown is None or label == self._shown_label.label:
             self._shown = answer
         return FrameUpdate(
-            frame_index=taken.number,
-            frame=asked.frame,
-            at=taken.at,
-            age_s=max(0.0, now - taken.at),
-            answer=answer,
-            edge=asked.edge,
-            final=is_last(answer),
-            held=asked.held,
-            reused_from=reused,
-            label=label,
-            shown=self._shown,
-            changed=changed,
-        )
+            frame_index=taken.number, frame=asked.frame, at=taken.at, age_s=max(0.0, now - taken.at), answer=answer,
+            edge=asked.edge, final=is_last(answer), held=asked.held, reused_from=reused, label=label,
+            shown=self._shown, changed=changed,
+        )  # fmt: skip
 
     def _label_of(self, answer: Answer) -> tuple[Hashable, bool]:
         """Return (label for hysteresis, True if it is comparable); a failure of the caller's function is logged.
