@@ -191,6 +191,7 @@ def test_an_answer_that_is_json_has_the_data_escaped(server):
 SPELLINGS = (
     "[MASKED EMAIL 1]", "[MASKED-EMAIL-1]", "[Masked Email 1]", "MASKED EMAIL 1", "masked-email-1", "MASKED_EMAIL1", "[MASKED_EMAIL]", "[masked email]",
     "MASKED_EMAIL", "MASKED EMAIL", "[MASKED\u2011EMAIL\u20111]", r"MASKED\_EMAIL\_1",
+    r"\[MASKED\_EMAIL\_1\]", r"\\[MASKED\\_EMAIL\\_1\\]", r"[MASKED\_EMAIL\_1\]", r"\[MASKED\_EMAIL\]",
 )  # fmt: skip
 
 
@@ -485,6 +486,10 @@ FOUND = [
     ("4111-1111-1111-1111", "card"), ("378282246310005", "card"), ("4111 1111\r\n1111 1111", "card"), ("4111\t1111\t1111\t1111", "card"),
     ("DE89 3704 0044\n0532 0130 00", "iban"), ("DE89.3704.0044.0532.0130.00", "iban"),
     ("0151 23456789", "phone"), ("(201) 555-0123", "phone"), ("201-555-0123", "phone"), ("0033 1 70 18 99 00", "phone"),
+    ("06.12.34.56.78", "phone"), ("06-12-34-56-78", "phone"), ("02/01/40/50/60", "phone"), ("+1 (555) - 123-4567", "phone"),
+    ("+39 (06) - 1234567", "phone"), ("+49 (30) / 901820", "phone"), ("(555)-123-4567", "phone"), ("(555) - 123-4567", "phone"),
+    ("(030) / 1234567", "phone"), ("(030) / 12-34-56", "phone"), ("4111 - 1111 - 1111 - 1111", "card"),
+    ("4111 \u2013 1111 \u2013 1111 \u2013 1111", "card"), ("DE89 - 3704 - 0044 - 0532 - 0130 - 00", "iban"),
     ("a.b+c@d-e.co.uk", "email"), ("john%40example.com", "email"),
     # escapes of HTML, of addresses, and of strings, also of escaped ones
     ("john&#64;example.com", "email"), ("john&#x40;example&period;com", "email"), ("john&commat;example.com", "email"),
@@ -516,7 +521,8 @@ def test_data_is_found_as_people_write_it(data, kind):
     "text",
     ["on 2026-11-30 at 08:30", "01.12.2026", "pi is 3.14159265", "0.123456789", "4111 1111 1111 1112", "GB82 WEST 1234 5698 7654 33",
      "x[ID_1]", "@", "a@b", "12 15 18 20", "1,299.00 EUR", "v1.2.3", "AT&T &amp; R&D;", "a&#64;b 100%25 %zz", r"C:\new\table \\ \u00 \x4",
-     "on &#50;026-11-30"],
+     "on &#50;026-11-30", "01.12.2026-15.12.2026", "01.12.26-15.12.26", "(2020) - 10.000", "(2020) - 2021-05-01", "(12) / 2026-11-30",
+     "00-11-22-33-44-55"],
 )  # fmt: skip
 def test_other_text_is_sent_as_it_is(text):
     assert masked(text) == text
@@ -575,6 +581,73 @@ def test_data_that_is_spread_over_many_texts(texts, sent):
     assert [m["content"] for m in masked([{"role": "user", "content": text} for text in texts])] == sent
     x, restore = Mask(KINDS).mask(texts)
     assert restore.restore(Prediction(x, None, None)).value == texts
+
+
+@pytest.mark.parametrize(
+    ("document", "sent"),
+    [
+        (["4111 1111", "1111 1111"], ["[MASKED_CARD_1]", "[MASKED_CARD_2]"]),
+        ({"phone": {"area": "+49 30", "number": "901820"}}, {"phone": {"area": "[MASKED_PHONE_1]", "number": "[MASKED_PHONE_2]"}}),
+        ({"iban": ["DE89", "3704", "0044", "0532", "0130", "00"]}, {"iban": [f"[MASKED_IBAN_{i}]" for i in range(1, 7)]}),
+        ({"line 1": 41111111, "n": 0.5, "line 2": 11111111}, {"line 1": "[MASKED_CARD_1]", "n": 0.5, "line 2": "[MASKED_CARD_2]"}),
+        ([{"type": "text", "text": "ann@"}, {"type": "text", "text": "mail.example"}],
+         [{"type": "text", "text": "[MASKED_EMAIL_1]"}, {"type": "text", "text": "[MASKED_EMAIL_2]"}]),
+        ({"a": [{"id": "x"}, "4111 1111", "1111 1111"]}, {"a": [{"id": "x"}, "[MASKED_CARD_1]", "[MASKED_CARD_2]"]}),
+        ([37.7749295, -122.4194155, 37.7749295], [37.7749295, -122.4194155, 37.7749295]),
+        (["2026-12-01", "299.90", "2027-10-03"], ["2026-12-01", "299.90", "2027-10-03"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("levels", [1, 2])
+def test_data_that_is_divided_inside_json(document, sent, levels):
+    """In a text that is JSON, as a tool's result, and in JSON that is a text of it; it stays JSON, and comes back."""
+    text = json.dumps(document) if levels == 1 else json.dumps({"result": json.dumps(document)})
+    x, restore = Mask(KINDS).mask([{"role": "tool", "tool_call_id": "call-1", "content": text}])
+    found = json.loads(x[0]["content"])
+    assert (found if levels == 1 else json.loads(found["result"])) == sent
+    if "n" not in document:  # numbers come back as texts
+        assert restore.restore(Prediction(x, None, None)).value[0]["content"] == text
+
+
+def test_data_that_begins_in_json_and_ends_in_another_text():
+    """Each of the two stays what it is."""
+    assert masked(['["4111 1111"]', "1111 1111"]) == ['["[MASKED_CARD_1]"]', "[MASKED_CARD_2]"]
+
+
+PNG, PDF, TABLE = "iVBORw0KGgoAAAANSUhEUg", "JVBERi0xLjcK", "QW5uLGFubkB4LmRl"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+        {"type": "document", "source": {"type": "base64", "media_type": "text/csv", "data": TABLE}},
+        {"type": "image", "source": {"type": "url", "url": "https://127.0.0.1/a.png"}}, {"type": "image", "image": PNG},
+        {"type": "input_file", "file_data": PDF, "filename": "a.pdf"}, {"type": "input_file", "file_id": "file-1"},
+        {"file_data": TABLE}, {"images": [PNG]}, {"inline_data": {"mime_type": "image/png", "data": "AAAA"}},
+        {"inlineData": {"mimeType": "text/csv", "data": TABLE}}, {"images": ["QUJD" * 60]}, {"bytes": f"{PDF}\n"}, PNG,
+    ],
+)  # fmt: skip
+def test_pictures_and_files_of_other_forms_stay(part):
+    """Of Anthropic, Google, MCP and Ollama, and a file of the Responses API; Base64 in JSON, too."""
+    with pytest.raises(BadInput, match=r"texts alone|no text"):
+        masked([{"role": "user", "content": [{"type": "text", "text": "who?"}, part]}])
+    for text in (json.dumps({"images": [PNG]}), json.dumps([{"file_data": TABLE}])):
+        with pytest.raises(BadInput, match="no text"):
+            masked(text)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        {"source": "wiki", "text": "a"}, {"source": {"title": "a", "url": "https://127.0.0.1/a"}}, {"image": "nginx:latest", "images": ["a.png"]},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "hello"}}, {"file_data": "name,town\nAnn,Rome"},
+        {"properties": {"type": {"type": "string"}, "source": {"type": "string"}, "images": {"type": "array"}, "file_data": {"type": "string"}}},
+        {"mime_type": "application/json", "data": '{"a": 1}'}, {"data": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+    ],
+)  # fmt: skip
+def test_texts_under_the_keys_of_pictures_are_sent(x):
+    """A source that is named, a schema's property, a digest."""
+    assert masked(x) == x
 
 
 @pytest.mark.parametrize(
@@ -642,6 +715,9 @@ def test_numbers_of_libraries():
     pytest.importorskip("stdnum")
     assert masked("call 612 34 56 78 or 21 23 45 67", "phone:NO", "phone:ES") == "call [MASKED_PHONE_1] or [MASKED_PHONE_2]"
     assert masked("BSN 1112.22.333, NIE x-5253868-R", "nl.bsn", "es.nie") == "BSN [MASKED_ID_1], NIE [MASKED_ID_2]"
+    assert masked("(212) - 555-0123", "phone:US") == "[MASKED_PHONE_1]"
+    text = "2 95 10 99 126 111 93 or RCC MNL 83S18 D969H"  # as they are printed
+    assert masked(text, "fr.nir", "it.codicefiscale") == "[MASKED_ID_1] or [MASKED_ID_2]"
     for kind in ("phone:XX", "nl.xyz"):
         with pytest.raises(PolicyError):
             Mask([kind])
@@ -683,7 +759,7 @@ def test_an_unusual_answer_is_the_same_whole_and_in_pieces():
     """Whatever a hostile cloud makes of placeholders."""
     rng, (_, restore) = random.Random(3), Mask(KINDS).mask(TEXT)
     parts = ["[MASKED_EMAIL_1]", "MASKED", "_EMAIL", "_CARD_1", "[", "]", "\\_", "1", "a ", "M", "{", "[MASKED_IBAN_9]"]
-    parts += [" EMAIL", "-email", " ", "-", "masked", "\u2011", "S", "\\"]
+    parts += [" EMAIL", "-email", " ", "-", "masked", "\u2011", "S", "\\", "\\[", "\\]", "\\_1\\]"]
     for _ in range(600):
         text = "".join(rng.choices(parts, k=rng.randint(1, 12)))
         whole = restore.restore(Prediction(text, None, None))

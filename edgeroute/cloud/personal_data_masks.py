@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from html import unescape
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any, Final, TypeAlias
 from unicodedata import category, decimal, normalize
 
@@ -28,6 +28,9 @@ Finder: TypeAlias = Callable[[str], Iterable[Span]]
 GROUP: Final = "edgeroute.finders"  # entry points: a name, and a function that returns a finder
 NEEDS: Final = "mask = [\"{}\"] needs a library: pip install 'edgeroute[mask]'"
 MEDIA: Final = frozenset({"image_url", "input_audio", "file", "video_url"})  # keys of a message's part that has no text
+PARTS: Final = frozenset({"input_image", "input_file", "base64"})  # types of parts that have no text
+SOURCED: Final = frozenset({"image", "audio", "video", "document"})  # types of parts whose `source` or `image` is none
+ENCODED: Final = frozenset({"data", "bytes", "blob", "image", "images", "audio", "video"})  # keys that may have Base64
 FORM: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})  # keys of texts that come between those of messages
 # Characters on each side of a border between two texts within which data that it divides is found, if they have an @ or so many
 # digits.
@@ -37,13 +40,16 @@ CHECKED: Final = "iban", "card"  # kinds whose numbers have check digits: others
 SHORTEST, MOST_LETTERS, DIGITS, CARDS = 10**6, 24, 4, range(13, 20)
 
 # Placeholders, as they are sent and as they are read: a model may drop the brackets or the number, change the case, and write
-# spaces, hyphens or an escaped underscore. Without a number there are brackets, or capitals alone.
+# spaces, hyphens or an escaped underscore. Without a number there are brackets, or capitals alone. Backslashes before both
+# brackets belong to it, as Markdown has them, two in JSON; before the first alone they are of the text.
 _GAP, _KIND = r"[\\_ \xa0\u2011-]{1,3}", "((?:(?!MASKED)[A-Z]){1,24})"
 PLACEHOLDER: Final = re.compile(
-    rf"(?i)\[?MASKED{_GAP}{_KIND}(?:{_GAP})?([0-9]{{1,7}})\]?|\[MASKED{_GAP}{_KIND}\]|(?-i:MASKED{_GAP}{_KIND})(?![\w\\-])"
+    rf"(?i)(?:\\{{1,2}}(?=\[MASKED{_GAP}[A-Z]{{1,24}}(?:{_GAP})?[0-9]{{0,7}}\\{{1,2}}\]))?"
+    rf"(?:\[?MASKED{_GAP}{_KIND}(?:{_GAP})?([0-9]{{1,7}})(?:\\{{0,2}}\])?|\[MASKED{_GAP}{_KIND}\\{{0,2}}\]|(?-i:MASKED{_GAP}{_KIND})(?![\w\\-]))"
 )
-# Beginning of a placeholder at the end of a text.
-BEGINNING: Final = re.compile(rf"(?i)\[?(?:M|MA|MAS|MASKE?|MASKED(?:{_GAP}[A-Z]{{0,24}}(?:{_GAP})?[0-9]{{0,7}})?)\Z|\[\Z")
+# Beginning of a placeholder at the end of a text, perhaps empty.
+_BEGUN: Final = rf"(?:M|MA|MAS|MASKE?|MASKED(?:{_GAP}[A-Z]{{0,24}}(?:{_GAP})?[0-9]{{0,7}}\\{{0,2}})?)"
+BEGINNING: Final = re.compile(rf"(?i)\\{{0,2}}\[?{_BEGUN}?\Z")
 
 # Finders. They read a text without what hides data from them: see `_view`.
 
@@ -55,18 +61,25 @@ ESCAPE: Final = re.compile(
 )
 EMAIL: Final = re.compile(r"\w[\w.%+'!#$*^~-]{0,63}@\[?(?:(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,63}|[0-9.]{7,15})")
 PHONE: Final = re.compile(
-    r"[+(0-9](?<![0-9][(0-9])(?:(?<=\+) ?[(]?[0-9](?:[ ().\-/]{0,3}[0-9]){6,20}"  # international
-    r"|(?<=0)(?<![0-9][.,]0)(?!\.|[0-9]?[.\-/][0-9]{1,2}[.\-/](?:19|20)?[0-9]{2}(?![0-9]))(?:[ ().\-/]{0,3}[0-9]){6,20}"
-    r"|(?<=\()[0-9]{2,5}\) ?[0-9](?:[ .\-/]{0,2}[0-9]){4,12}"
-    r"|(?<=[2-9])[0-9]{2}(?:[ .\-][0-9]{3}[ .\-]?[0-9]{3,4}|([ .\-])[0-9]{2}\1[0-9]{2}\1[0-9]{2})(?![0-9]))"
+    r"[+(0-9](?<![0-9][(0-9])(?:(?<=\+) ?[(]?[0-9](?:[ ().\-/]{0,4}[0-9]){6,20}"  # international
+    # national, no date; a date may begin five pairs
+    r"|(?<=0)(?<![0-9][.,]0)(?:(?=[1-9]([.\-/])[0-9]{2}(?:\1[0-9]{2}){3}(?![.\-/]?[0-9]))"
+    r"|(?!\.|[0-9]?[.\-/][0-9]{1,2}[.\-/](?:19|20)?[0-9]{2}(?![0-9])))(?:[ ().\-/]{0,4}[0-9]){6,20}"
+    # after an area code in parentheses; with a mark between them that is no year, and no date follows
+    r"|(?<=\()[0-9]{2,5}\)(?: ?|(?<!\((?:19|20)..\)) ?[.\-/] ?(?!(?:[0-3]?|(?:19|20)[0-9])[0-9]([.\-/])[01]?[0-9]\2[0-9]))"
+    r"[0-9](?:[ .\-/]{0,3}[0-9]){4,12}"
+    r"|(?<=[2-9])[0-9]{2}(?:[ .\-][0-9]{3}[ .\-]?[0-9]{3,4}|([ .\-])[0-9]{2}\3[0-9]{2}\3[0-9]{2})(?![0-9]))"
 )
-NUMBERS: Final = re.compile(r"(?<![0-9])[+(]?[0-9](?:[ ().\-/]{0,3}[0-9]){4,20}")
+NUMBERS: Final = re.compile(r"(?<![0-9])[+(]?[0-9](?:[ ().\-/]{0,4}[0-9]){4,20}")
 # Groups of a card's number or an IBAN may be on lines of their own, or in columns.
-CARD: Final = re.compile(r"[2-6](?<![0-9][2-6])(?=([0-9]{2,18}(?:[\s._/\-]{0,2}[0-9]{2,16}){0,5}))")
+CARD: Final = re.compile(r"[2-6](?<![0-9][2-6])(?=([0-9]{2,18}(?:[\s._/\-]{0,3}[0-9]{2,16}){0,5}))")
 WORD: Final = re.compile("[A-Za-z0-9]+")
-# Up to five words of a number, of which the first or second has a digit.
-WORDS: Final = re.compile(r"(?<![^\W_])(?=((?:[A-Za-z]{1,3}[ .\-/])?[A-Za-z]*[0-9][A-Za-z0-9]*(?:[ .\-/][A-Za-z0-9]+){0,4}))")
-TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|(?<![\w.])-?[0-9][0-9.]{6,}', re.DOTALL)  # texts and long numbers in JSON
+# Up to seven words of a number, of which one of the first three has a digit.
+WORDS: Final = re.compile(
+    r"(?<![^\W_])(?=((?:[A-Za-z]{1,3}[ .\-/]|[A-Z]{3} [A-Z]{3} )?[A-Za-z]*[0-9][A-Za-z0-9]*(?:[ .\-/][A-Za-z0-9]+){0,6}))"
+)
+# Texts, long numbers and ends of objects in JSON; a colon after a key.
+TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"(?:(?=\s*(:))|)|(?<![\w.])-?[0-9][0-9.]{6,}|\}', re.DOTALL)
 # A date with its year, which is no part of a number that is spread over texts; nor are others of prices, times, shorter dates,
 # years and numbers of a list, or of one of these and short numbers.
 DATE: Final = re.compile(
@@ -78,6 +91,10 @@ HARMLESS: Final = re.compile(
     r"|(?:0|[1-9][0-9]{0,5}|[1-9][0-9]{0,2}(?:,[0-9]{3})+)[.,][0-9]{2}|(?:19|20)[0-9]{2}|[1-9][0-9]?[.)](?=\s))(?![0-9])"
 )
 DATA_URL: Final = re.compile(r"data:[^,\s]{0,200};base64,", re.IGNORECASE)
+# Base64 of a picture, PDF, archive, sound or film, by its first bytes; any Base64; so much of it that it is no name or digest.
+BINARY: Final = re.compile(r"\s*(?:iVBORw0KGgo|/9j/[\w+/]{4}|R0lGOD[dl]h|JVBERi0|UklGR|UEsDB|SUkqA|T2dnUw|AAAA..Z0eXA)")
+BASE64: Final = re.compile(r"[\w+/=\s-]+", re.ASCII)
+LONG_BASE64: Final = re.compile(r"\s*(?:[\w+/-][\r\n]{0,2}){129}", re.ASCII)
 # Country and length of an IBAN, from SWIFT's registry, release 99.
 _LENGTHS: Final = (
     "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BI27BR29BY28CH21CR22CY28CZ24DE22DJ27DK18DO28EE20EG29ES24FI18FK18FO18FR27GB22GE22GI23GL18"
@@ -85,9 +102,7 @@ _LENGTHS: Final = (
     "OM23PK24PL28PS29PT25QA29RO24RS22RU33SA24SC31SD18SE24SI19SK24SM27SO23ST25SV28TL23TN24TR26UA29VA22VG24XK20YE30"
 )
 LENGTHS: Final = {country: int(length) for country, length in re.findall("(..)(..)", _LENGTHS)}
-IBAN: Final = re.compile(
-    rf"(?:(?<![A-Za-z0-9])|(?<=IBAN))({'|'.join(LENGTHS)})[0-9]{{2}}(?=[\s._/\-]{{0,2}}[A-Za-z0-9])", re.IGNORECASE
-)
+IBAN: Final = re.compile(rf"(?i)(?:(?<![A-Za-z0-9])|(?<=IBAN))({'|'.join(LENGTHS)})[0-9]{{2}}(?=[\s._/\-]{{0,3}}[A-Za-z0-9])")
 _DOUBLED: Final = str.maketrans("0123456789", "0246813579")
 _ALIKE: Final = dict(zip("АВЕКМНОРСТХаеорсхіΑΒΕΗΙΚΜΝΟΡΤΧο。", "ABEKMHOPCTXaeopcxiABEHIKMNOPTXo.", strict=True))  # noqa: RUF001 - Cyrillic, Greek
 
@@ -116,7 +131,7 @@ def _iban(text: str) -> Iterator[Span]:
     """Yield the spans of IBANs, with or without groups: of the length of their country, and with valid check digits."""
     for head in IBAN.finditer(text):
         length = LENGTHS[head[1].upper()]
-        rest = re.compile(rf"(?:[\s._/\-]{{0,2}}[A-Za-z0-9]){{{length - 4}}}").match(text, head.end())
+        rest = re.compile(rf"(?:[\s._/\-]{{0,3}}[A-Za-z0-9]){{{length - 4}}}").match(text, head.end())
         # ISO 7064, MOD 97-10
         if rest and int("".join(str(int(c, 36)) for c in re.sub(r"[\s._/\-]", "", rest[0]) + head[0])) % 97 == 1:
             yield head.start(), rest.end(), "IBAN"
@@ -130,7 +145,7 @@ def _national_phone(matcher: Any, region: str, text: str) -> Iterator[Span]:
 
 
 def _identity_number(valid: Callable[[str], bool], text: str) -> Iterator[Span]:
-    """Yield the spans of identity numbers: up to five words with digits, at most `MOST_LETTERS` characters, that `valid` accepts.
+    """Yield the spans of identity numbers: up to seven words with digits, `MOST_LETTERS` characters at most, if `valid` of it.
 
     Each number of words that is valid is yielded, so that spans may overlap.
     """
@@ -211,6 +226,38 @@ def _view(text: str) -> View:
     return "".join(seen.get(c, c) for c in text), [starts[i] for i in places], [ends[i] for i in places]
 
 
+def _is_medium(x: Mapping[Any, Any]) -> bool:
+    """Return True for an image, sound or file, or a message's part of one, as OpenAI, Anthropic, Google and MCP write them."""
+    kind, source, types = x.get("type"), x.get("source"), [x.get(key) for key in ("media_type", "mime_type", "mimeType")]
+    is_source = isinstance(source, Mapping) and source.get("type") not in ("text", "content")  # which are of texts
+    if isinstance(kind, str) and (not MEDIA.isdisjoint(x) or kind in PARTS or (kind in SOURCED and (is_source or "image" in x))):
+        return True
+    return kind != "text" and any(types) and any(isinstance(x.get(key), str) and BASE64.fullmatch(x[key]) for key in ENCODED)
+
+
+def _in_json(leaf: Callable[[str, str], str], text: str, key: str) -> str:
+    """Return `leaf(text, key)`; if the text is JSON, return it with each of its texts and long numbers replaced so, in turn.
+
+    So it stays JSON. Keys and short numbers have the key of an id, since data that is divided between texts has them between.
+    """
+    try:
+        if text.lstrip()[:1] not in {"{", "["} or json.loads(text) is None:
+            return leaf(text, key)
+    except (ValueError, RecursionError):
+        return leaf(text, key)
+
+    def replaced(match: re.Match[str]) -> str:
+        nonlocal key
+        found = json.loads(match[0]) if "\\" in match[0] else match[0].strip('"')
+        if match[1] or match[0] == "}":
+            key = found  # no key after the end of an object, rather than that of the one around it
+        is_between = match[1] or (match[0][0] in "-0123456789" and abs(float(found)) < SHORTEST)
+        new = match[0] if match[0] == "}" else _in_json(leaf, found, "id" if is_between else key)
+        return match[0] if new == found else json.dumps(new, ensure_ascii=False)
+
+    return TOKEN.sub(replaced, text)
+
+
 def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: bool) -> Any:
     """Return a copy of a value of texts, numbers, lists, tuples and mappings, with each text replaced by `leaf(text, key)`.
 
@@ -222,7 +269,7 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
     """
     if isinstance(x, str):
         return leaf(str.__str__(x), key)  # its own `str` may be another text, as an enum's is
-    if isinstance(x, Mapping) and not (strict and isinstance(x.get("type"), str) and MEDIA & x.keys()):
+    if isinstance(x, Mapping) and not (strict and _is_medium(x)):
         names = {name: name if _is_plain(name) else _rebuild(name, leaf, strict=strict) for name in x}
         return {names[name]: _rebuild(value, leaf, name, strict=strict) for name, value in x.items()}
     if type(x) in (list, tuple):
@@ -233,6 +280,15 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
     if strict and not isinstance(x, int | float | None):
         raise BadInput(f"the input is {class_name(x)}, or has it in it, and a mask takes texts alone")
     return x
+
+
+def _note(texts: list[tuple[str, str]], text: str, key: str) -> str:
+    """Add a text with its key to a list, and return it. Raise BadInput for one in Base64 that is no text."""
+    is_coded = DATA_URL.search(text) or BINARY.match(text) or (key in ENCODED and LONG_BASE64.match(text))
+    if is_coded or (key == "file_data" and BASE64.fullmatch(text)):
+        raise BadInput("a text has data that is no text")
+    texts.append((text, key))
+    return text
 
 
 def _found(view: View, finders: Iterable[Finder]) -> list[Span]:
@@ -280,14 +336,14 @@ class Mask:
             BadInput: it has parts that are no text.
             ValueError: a finder returned no spans of the text.
         """
-        texts, data = dict[int, tuple[str, str]](), MaskedData({})
-        _rebuild(x, lambda text, key: texts.setdefault(len(texts), (text, key))[0], strict=True)  # notes each text with its key
-        divided: dict[int, list[Span]] = {i: [] for i, (text, key) in texts.items() if text and key not in FORM}
-        places = [*divided]
+        texts, data, numbers = list[tuple[str, str]](), MaskedData({}), count()
+        _rebuild(x, partial(_in_json, partial(_note, texts)), strict=True)
+        divided = defaultdict[int, list[Span]](list)
+        places = [i for i, (text, key) in enumerate(texts) if text and key not in FORM]
         for nth, span in self._spread([texts[i][0] for i in places]):
             divided[places[nth]].append(span)
-        numbers = iter(range(len(texts)))
-        return _rebuild(x, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())), strict=True), data
+        leaf = partial(_in_json, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())))
+        return _rebuild(x, leaf, strict=True), data
 
     def spans(self, text: str) -> list[Span]:
         """Return the spans (start, end, kind) that all finders find in a text, in no order, perhaps overlapping.
@@ -305,23 +361,25 @@ class Mask:
     def _spread(self, texts: Sequence[str]) -> Iterator[tuple[int, Span]]:
         """Yield (index of the text, span) of each part of data that is spread over several texts, as in a message sent in parts.
 
-        It is searched within `BORDER` characters on each side of a border, if these have an @ or `FEW` digits; numbers with check
-        digits first. Data that overlaps what a text has alone, of these numbers or of all kinds, is left out; so are dates, and
-        what consists of `HARMLESS` parts.
+        It is searched within `BORDER` characters on each side of a border, of those so near at once, if these have an @ or `FEW`
+        digits; numbers with check digits first. Data that overlaps what a text has alone, of these numbers or of all kinds, is
+        left out; so are dates, and what consists of `HARMLESS` parts.
         """
         together = "".join(DATE.sub(lambda date: "x" * len(date[0]), text) for text in texts)
         begins = [*accumulate(map(len, texts), initial=0)]
         alone = cache(lambda i, checked: _found(_view(texts[i]), self._checked if checked else self._named))
-        for border in begins[1:-1]:
-            first = max(0, border - BORDER)
-            near = _view(together[first : border + BORDER])
+        last = 0  # of the borders that have been searched
+        while last + 2 < len(begins):
+            left, last = last + 1, bisect_right(begins, begins[last + 1] + BORDER, hi=len(begins) - 1) - 1
+            first = max(0, begins[left] - BORDER)
+            near = _view(together[first : begins[last] + BORDER])
             if "@" not in near[0] and sum(map(str.isdigit, near[0])) < FEW:
                 continue
             for finders in (self._checked, self._others):
                 for start, end, kind in _found(near, finders):
-                    if not start < border - first < end:
-                        continue
                     within = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
+                    if within.start == within.stop - 1 or within.start >= last or within.stop <= left:
+                        continue
                     parts = [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in within]
                     if not any(
                         begin < e and b < stop for i, begin, stop in parts for b, e, _ in alone(i, finders is self._checked)
@@ -329,30 +387,13 @@ class Mask:
                         yield from ((i, (begin, stop, kind)) for i, begin, stop in parts)
 
     def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
-        """Return a text with placeholders, and add what they stand for to `data`. `divided`: further spans of it.
-
-        If the text is JSON, its texts and long numbers are masked each for itself, so that it stays JSON. Raise BadInput for a
-        data URL in Base64.
-        """
-        if DATA_URL.search(text):
-            raise BadInput("a text has data that is no text")
-        try:
-            in_json = not divided and text.lstrip()[:1] in {"{", "["} and json.loads(text) is not None
-        except (ValueError, RecursionError):
-            in_json = False
-        if in_json:
-            return TOKEN.sub(lambda token: self._replace_token(token[0], data), text)
+        """Return a text with placeholders, and add what they stand for to `data`. `divided`: further spans of it."""
         parts, last = list[str](), 0
         for start, end, kind in sorted([*self.spans(text), *divided], key=lambda span: (span[0], -span[1])):
             if end > last:  # of overlapping ones each has what those before it leave
                 parts += [text[last:start], data.placeholder(kind, text[max(start, last) : end])]
                 last = end
         return "".join([*parts, text[last:]])
-
-    def _replace_token(self, token: str, data: MaskedData) -> str:
-        """Return a text or number of JSON, given as JSON, with placeholders; the same JSON if it has no data."""
-        text = json.loads(token) if token[0] == '"' else token
-        return token if (masked := self._replace(text, data)) == text else json.dumps(masked, ensure_ascii=False)
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """Return the identity for caches and certificates."""
@@ -409,7 +450,7 @@ class MaskedData:
         text = self._held + piece
         if self._in_json is None and (begun := text.lstrip()):
             self._in_json = begun[0] == "{"
-        end = match.start() if (match := BEGINNING.search(text, max(0, len(text) - BORDER))) else len(text)
+        end = next(BEGINNING.finditer(text, max(0, len(text) - BORDER))).start()
         self._held = text[end:]
         shown = self._text(text[: end + 1], self._in_json)  # the next character decides whether a word has ended
         return shown[: len(shown) - bool(self._held)]
