@@ -76,7 +76,7 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
                 the guarantee is invalid.
             CloudError, NoAnswer: the cloud does not answer.
         """
-        X, y = validate_data(self, X, y, ensure_all_finite=not get_tags(self).input_tags.allow_nan or "allow-nan")  # noqa: N806
+        X, y = self._validated(X, y)  # noqa: N806
         check_classification_targets(y)
         self.classes_ = unique_labels(y)
         by_form = {label_form(name): name for name in self.classes_.tolist()}
@@ -111,7 +111,7 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
             ValueError: X has another form, or an answer is no class of `y`.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, ensure_all_finite=not get_tags(self).input_tags.allow_nan or "allow-nan")  # noqa: N806
+        X = self._validated(X, reset=False)  # noqa: N806
         with self._router(self.certificate_.threshold) as router:
             answers = [answer for i in range(0, len(X), BATCH) for answer in router.infer_many(list(X[i : i + BATCH]))]
         if degraded := sum(answer.degraded for answer in answers):
@@ -126,6 +126,11 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
                 raise ValueError(f"an answer of {answer.leg} is no class of y")
             row[[index[name] for name in parts]] = [*parts.values()]
         return rows
+
+    def _validated(self, *data: Any, **options: Any) -> Any:
+        """Return the rows, and the classes if given, as scikit-learn validates them, with NaN in rows if the tags allow it."""
+        allowed = get_tags(self).input_tags.allow_nan
+        return validate_data(self, *data, ensure_all_finite="allow-nan" if allowed else True, **options)
 
     def __sklearn_tags__(self) -> Any:
         """Return scikit-learn's tags. Rows may have NaN if both sides allow it; one without tags, as a function, is not asked."""
