@@ -955,12 +955,12 @@ if not pid:
     semantic.add(b"", "text", entry("child"))
     assert semantic.find(b"", "text")[0].value == "child"
     assert flights.join(b"k").leads, "whoever leads in the parent does not answer here"
-    leader.done(lambda: "nobody"); leader.failed()
+    leader.end(lambda: "nobody"); leader.end()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 release.set(); thread.join()
 assert not flights.join(b"k").leads
-leader.done(lambda: "answer")
+leader.end(lambda: "answer")
 assert follower.wait(60) == "answer"
 assert cache.get(b"child").value == "child"
 cache.put(b"parent", entry("again")); cache.close()
@@ -988,8 +988,8 @@ def test_two_hundred_threads_ask_once():
         gate.wait(LONG)  # all have joined
         if flight.leads:
             led.append(1)
-            flight.done(lambda: "answer")
-            flight.failed()
+            flight.end(lambda: "answer")
+            flight.end()
         else:
             got.append(flight.wait(LONG))
 
@@ -1007,12 +1007,12 @@ def test_a_flight_that_failed_sends_everyone_on_alone():
     flights = Flights()
     leader, follower, other = flights.join(b"k"), flights.join(b"k"), flights.join(b"other")
     assert (leader.leads, follower.leads, other.leads) == (True, False, True)
-    follower.done(lambda: "not mine")
-    follower.failed()
+    follower.end(lambda: "not mine")
+    follower.end()
     assert follower.wait(0) is None, "the time is up"
-    leader.failed()
+    leader.end()
     assert follower.wait(float("inf")) is None
-    leader.done(lambda: "too late")
+    leader.end(lambda: "too late")
     assert follower.wait(0) is None
     assert flights.join(b"k").leads
 
@@ -1057,7 +1057,7 @@ def test_a_leader_that_is_interrupted_leaves_no_flight_open():
     flights, led, broken = Flights(), [], 0
     for at in [*range(1, 90)] * 3:  # several times: Python 3.13 traces no opcodes of some calls
         if interrupted(lambda: led.append(flights.join(b"k")), at):
-            led.pop().failed()
+            led.pop().end()
         else:
             broken += 1
         assert len(flights) == len(led) == 0, at
@@ -1085,7 +1085,7 @@ def test_a_cancelled_follower_cancels_nobody_else():
             task.cancel()
         ended = await asyncio.gather(*tasks[::2], return_exceptions=True)
         assert all(isinstance(e, asyncio.CancelledError) for e in ended)
-        await asyncio.to_thread(leader.done, lambda: "answer")
+        await asyncio.to_thread(leader.end, lambda: "answer")
         return await asyncio.gather(*tasks[1::2])
 
     assert asyncio.run(everyone()) == ["answer"] * 5
@@ -1100,7 +1100,7 @@ def test_a_follower_whose_loop_has_ended_is_no_trouble(caplog):
     leader = flights.join(b"k")
     follower = flights.join(b"k")
     assert asyncio.run(follower.wait_async(0)) is None
-    leader.done(lambda: "answer")
+    leader.end(lambda: "answer")
     assert not caplog.records
     assert follower.wait(0) == "answer"
     assert asyncio.run(follower.wait_async(LONG)) == "answer"

@@ -95,7 +95,7 @@ class Caching(Part):
         finally:
             for _, _, flight in leads:
                 if flight is not None:
-                    flight.failed()  # a no-op if it has ended
+                    flight.end()  # a no-op if it has ended
         return [result for result in results if result is not None]
 
     def _run_leads(
@@ -119,9 +119,9 @@ class Caching(Part):
             self.store(request, result)
         if flight is not None:
             if isinstance(result, Answer) and not result.degraded and result.final and result.edge_sent is not False:
-                flight.done(partial(_for_followers, result))
+                flight.end(partial(_for_followers, result))
             else:
-                flight.failed()  # followers may have more time, and have ids of their own
+                flight.end()  # followers may have more time, and have ids of their own
 
     def _with_key(self, request: Request) -> tuple[Request, bytes]:
         """Return a copy of the request with its cache key, and the key's prefix. Hashes the input.
@@ -176,7 +176,7 @@ class Caching(Part):
         if entry is not None and age == "revalidate":
             flight = self.flights.join(key)
             if flight.leads and not self._revalidate(request, flight, proceed):
-                flight.failed()
+                flight.end()
             return self._cached_answer(entry, "stale", request, " and past its time, being renewed"), None
         semantic = self.cache.semantic
         if semantic is not None and isinstance(request.inputs, str):
@@ -231,7 +231,7 @@ class Caching(Part):
             except Exception:
                 log.exception("what the cache has past its time could not be renewed")
             finally:
-                flight.failed()
+                flight.end()
 
         return self._spawn(steps())
 

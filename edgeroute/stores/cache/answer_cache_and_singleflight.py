@@ -435,7 +435,7 @@ class _Shared:
 
 
 class Flight:
-    """Part of one caller in a flight. The leader calls `done`, and always finally `failed`, which is a no-op after `done`."""
+    """Part of one caller in a flight, which the leader ends in any case, with `end`."""
 
     __slots__ = ("_flights", "_key", "_shared", "leads")
 
@@ -447,13 +447,13 @@ class Flight:
         """Return True if the leader's answer is a stream that goes on only while its caller reads."""
         return self._shared.held
 
-    def done(self, make: Callable[[], Any]) -> None:
-        """End the flight, and pass `make()` to all followers; `make` is not called if there are none. A no-op for followers."""
-        self._end(make)
+    def end(self, make: Callable[[], Any] | None = None) -> None:
+        """End the flight, and pass `make()` to all followers, or release them without a result.
 
-    def failed(self) -> None:
-        """End the flight, and release all followers without a result. A no-op for a follower, or once the flight has ended."""
-        self._end(None)
+        `make` is not called if there are none. A no-op for a follower, or once the flight has ended.
+        """
+        if self.leads:
+            self._flights.end(self._key, self._shared, make)
 
     def wait(self, timeout_s: float) -> Any:
         """Block a follower for the leader's result, up to `timeout_s` seconds. Return None if the leader failed or time ran out.
@@ -480,14 +480,9 @@ class Flight:
         await asyncio.wait([result], timeout=timeout_s)  # cancelling this does not cancel `own`, nor affect other followers
         return result.result() if result.done() else None
 
-    def _end(self, make: Callable[[], Any] | None) -> None:
-        """End the flight, if this is its leader."""
-        if self.leads:
-            self._flights.end(self._key, self._shared, make)
-
     def __del__(self) -> None:
         if hasattr(self, "leads"):  # else interrupted as it was made
-            self._end(None)
+            self.end()
 
 
 class Flights(ForkSafe):
