@@ -18,9 +18,10 @@ from time import monotonic
 from typing import TypeAlias
 
 from edgeroute.core.error_codes_and_texts import INPUTS_OWN, failure_text
+from edgeroute.core.walk import Prediction
 from edgeroute.errors import Closed, CloudError, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.stores.outbox.outbox_entries import Answering, Late, Listed, Waiting
+from edgeroute.stores.outbox.outbox_entries import Late, Listed, Waiting
 from edgeroute.stores.outbox.schema_queries_and_eviction import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.system.fork_safety import ForkSafe, initially, per_process
@@ -237,7 +238,7 @@ MOST_S = 60.0  # maximum back-off after a failure, unless `spread_s` or the endp
 ASKED_MOST_S = 3600.0  # longest Retry-After that is honoured, seconds
 HURRY_S = 1.0  # minimum seconds between two `wake()` that cut waits short
 MOST_PAUSED = 10_000  # maximum lanes that are paused at a time
-Send: TypeAlias = Callable[[Waiting], Answering]
+Send: TypeAlias = Callable[[Waiting], Prediction]
 _NOT_ABOUT_REQUEST = (StoreError, Closed, MemoryError)  # errors that are not about the request, which then stays waiting
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from edgeroute.stores.serialisation import decode_input
 
@@ -60,17 +60,6 @@ class Listed(NamedTuple):
     attempts: int
     bytes: int  # size as counted towards `max_bytes`
     error: str  # error of the last attempt
-
-
-class Answering(Protocol):
-    """Answer of an endpoint, such as `Prediction` and `Answer`."""
-
-    @property
-    def value(self) -> Any: ...  # noqa: D102 - as in Prediction
-    @property
-    def confidence(self) -> float | None: ...  # noqa: D102 - as in Prediction
-    @property
-    def outputs(self) -> Any: ...  # noqa: D102 - as in Prediction
 
 
 class Late(NamedTuple):

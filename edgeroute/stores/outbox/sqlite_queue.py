@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import edgeroute.stores.outbox.outbox_entries as stored
 import edgeroute.stores.outbox.schema_queries_and_eviction as tables
 from edgeroute.core.setting_unit_types import Bytes, Count, Delay, Rate, Seconds
+from edgeroute.core.walk import Prediction
 from edgeroute.errors import Closed, PolicyError, StoreError
 from edgeroute.stores.outbox.outbox_entries import Late, Listed, Put, State, Waiting
 from edgeroute.stores.serialisation import encode_input
@@ -408,7 +409,7 @@ class Outbox(Listing):
             self._plausible = max(total, self.max_bytes)
         return total
 
-    def answer(self, name: str, answer: stored.Answering, *, attempts: int = 0) -> bool:
+    def answer(self, name: str, answer: Prediction, *, attempts: int = 0) -> bool:
         """Store the answer to the request with this id, for the callback, and notify the listeners.
 
         The request's body is deleted, and the delivery counted. A dead letter may be answered too.
