@@ -35,11 +35,11 @@ def main(infer, router):
             told = [guard.state, guard.rules.breaker.opened]
         elif command == "for ever":  # the opening time is not what ends the outage
             with guard.lock:
-                guard.rules.breaker._due = monotonic() + 1e6  # private: a pause as long as that is not waited for
+                guard.rules.breaker.due = monotonic() + 1e6  # private: a pause as long as that is not waited for
             told = [guard.state]
         elif command == "closed":  # closed, or open again for seconds: the probe ran into its limit
             pause, until = threading.Event(), monotonic() + {long}
-            while guard.state != "closed" and guard.rules.breaker._due > monotonic() + 1e5 and monotonic() < until:  # private: as above
+            while guard.state != "closed" and guard.rules.breaker.due > monotonic() + 1e5 and monotonic() < until:  # private: as above
                 pause.wait(0.01)
             while guard.state == "half-open" and monotonic() < until:
                 pause.wait(0.01)

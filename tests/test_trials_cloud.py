@@ -134,7 +134,7 @@ def test_in_shadow_nobody_sees_it_and_its_answers_are_compared():
         for i in range(20):
             assert router.infer(i).leg == "cloud"
             assert done.acquire(timeout=LONG)
-            while router.engine.trials.busy:
+            while router.engine.trials.under_way:
                 threading.Event().wait(0.001)
         told = arms_of(router)["trial"]
     assert sorted(seen) == [*range(20)]
@@ -326,7 +326,7 @@ def test_values_that_have_no_copy_are_compared_with_a_hidden_cloud(caplog):
     clouds = {"cloud": always(Uncopied()), "trial": always("cat")}
     with router_of(tried(clouds, hidden={"trial": 1.0}, more_differs=1)) as router:
         router.infer(0)
-        while router.engine.trials.busy:
+        while router.engine.trials.under_way:
             threading.Event().wait(0.001)
         assert arms_of(router)["trial"].compared == 1
     assert not caplog.records
@@ -537,7 +537,7 @@ def test_what_may_not_leave_reaches_no_endpoint_on_trial():
             with Router(unsure, always("cat"), threshold=0.8, trial=trial, **given) as router:
                 for _ in range(count):
                     router.infer(x, **(call or {}))
-                while router.engine.trials.busy:
+                while router.engine.trials.under_way:
                     threading.Event().wait(0.001)
         return list(seen)
 
@@ -564,7 +564,7 @@ def test_hidden_and_shown_together_count_each_request_once(kind):
 
         with ThreadPoolExecutor(8) as pool:
             answers = [one for some in pool.map(call, range(300)) for one in some]
-        while router.engine.trials.busy:
+        while router.engine.trials.under_way:
             threading.Event().wait(0.001)
         told = arms_of(router)
     legs = [one.leg for one in answers]

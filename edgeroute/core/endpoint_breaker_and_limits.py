@@ -76,28 +76,20 @@ class Breaker:
     Attributes:
         state: closed, open or half-open.
         opened: number of changes from closed to open.
+        due: instant from which the next probe may be sent, also if one is in progress; inf while the breaker is closed.
+        faults: number of faults in a row; those that came while the breaker was open are not counted.
     """
 
-    __slots__ = ("_due", "_faults", "_held", "_next_s", "_well_until", "opened", "state")
+    __slots__ = ("_held", "_next_s", "_well_until", "due", "faults", "opened", "state")
 
     def __init__(self) -> None:
         self.state: State = "closed"
         self.opened = 0
-        self._faults = 0
+        self.faults = 0
         self._next_s = FIRST_S
-        self._due = INF
+        self.due = INF
         self._held = -INF  # end of the hold: no request before this instant
         self._well_until = -INF  # instant until which its last success counts, unless it fails
-
-    @property
-    def due(self) -> float:
-        """Instant from which the next probe may be sent, also if one is in progress; inf while the breaker is closed."""
-        return self._due
-
-    @property
-    def faults(self) -> int:
-        """Number of faults in a row; those that came while the breaker was open are not counted."""
-        return self._faults
 
     def allows(self, now: float) -> bool:
         """Return True if a request may be sent."""
@@ -113,10 +105,10 @@ class Breaker:
         if self.state == "closed":
             return Lasting.of("retry_after", f"it asked to wait another {_seconds(self._held - now)}", self._held - now)
         if self.state == "half-open":
-            return Rejection("breaker", f"breaker half-open after {self._faults} faults, a probe is under way")
-        wait_s = max(self._due, self._held) - now
+            return Rejection("breaker", f"breaker half-open after {self.faults} faults, a probe is under way")
+        wait_s = max(self.due, self._held) - now
         until = f"for another {_seconds(wait_s)} " if wait_s > 0 else ""
-        text = f"breaker open {until}after {self._faults} faults" + ("" if until else ", a probe is due")
+        text = f"breaker open {until}after {self.faults} faults" + ("" if until else ", a probe is due")
         return Lasting.of("breaker", text, wait_s)
 
     def most(self, now: float) -> float:
@@ -124,7 +116,7 @@ class Breaker:
 
         Known to be well: no fault since its last success, which is at most `WELL_S` seconds ago.
         """
-        return INF if not self._faults and now < self._well_until else self.faults_left
+        return INF if not self.faults and now < self._well_until else self.faults_left
 
     def forbids_content(self, status: int | None, now: float) -> bool:
         """Return True if a status is about its request's content: 403, while others with the same key succeed."""
@@ -133,7 +125,7 @@ class Breaker:
     @property
     def faults_left(self) -> int:
         """Number of faults in a row after which the breaker is open; 1 at least."""
-        return max(1, FAULTS - self._faults)
+        return max(1, FAULTS - self.faults)
 
     def fault(self, now: float, jitter: float) -> None:
         """Count a failed request that is the endpoint's fault; open the breaker at the third in a row (`FAULTS`).
@@ -141,24 +133,24 @@ class Breaker:
         A probe's success does not reset the count: after it, the first fault opens the breaker. A no-op unless it is closed.
         """
         if self.state == "closed":
-            self._faults += 1  # a probe's success has not reset the count: on trial, one more fault is enough
-            if tripped(self._faults):
+            self.faults += 1  # a probe's success has not reset the count: on trial, one more fault is enough
+            if tripped(self.faults):
                 self.opened += 1
                 self._open(now, jitter)
 
     def success(self, now: float) -> None:
         """Record an answered request, whenever it began, and close the breaker. A hold stays: the server requested it."""
-        self._faults, self._next_s, self._well_until = 0, FIRST_S, now + WELL_S
+        self.faults, self._next_s, self._well_until = 0, FIRST_S, now + WELL_S
         if self.state != "closed":
             self._close()
 
     def probe_due(self, now: float) -> bool:
         """Return True if a probe is to be sent now."""
-        return bool(due(self._due, self._held, now))
+        return bool(due(self.due, self._held, now))
 
     def probe_begun(self, now: float) -> None:
         """Record that a probe was sent. It counts as lost after `PROBE_LOST_S`."""
-        self.state, self._due = "half-open", now + PROBE_LOST_S
+        self.state, self.due = "half-open", now + PROBE_LOST_S
 
     def probe_ended(self, now: float, ok: bool, jitter: float) -> None:
         """Record a probe's result: close the breaker, or open it for longer. A no-op unless a probe is in progress.
@@ -178,7 +170,7 @@ class Breaker:
         """
         self._next_s = FIRST_S
         if self.state == "open":
-            self._due = now
+            self.due = now
 
     def hold(self, until: float, now: float) -> None:
         """Forbid requests before `until`, at most `HOLD_MOST_S` from now; the latest hold counts."""
@@ -186,12 +178,12 @@ class Breaker:
 
     def _open(self, now: float, jitter: float) -> None:
         """Open the breaker, and double the next opening time."""
-        self.state, self._due = "open", now + open_s(self._next_s, jitter)
+        self.state, self.due = "open", now + open_s(self._next_s, jitter)
         self._next_s = grown_s(self._next_s)
 
     def _close(self) -> None:
         """Close the breaker, with no probe due. Keeps the count of faults and the next pause."""
-        self.state, self._due = "closed", INF
+        self.state, self.due = "closed", INF
 
 
 def _seconds(wait_s: float) -> str:

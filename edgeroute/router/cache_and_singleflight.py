@@ -84,7 +84,7 @@ class Caching(Part):
             yield from self._run_leads(leads, results, proceed)
             alone = []
             for i, request, flight in follows:
-                shared = yield Join(flight, min(self._patience_s(request), HELD_S if flight.is_streamed else INF))
+                shared = yield Join(flight, min(self._patience_s(request), HELD_S if flight.held else INF))
                 if shared is None or not is_accepted(request.plan, shared[1].entry):
                     # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
                     alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))

@@ -132,32 +132,29 @@ class OfflineQueue:
         outbox: the file.
         router: owner of the policy in force. Its `note` gets the events of a request: `queued`; `not queued`, after its answer
             promised otherwise; `damaged`, of a row in the outbox.
+
+    Attributes:
+        storing: id of a request being stored -> future to which jobs for the time after are attached.
     """
 
     UNSETTLED = WAITING, BEING_STORED  # notes of requests that get a late answer
 
     def __init__(self, outbox: Outbox, router: Owner) -> None:
         self.outbox, self._router = outbox, router
-        # Id of a request being stored -> future to which jobs for the time after are attached.
-        self._storing: dict[str, Future[None]] = {}
+        self.storing: dict[str, Future[None]] = {}
         self._refusal = ""  # reason of a closed queue to store nothing
         outbox.report_damaged = partial(router.note, "damaged")
         # Of its own: a file that is locked takes no thread from calls.
         self.threads = ThreadPool("edgeroute-storing", MOST_THREADS)
         self.callbacks, self.delivery = Callbacks(outbox), Delivery(outbox, self.send)
 
-    @property
-    def storing(self) -> int:
-        """Number of requests being stored."""
-        return len(self._storing)
-
     def expect(self, identity: str) -> None:
         """Announce that `store` will be called for this id. Late answers for it wait until then."""
-        self._storing[identity] = Future()
+        self.storing[identity] = Future()
 
     def once_stored(self, identity: str, job: Callable[[], object]) -> None:
         """Run the job once that request is stored, or given up: now, or later in the thread that is storing it."""
-        storing = self._storing.get(identity)
+        storing = self.storing.get(identity)
         if storing is None:
             job()
         else:
@@ -246,10 +243,10 @@ class OfflineQueue:
 
         A no-op for a request that is not announced, or not any more.
         """
-        storing = self._storing.get(identity)
+        storing = self.storing.get(identity)
         if storing is not None:
             storing.set_result(None)
-            del self._storing[identity]
+            del self.storing[identity]
 
     def send(self, entry: Waiting) -> Prediction:
         """Send one entry of the outbox to its cloud, by the current rules, limits and breaker, and return the answer; blocks.
@@ -286,7 +283,7 @@ class OfflineQueue:
 
         Waits up to `CLOSE_S` for requests that are being stored; later ones are not stored any more.
         """
-        if wait([*self._storing.values()], CLOSE_S).not_done:
+        if wait([*self.storing.values()], CLOSE_S).not_done:
             self._refusal = "the router is closed"
         self.outbox.end_waits()
         for part in (self.threads, self.delivery, self.callbacks, self.outbox):

@@ -355,10 +355,13 @@ class Trials(ForkSafe, parts.Part):
         calls: makes the calls of hidden clouds.
         submit: runs a call in a thread; returns False if none is free.
         dumped: figures of earlier runs, or of the previous policy; those with the same identity are continued.
+
+    Attributes:
+        under_way: number of calls of hidden clouds under way.
     """
 
     _lock = per_process(SafeLock)
-    _under_way = initially(0)
+    under_way = initially(0)
     name = STORED
 
     def __init__(
@@ -404,11 +407,6 @@ class Trials(ForkSafe, parts.Part):
         for arm in (arm for running in self.all for arm in running.stats()):
             by_arm.setdefault(arm.arm, arm)
         return {"arms": tuple(by_arm.values())}
-
-    @property
-    def busy(self) -> int:
-        """Number of calls of hidden clouds under way."""
-        return self._under_way
 
     def choose(self, snapshot: Snapshot, identity: str, x: Any) -> tuple[Snapshot, str]:
         """Return the policy of a request, with the edge model of its arm, and the name of the cloud on trial; empty: none.
@@ -502,7 +500,7 @@ class Trials(ForkSafe, parts.Part):
         """
         name, legs = running.names[1], request.plan.legs
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
-        if target is None or self._under_way >= MOST_HIDDEN:
+        if target is None or self.under_way >= MOST_HIDDEN:
             return
         hidden = legs[i]._replace(
             name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}
@@ -528,13 +526,13 @@ class Trials(ForkSafe, parts.Part):
                 log.exception("a call of a hidden cloud failed; no answer is touched by it")
             finally:
                 with self._lock:
-                    self._under_way -= 1
+                    self.under_way -= 1
 
         with self._lock:
-            self._under_way += 1
+            self.under_way += 1
         if not self._submit(job):
             with self._lock:
-                self._under_way -= 1
+                self.under_way -= 1
 
 
 def _describe_model(snapshot: Snapshot) -> str:

@@ -435,17 +435,15 @@ class _Shared:
 
 
 class Flight:
-    """Part of one caller in a flight, which the leader ends in any case, with `end`."""
+    """Part of one caller in a flight, which the leader ends in any case, with `end`.
 
-    __slots__ = ("_flights", "_key", "_shared", "leads")
+    `held`: the leader's answer is a stream that goes on only while its caller reads.
+    """
+
+    __slots__ = ("_flights", "_key", "_shared", "held", "leads")
 
     def __init__(self, flights: Flights, key: bytes, shared: _Shared, leads: bool) -> None:
-        self._flights, self._key, self._shared, self.leads = flights, key, shared, leads
-
-    @property
-    def is_streamed(self) -> bool:
-        """Return True if the leader's answer is a stream that goes on only while its caller reads."""
-        return self._shared.held
+        self._flights, self._key, self._shared, self.held, self.leads = flights, key, shared, shared.held, leads
 
     def end(self, make: Callable[[], Any] | None = None) -> None:
         """End the flight, and pass `make()` to all followers, or release them without a result.
