@@ -27,7 +27,7 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.contained_calls_and_tasks import ClosedByWith
 from edgeroute.system.sanitised_logs_and_contained_errors import log
 from edgeroute.system.thread_pool_and_workers import Worker
-from edgeroute.system.untrusted_files import MOST_TEXT, read_arrays, read_bytes, read_json
+from edgeroute.system.untrusted_files import MOST_TEXT, named_errors, read_arrays, read_bytes, read_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -108,15 +108,11 @@ class Catalog(Installed, ClosedByWith):
             CatalogError: the stored one cannot be read.
         """
         if self._source is None:
-            path, known = self.store.folder / SOURCE, None
-            try:
+            unknown = PolicyError(f"{self.store.folder}: no catalog is known: give it once, by source=, or by --from")
+            with named_errors(path := self.store.folder / SOURCE, unknown, CatalogError, "cannot be read: %s"):
                 known = read_json(path)
-            except FileNotFoundError:
-                pass
-            except (OSError, ValueError) as e:
-                raise CatalogError(f"{path} cannot be read: {e}") from e
             if not isinstance(known, dict) or not isinstance(known.get("source"), str):
-                raise PolicyError(f"{self.store.folder}: no catalog is known: give it once, by source=, or by --from")
+                raise unknown
             self._source = source_of(known["source"], verify=known.get("verify", True), patience_s=self._patience_s)
         return self._source
 

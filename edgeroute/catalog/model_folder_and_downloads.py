@@ -30,7 +30,7 @@ from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.files_and_lock_waits import file_sha256
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.json_codec_and_short_repr import json_dumps
-from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.untrusted_files import named_errors, read_json
 
 ENTRY = "entry.json"
 TURN_S = 10.0  # maximum time that a change of the active version waits for another change, seconds
@@ -119,12 +119,9 @@ class Store:
             CatalogError: its entry cannot be read.
         """
         path = self.version(name, version) / ENTRY
-        try:
+        missing = ModelMissing(f"{name} {version} is not in {self.folder}: edgeroute models pull {name}")
+        with named_errors(path, missing, CatalogError, "cannot be read: %s"):
             return read_entry(read_json(path))
-        except FileNotFoundError as e:
-            raise ModelMissing(f"{name} {version} is not in {self.folder}: edgeroute models pull {name}") from e
-        except (OSError, ValueError) as e:
-            raise CatalogError(f"{path} cannot be read: {e}") from e
 
     def versions(self, name: str) -> list[str]:
         """Return the complete versions of a model on this device, the oldest number first. [] if the folder cannot be read."""

@@ -23,7 +23,7 @@ from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system.files_and_lock_waits import replace_file, sha256
 from edgeroute.system.json_codec_and_short_repr import to_json_types
-from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.untrusted_files import named_errors, read_json
 from edgeroute.system.wall_clock import now
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
@@ -280,14 +280,8 @@ class Certificate(NamedTuple):
         Raises:
             PolicyError: the file is missing, unreadable, of another version, or was modified.
         """
-        try:
+        with named_errors(path, PolicyError(f"there is no certificate at {path}"), PolicyError, "is not a certificate: %s"):
             data = read_json(path)
-        except FileNotFoundError as e:
-            raise PolicyError(f"there is no certificate at {path}") from e
-        except OSError as e:
-            raise PolicyError(f"{path} cannot be read: {e.strerror}") from e
-        except ValueError as e:
-            raise PolicyError(f"{path} is not a certificate: {e}") from e
         if not isinstance(data, dict) or "checksum" not in data:
             raise PolicyError(f"{path} is not a certificate: it has no checksum")
         if data.pop("checksum") != checksum_of(data):

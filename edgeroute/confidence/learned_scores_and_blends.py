@@ -35,7 +35,7 @@ from edgeroute.confidence.prompt_features_and_word_weights import HASHED, WordWe
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing
 from edgeroute.system.files_and_lock_waits import replace_file
-from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.untrusted_files import named_errors, read_json
 
 # Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
 
@@ -312,14 +312,10 @@ class Learned:
             ModelMissing: there is no such file.
             ModelError: the file cannot be read, is broken, or is of another version.
         """
+        with named_errors(path, ModelMissing(f"there is no score at {path}"), ModelError):
+            data = read_json(path)
         try:
-            return cls(read_json(path))
-        except FileNotFoundError as e:
-            raise ModelMissing(f"there is no score at {path}") from e
-        except OSError as e:
-            raise ModelError(f"{path} cannot be read: {e.strerror or e}") from e
-        except ValueError as e:
-            raise ModelError(f"{path} is broken: {e}") from e
+            return cls(data)
         except ModelError as e:
             raise ModelError(f"{path}: {e}") from e
 

@@ -17,7 +17,7 @@ from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.edge.input_checks_and_stacking import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
 from edgeroute.system.files_and_lock_waits import file_sha256, files_in, sha256
-from edgeroute.system.untrusted_files import read_json
+from edgeroute.system.untrusted_files import named_errors, read_json
 from edgeroute.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -342,14 +342,9 @@ class Card:
             ModelMissing: there is no such file.
             ModelError: it is not a model card.
         """
-        try:
+        broken = f"is not JSON: %s; if it is no card, {_NO_CARD}"
+        with named_errors(path, ModelMissing(f"there is no model card at {path}"), ModelError, broken):
             data = read_json(path)
-        except FileNotFoundError as e:
-            raise ModelMissing(f"there is no model card at {path}") from e
-        except OSError as e:
-            raise ModelError(f"{path} cannot be read: {e.strerror}") from e
-        except ValueError as e:
-            raise ModelError(f"{path} is not JSON: {e}; if it is no card, {_NO_CARD}") from e
         return cls(data, path=path)
 
     def of(self, name: str) -> CardInput | None:
@@ -502,14 +497,10 @@ def sha256_of(path: Path) -> str:
         ModelMissing: there is no such file.
         ModelError: it cannot be read, or is a pipe or device.
     """
-    try:
+    with named_errors(path, ModelMissing(f"there is no model at {path}"), ModelError):
         if not path.is_dir():
             return file_sha256(path)
         files = {file.relative_to(path).as_posix().encode(): file_sha256(file) for file in files_in(path)}
-    except FileNotFoundError as e:
-        raise ModelMissing(f"there is no model at {path}") from e
-    except OSError as e:
-        raise ModelError(f"{path} cannot be read: {e.strerror}") from e
     return sha256(b"".join(b"%b  %b\n" % (files[name].encode(), name) for name in sorted(files))).hexdigest()
 
 

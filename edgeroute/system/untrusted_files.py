@@ -122,6 +122,28 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return parse_json(read_text(path))
 
 
+@contextmanager
+def named_errors(
+    path: str | os.PathLike[str], missing: Exception, error: Callable[[str], Exception], broken: str = "is broken: %s"
+) -> Iterator[None]:
+    """Raise what goes wrong in reading a file as edgeroute's errors, which name it.
+
+    Args:
+        path: path of the file.
+        missing: raised if there is no such file.
+        error: makes the error of any other one from a text.
+        broken: what the file is then, with a place for the reason.
+    """
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise missing from e
+    except OSError as e:
+        raise error(f"{path} cannot be read: {e.strerror or e}") from e
+    except ValueError as e:
+        raise error(f"{path} {broken % e}") from e
+
+
 def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the value of a JSON text that others wrote.
 
