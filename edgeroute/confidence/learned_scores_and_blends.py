@@ -22,15 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.learned_score_features import (
-    PER_CLASS,
-    Array,
-    Foreign,
-    feature_names,
-    logit_features,
-    of_row,
-    text_features,
-)
+from edgeroute.confidence import learned_score_features as signals
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED, WordWeights
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing
@@ -86,17 +78,17 @@ class Blend:
             return float("nan")
         return self._base.rank_of(base) * (1 - self._weight) + self._fit.rank_of(fit) * self._weight
 
-    def score_many(self, base: Array, fit: Array) -> Array:
+    def score_many(self, base: signals.Array, fit: signals.Array) -> signals.Array:
         """Return the blended scores of inputs, [n] -> [n]."""
         return np.array([self.score_one(*pair) for pair in zip(base.tolist(), fit.tolist(), strict=True)], np.float64)
 
 
-def with_constant(x: Array) -> Array:
+def with_constant(x: signals.Array) -> signals.Array:
     """Return x: [n, k] with a first column of ones for the intercept, [n, 1 + k]."""
     return np.concatenate([np.ones((len(x), 1)), x], 1)
 
 
-def expit(x: Array) -> Array:
+def expit(x: signals.Array) -> signals.Array:
     """Return the logistic function of each element."""
     return 0.5 + 0.5 * np.tanh(x / 2)
 
@@ -185,13 +177,13 @@ class Learned:
                 raise ValueError(f"there is no score {self.name!r} of {self.classes} classes")
             return
         self._blend = Blend(data["blend"]) if "blend" in data else None
-        self._foreign: Foreign | None = None
+        self._foreign: signals.Foreign | None = None
         if data["foreign"] is not None:
-            self._foreign = Foreign(*(np.array(data["foreign"][part], np.float64) for part in Foreign._fields))
+            self._foreign = signals.Foreign(*(np.array(data["foreign"][part], np.float64) for part in signals.Foreign._fields))
             whiten, means = self._foreign
             if whiten.shape != (self.classes, self.classes) or means.shape != (len(means) or 1, self.classes):
                 raise ValueError(f"{means.shape} means and {whiten.shape} to whiten, for {self.classes} classes")
-        columns: Any = feature_names(self.classes, self._foreign is not None)
+        columns: Any = signals.feature_names(self.classes, self._foreign is not None)
         if self._table is not None:
             columns = sum(self._table[1]) + (self._base is None)
         if data["features"] != columns:
@@ -206,7 +198,7 @@ class Learned:
         self._gain: list[float] = self._weights[0].tolist()
         if self._words is not None:
             return
-        plain = count + 1 - (self.classes if self.classes <= PER_CLASS else 0)
+        plain = count + 1 - (self.classes if self.classes <= signals.PER_CLASS else 0)
         (self._harm, self._harm_of), (self._win, self._win_of) = (
             (w[1:plain], [w[0] + v for v in w[plain:]] or w[:1]) for w in self._weights.tolist()
         )
@@ -224,7 +216,7 @@ class Learned:
             return self._of_features(outputs[1] if type(outputs) is tuple else outputs)
         if self._text:
             logprobs = outputs[1] if type(outputs) is tuple else outputs
-            return self._weigh(text_features(logprobs), 0) if self._fitted else quantile(logprobs)
+            return self._weigh(signals.text_features(logprobs), 0) if self._fitted else quantile(logprobs)
         row = next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs
         if isinstance(row, np.ndarray):
             row = row.tolist()
@@ -232,7 +224,7 @@ class Learned:
             raise BadReply(f"{len(row)} outputs, and the score was fitted to {self.classes}: these are not this model's")
         if self.classes > SMALL:
             return float(self.many([row])[0])
-        return self._weigh(*of_row(row, self._foreign)) if self._fitted else ROWS["msp"](row, max(row))
+        return self._weigh(*signals.of_row(row, self._foreign)) if self._fitted else ROWS["msp"](row, max(row))
 
     def _weigh(self, vector: list[float], predicted: int) -> float:
         """Return the score by the regressions' P(win) - P(harm); a blend counts the base score, `vector[0]`, too."""
@@ -262,7 +254,7 @@ class Learned:
         gain = self._gain[0] + sum(map(mul, self._gain[1:], row)) + self._words.weigh(features.get(HASHED))
         return self._score_of(row[0], -gain)
 
-    def many(self, outputs: Any) -> Array:
+    def many(self, outputs: Any) -> signals.Array:
         """Return the scores of inputs, [n]: the learned one, or if nothing was learned that of `name`, such as `msp`.
 
         outputs: logits [n, classes], n texts' token log-probabilities, or a table like the one of the fit.
@@ -286,9 +278,9 @@ class Learned:
         with np.errstate(invalid="ignore"):
             if not self._fitted:
                 return msp(logits)
-            features = logit_features(logits, self._foreign)
+            features = signals.logit_features(logits, self._foreign)
             harm, win = expit(with_constant(features) @ self._weights.T).T
-            better: Array = win - harm
+            better: signals.Array = win - harm
             return 0.5 + 0.5 * better if self._blend is None else self._blend.score_many(features[:, 0], better)
 
     @cached_property

@@ -29,35 +29,8 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from edgeroute.confidence import output_forms_labels_and_comparison as forms
 from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_without_batch, have_boxes, read_boxes
-from edgeroute.confidence.output_forms_labels_and_comparison import (
-    LONG,
-    SUM_SLACK,
-    SURE_SLACK,
-    TINY,
-    UNSCALED,
-    ByClass,
-    Labels,
-    along_one_axis,
-    as_array,
-    binary,
-    confidence,
-    form_of,
-    has_length_1,
-    is_by_class,
-    is_embedding,
-    label_and_probabilities,
-    least_score,
-    looks_like_probabilities,
-    out_of_range,
-    plain,
-    probabilities_warning,
-    read_labels,
-    read_sequence,
-    several,
-    sum_to_one,
-    tokens_and_logprobs,
-)
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
 from edgeroute.core.error_codes_and_texts import failure_text
 from edgeroute.core.walk import Prediction, new
@@ -136,7 +109,7 @@ class Reader:
         if isinstance(score, str) and score not in SCORES:
             raise PolicyError(f"there is no score {score!r}: expected one of {', '.join(SCORES)}, or a function of the outputs")
         self.score, self.name, self.blank, self.output_name = score, name, blank, output_name
-        self._names = Labels(labels, name)
+        self._names = forms.Labels(labels, name)
         self.labels = self._names.labels
         self.none_found = checked_rule(none_found)
         row = score if isinstance(score, str) and score in ROWS else "msp"
@@ -206,7 +179,7 @@ class Reader:
         Takes (value, confidence) and a `Prediction` too. Raises BadReply, PolicyError or `wrong` for what cannot be an answer.
         """
         if self._special is not None:
-            return self._special(row.outputs if type(row) is Prediction and type(row.outputs) is ByClass else row)
+            return self._special(row.outputs if type(row) is Prediction and type(row.outputs) is forms.ByClass else row)
         if type(row) is tuple:
             return self._pair(row)
         if type(row) is Prediction:
@@ -234,13 +207,13 @@ class Reader:
         kind = self.kind
         if len(z) == 1 and kind not in {*CLASSES, "multilabel"}:
             return self._regression(row, z[0])
-        if kind in LIMITED and self._custom is None and (wrong := out_of_range(kind, min(z), max(z), first)) is not None:
+        if kind in LIMITED and self._custom is None and (wrong := forms.out_of_range(kind, min(z), max(z), first)) is not None:
             best = z.index(max(z)) if len(z) > 1 else int(z[0] > 0.5)  # noqa: PLR2004 - the second of two classes
             return Prediction(self._names.at(best, max(len(z), 2)), wrong, row)
         if len(z) == 1:
-            z = binary(z[0], kind)
+            z = forms.binary(z[0], kind)
         elif kind == "probabilities":
-            z = [log(p) if p > 0 else TINY if p == 0 else NAN for p in z]
+            z = [log(p) if p > 0 else forms.TINY if p == 0 else NAN for p in z]
         top = max(z)
         sure = self._row(z, top) if self._custom is None else self._custom_score(z if self._logits else row)
         value = self._names.at(z.index(top), len(z))
@@ -253,10 +226,10 @@ class Reader:
         `wrong` for an embedding.
         """
         doubt = self.check_embedding(z, isinstance(row, Mapping) and not self.output_name()) if len(z) > 1 else ""
-        likely = looks_like_probabilities(z)
-        if self.kind is None and not likely and sum_to_one(z):  # perhaps after a softmax: the next row tells
+        likely = forms.looks_like_probabilities(z)
+        if self.kind is None and not likely and forms.sum_to_one(z):  # perhaps after a softmax: the next row tells
             return
-        slack = SUM_SLACK if getattr(first, "dtype", None) == np.float16 else SURE_SLACK
+        slack = forms.SUM_SLACK if getattr(first, "dtype", None) == np.float16 else forms.SURE_SLACK
         if likely and self.kind is None and self.score != "energy" and abs(sum(z) - 1) < slack:
             logger.info("%s gives numbers from 0 that sum to 1: they are read as probabilities", self.name)
             self.settle("probabilities")
@@ -264,7 +237,7 @@ class Reader:
         self._seen = True
         self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
         if likely:
-            logger.warning("%s", probabilities_warning(self.name))
+            logger.warning("%s", forms.probabilities_warning(self.name))
         elif self.kind is None and self._custom is None and len(z) > 1 and 0 < min(z) <= max(z) < 1:
             doubt = SHARES
         if doubt and not self.doubt and "logit" not in self.output_name().lower():
@@ -279,13 +252,13 @@ class Reader:
         if self.kind is not None or self.labels is not None or self._custom is not None:
             return ""
         name = self.output_name()
-        if is_embedding(name) or (z is not None and has_length_1(z)):
-            by = f"{name!r}, by its name" if is_embedding(name) else "numbers with a norm of 1:"
+        if forms.is_embedding(name) or (z is not None and forms.has_length_1(z)):
+            by = f"{name!r}, by its name" if forms.is_embedding(name) else "numbers with a norm of 1:"
             raise self.wrong(
                 f'{self.name} gives {by} an embedding and not a number for each class: write kind = "value" in '
                 'the policy or the output of its card; or "logits", if it is one'
             )
-        many = z is not None and len(z) >= LONG and not (is_named or sum_to_one(z))
+        many = z is not None and len(z) >= forms.LONG and not (is_named or forms.sum_to_one(z))
         return f"{len(z or ())} numbers, which are {MANY}" if many else ""
 
     def _large(self, row: Any, first: Any) -> Prediction:
@@ -294,10 +267,10 @@ class Reader:
         Empty outputs, other shapes and types are the value themselves, without confidence unless by a custom score. Empty outputs
         beside labels raise BadReply.
         """
-        array = as_array(first)
+        array = forms.as_array(first)
         if boxes_without_batch(self.kind, first) or (self.kind is None and are_rows_of_boxes(array, self.labels)):
             return self._decoded(first)
-        array = along_one_axis(array, self.kind if self.kind in CLASSES else None) if array.dtype.kind == "f" else array
+        array = forms.along_one_axis(array, self.kind if self.kind in CLASSES else None) if array.dtype.kind == "f" else array
         if array.dtype.kind in "biuUS" and not (self.kind in CLASSES and array.ndim == 1 and array.dtype.kind in "biu"):
             return self._label(row, first, array)
         if not array.size and self.labels is not None:
@@ -306,17 +279,17 @@ class Reader:
             return self._regression(row, float(array)) if self.kind not in CLASSES else self._classes(row, [float(array)], first)
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
             # not a classifier's outputs: the value is the raw output, and only a custom score, or those of its parts, apply
-            return Prediction(row, self._custom_score(row) if self._custom is not None else least_score(row), row)
+            return Prediction(row, self._custom_score(row) if self._custom is not None else forms.least_score(row), row)
         if array.dtype.name in {"int8", "uint8"} and self.kind != "probabilities" and self._custom is None:
             value = self._names.at(int(array.argmax()), array.size) if array.size > 1 else None
-            return Prediction(value, Unscored(UNSCALED), row)
+            return Prediction(value, Unscored(forms.UNSCALED), row)
         if len(array) <= SMALL:
             return self._classes(row, [float(v) for v in array.tolist()], first)
         if not self._seen:
             self._check_first([float(v) for v in array.tolist()], first, row)
         if self._custom is not None and not self._logits:
             sure = self._custom_score(row)
-        elif self._custom is None and (wrong := out_of_range(self.kind, array.min(), array.max(), array)) is not None:
+        elif self._custom is None and (wrong := forms.out_of_range(self.kind, array.min(), array.max(), array)) is not None:
             sure = wrong
         else:
             with np.errstate(all="ignore"):
@@ -361,7 +334,7 @@ class Reader:
         first = next(iter(row.values()), None) if isinstance(row, Mapping) else row
         if type(first) is tuple:
             return self._pair(first)
-        array = as_array(first)
+        array = forms.as_array(first)
         value = array.reshape(-1)[0].item() if array.size == 1 and array.dtype.kind in "fiub" else first
         return Prediction(value, self._custom_score(row), row)
 
@@ -373,25 +346,27 @@ class Reader:
         """
         if self.kind is None and have_boxes(row):
             return self._decoded(row)
-        if self.kind is None and self._custom is None and (sure := least_score(row)) is not None:
+        if self.kind is None and self._custom is None and (sure := forms.least_score(row)) is not None:
             return Prediction(row, sure, row)
-        if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
+        if self.kind in {None, "probabilities"} and len(row) > 1 and forms.is_by_class(row):
             p = list(row.values())
-            if self.kind is not None or sum_to_one(p) or (type(row) is ByClass and not 0 < sum(p) < inf):
+            if self.kind is not None or forms.sum_to_one(p) or (type(row) is forms.ByClass and not 0 < sum(p) < inf):
                 return self._by_class(row, row)
-            if type(row) is ByClass or (not self._seen and self._custom is None and 0 <= min(p) <= max(p) <= 1):
+            if type(row) is forms.ByClass or (not self._seen and self._custom is None and 0 <= min(p) <= max(p) <= 1):
                 raise self.wrong(
                     f"{self.name} gives numbers from 0 to 1 by name, which do not sum to 1: write CallableModel(model, "
                     'kind="multilabel") for several labels at once, else "probabilities", or "value" for the first'
                 )
             self._seen = True  # no probabilities: a later row may be from 0 to 1 by chance
             return None
-        if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
+        if self.kind == "logprobs" and (tokens := forms.tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            sure = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(logprobs)
-            return Prediction(plain(value), sure if self._custom is None else self._custom_score(row), row)
-        parts = label_and_probabilities(row) if self.kind is None and len(row) > 1 else None
-        known = parts is not None and (isinstance(parts[1], Mapping) or sum_to_one(as_array(parts[1]).tolist()))
+            sure = forms.out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(
+                logprobs
+            )
+            return Prediction(forms.plain(value), sure if self._custom is None else self._custom_score(row), row)
+        parts = forms.label_and_probabilities(row) if self.kind is None and len(row) > 1 else None
+        known = parts is not None and (isinstance(parts[1], Mapping) or forms.sum_to_one(forms.as_array(parts[1]).tolist()))
         return self._labelled_prediction(row) if known else None
 
     def _labelled_prediction(self, row: Any) -> Prediction:
@@ -400,14 +375,20 @@ class Reader:
         Probabilities out of range give an `Unscored`. Raises `wrong` for outputs without a label or probabilities, BadReply for a
         label that is none of the labels.
         """
-        parts = label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if several(row) else None
+        parts = (
+            forms.label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row)))
+            if forms.several(row)
+            else None
+        )
         if parts is None:
-            raise self.wrong(f"{self.name} gives {form_of(row)}, and its kind is label+probabilities: set output or another kind")
+            raise self.wrong(
+                f"{self.name} gives {forms.form_of(row)}, and its kind is label+probabilities: set output or another kind"
+            )
         label, p = parts
         if self.labels is not None and len(self.labels) < len(p):
             self._names.at(0, len(p))
-        read = self._by_class(p, row) if isinstance(p, Mapping) else self._from_probabilities(as_array(p), row)
-        return Prediction(self._names.named(plain(label)), read.confidence, row)
+        read = self._by_class(p, row) if isinstance(p, Mapping) else self._from_probabilities(forms.as_array(p), row)
+        return Prediction(self._names.named(forms.plain(label)), read.confidence, row)
 
     def _top(self, row: Any) -> Prediction:
         """Return the prediction for numbers of the best classes and their scores: the class of the best score.
@@ -415,8 +396,10 @@ class Reader:
         If the scores are probabilities, what they lack of the sum of 1 belongs to other classes, none of which is likelier.
         Outputs of another form are a value. Raises BadReply if there are labels, and none for that class.
         """
-        named = row if isinstance(row, Mapping) else dict(enumerate(row if several(row) else ()))
-        parts = tokens_and_logprobs({key: np.atleast_1d(along_one_axis(as_array(v), self.kind)) for key, v in named.items()})
+        named = row if isinstance(row, Mapping) else dict(enumerate(row if forms.several(row) else ()))
+        parts = forms.tokens_and_logprobs(
+            {key: np.atleast_1d(forms.along_one_axis(forms.as_array(v), self.kind)) for key, v in named.items()}
+        )
         if parts is None or parts[0].dtype.kind not in "iu" or not parts[0].size:
             return Prediction(row, self._custom_score(row), row)
         (best, z), count = parts, len(self.labels or ())
@@ -430,8 +413,8 @@ class Reader:
             return Prediction(value, self._custom_score(logits.tolist() if self._of_logits else row), row)
         if not z.any():  # probabilities that were rounded to 0; or the logarithm of 1, which looks alike
             return Prediction(value, Unscored("its best score is 0, which may be a probability or a logarithm"), row)
-        rest, least = 1 - float(p.sum()), max(float(np.sort(p)[-2:][0]), SUM_SLACK)
-        others = ceil(min(rest, 1) / least) if rest > SUM_SLACK else 0
+        rest, least = 1 - float(p.sum()), max(float(np.sort(p)[-2:][0]), forms.SUM_SLACK)
+        others = ceil(min(rest, 1) / least) if rest > forms.SUM_SLACK else 0
         return self._from_probabilities(np.append(p, np.full(others, rest) / others), row)._replace(value=value)
 
     def _from_probabilities(self, p: Array, row: Any) -> Prediction:
@@ -439,12 +422,12 @@ class Reader:
 
         A single one is that of class 1 of two. Any out of range get an `Unscored`, unless the score is custom.
         """
-        wrong = out_of_range("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
+        wrong = forms.out_of_range("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
         if wrong is not None:
             return Prediction(int(p.argmax()), wrong, row)
-        z = [log(v) if v > 0 else TINY if v == 0 else NAN for v in p.tolist()]
+        z = [log(v) if v > 0 else forms.TINY if v == 0 else NAN for v in p.tolist()]
         if len(z) == 1:
-            z = binary(float(p[0]), "probabilities")
+            z = forms.binary(float(p[0]), "probabilities")
         sure = self._row(z, max(z)) if self._custom is None else self._custom_score(z if self._of_logits else row)
         return Prediction(z.index(max(z)), sure, row)
 
@@ -455,7 +438,7 @@ class Reader:
         """
         names = list(p)
         read = self._from_probabilities(np.array([float(v) for v in p.values()]), row)
-        return Prediction(self._names.named(plain(names[read.value])), read.confidence, row)
+        return Prediction(self._names.named(forms.plain(names[read.value])), read.confidence, row)
 
     def _decoded(self, row: Any) -> Prediction:
         """Return the prediction for a detector's outputs, several labels or a sequence, by the kind; None: boxes.
@@ -469,15 +452,15 @@ class Reader:
             return self.wrong(f"{self.name} {text}")
 
         if self.kind == "ctc":
-            value, sure = read_sequence(first, self._names, self.blank, wrong)
+            value, sure = forms.read_sequence(first, self._names, self.blank, wrong)
         elif self.kind == "multilabel":
-            named = is_by_class(row) and len(row) > 1  # of an estimator
-            p = np.array([*row.values()]) if named else along_one_axis(as_array(first))
+            named = forms.is_by_class(row) and len(row) > 1  # of an estimator
+            p = np.array([*row.values()]) if named else forms.along_one_axis(forms.as_array(first))
             if p.size == 1 and p.dtype.kind == "f":
                 return self._classes(row, p.reshape(-1).tolist(), first)
             if p.ndim != 1 or p.dtype.kind != "f" or not p.size:
                 return self._value(row)
-            value, sure = read_labels(p, Labels([*row], self.name) if named and self.labels is None else self._names)
+            value, sure = forms.read_labels(p, forms.Labels([*row], self.name) if named and self.labels is None else self._names)
         else:
             value, sure = read_boxes(row, self.labels, self.none_found, wrong)
         return Prediction(value, self._custom_score(row) if self._custom is not None else sure, row)
@@ -492,14 +475,14 @@ class Reader:
             raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")
         value, sure = row
         if hasattr(type(value), "__array__") and getattr(value, "ndim", None) == 0:  # of numpy, torch and others
-            value = as_array(value).item()
+            value = forms.as_array(value).item()
         value = value if self.labels is None else self._names.meant(value)
         outputs = row if outputs is None else outputs
         if self._custom is not None:
             return Prediction(value, self._custom_score(outputs), outputs)
         if (type(sure) is float and 0.0 <= sure <= 1.0) or isinstance(sure, Unscored):
             return new(Prediction, (value, sure, outputs))
-        sure, wrong = confidence(sure, bounded=self._bounded)
+        sure, wrong = forms.confidence(sure, bounded=self._bounded)
         if wrong:
             raise self.wrong(f"{self.name} gives {wrong}")
         return Prediction(value, sure, outputs)
@@ -524,7 +507,7 @@ def _unscored_prediction(value: Any, sure: float | None, row: Any, numbers: Any)
 
     Without a value, and with an `Unscored`, if its numbers are not finite.
     """
-    if isinstance(sure, Unscored) or np.isfinite(as_array(numbers)).all():
+    if isinstance(sure, Unscored) or np.isfinite(forms.as_array(numbers)).all():
         return Prediction(value, sure, row)
     return Prediction(None, Unscored("its outputs hold NaN or infinity, or are all minus infinity"), row)
 

@@ -8,16 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from edgeroute.core.error_codes_and_texts import (
-    UNFIT,
-    Coded,
-    ErrorCode,
-    Failure,
-    HeldCode,
-    class_name,
-    error_message,
-    failure_text,
-)
+from edgeroute.core import error_codes_and_texts as codes
 from edgeroute.core.plan import Leg, Plan, judged_leg, two_digits
 from edgeroute.core.policy_egress_and_options import INF, Side
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new
@@ -49,11 +40,11 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         elif kind in {"accepted", "below"} or (kind == "kept" and i not in decided):
             parts.append(answer_part(plan, leg, detail, instant - started[i], limits.get(i)))
         elif kind == "failed":
-            text = failure_text(detail)
-            code = Failure.of(detail).code
-            unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
+            text = codes.failure_text(detail)
+            code = codes.Failure.of(detail).code
+            unfit = code in codes.UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
             failure = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
-            parts.append(text if isinstance(detail, Coded) and getattr(detail, "held", False) else failure)
+            parts.append(text if isinstance(detail, codes.Coded) and getattr(detail, "held", False) else failure)
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
     if type(outcome) is Left:
@@ -205,8 +196,10 @@ def _detail(mark: Mark) -> dict[str, object]:
     if mark.kind != "failed":
         check = {"check": detail.code} if type(detail) is Malformed else {}
         return {"threshold" if mark.kind == "limit" else "confidence": finite(detail), **check}
-    text = class_name(detail) + (f": {error_message(detail)}" if isinstance(detail, Coded) and not detail.foreign else "")
-    return {"error": text} | {name: part for name, part in Failure.of(detail)._asdict().items() if part}
+    text = codes.class_name(detail) + (
+        f": {codes.error_message(detail)}" if isinstance(detail, codes.Coded) and not detail.foreign else ""
+    )
+    return {"error": text} | {name: part for name, part in codes.Failure.of(detail)._asdict().items() if part}
 
 
 def finite(value: Any) -> Any:
@@ -226,7 +219,7 @@ Own = Literal[
     "confident", "first", "stays", "below", "malformed", "input", "faster", "failed", "deadline", "busy", "left", "cached",
     "stale", "error",
 ]  # fmt: skip
-CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
+CODES: Final = frozenset[str]({*get_args(Own), *get_args(codes.ErrorCode), *get_args(codes.HeldCode)} - {""})
 ALONE = 2  # number of marks in the log of a request with a single leg
 
 
@@ -273,7 +266,7 @@ def _below(mark: Mark) -> str:
 
 def _failure_code(mark: Mark) -> str:
     """Return the code of a failure. `failed` for an error without a code."""
-    return Failure.of(mark.detail).code or "failed"
+    return codes.Failure.of(mark.detail).code or "failed"
 
 
 def error_code(error: BaseException | None) -> str:
@@ -281,11 +274,11 @@ def error_code(error: BaseException | None) -> str:
 
     Of several failures the last one's code; `timeout` for any other TimeoutError, `error` for an exception without a code.
     """
-    errors = getattr(error, "errors", None) if isinstance(error, Coded) else None  # a foreign one's may be anything
+    errors = getattr(error, "errors", None) if isinstance(error, codes.Coded) else None  # a foreign one's may be anything
     if isinstance(error, TimeoutError) and errors is not None:
         return "deadline"
     last = [*errors.values()][-1] if errors else error
-    return Failure.of(last).code or "error"
+    return codes.Failure.of(last).code or "error"
 
 
 class Took(NamedTuple):

@@ -59,38 +59,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeAlias, final
 
+from edgeroute.core import walk as walks
 from edgeroute.core.error_codes_and_texts import Coded
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy_egress_and_options import INF
-from edgeroute.core.walk import (
-    Cancel,
-    Delta,
-    Done,
-    Effect,
-    Elapsed,
-    Emit,
-    Event,
-    Failed,
-    Leave,
-    Left,
-    Malformed,
-    Mark,
-    Outcome,
-    Prediction,
-    Start,
-    Wait,
-    Walk,
-    acceptable,
-    best_held,
-    own_threshold,
-)
 
 __all__ = ["FirstTokenLate", "Piece", "Pieces", "Restart", "join_pieces", "join_result", "one_piece", "read_pieces"]
 
 
 # Answers in pieces: joining, and the log-probabilities that a piece may bring.
 
-Pieces: TypeAlias = Generator[Any, None, Prediction]  # yields the pieces of an answer, and returns the whole
+Pieces: TypeAlias = Generator[Any, None, walks.Prediction]  # yields the pieces of an answer, and returns the whole
 
 
 class Piece(str):
@@ -135,13 +114,13 @@ def join_result(result: Any) -> Any:
         return join_pieces(pieces), _confidence_of(end.value, pieces)
 
 
-def one_piece(prediction: Prediction) -> Pieces:
+def one_piece(prediction: walks.Prediction) -> Pieces:
     """Yield an answer as one piece."""
     yield prediction.value
     return prediction
 
 
-def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], Prediction]) -> Pieces:
+def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], walks.Prediction]) -> Pieces:
     """Yield a generator's pieces, and return the prediction that `read` makes of the whole; closes the generator.
 
     `read` takes (the whole, the generator's return value: a confidence, or tokens' log-probabilities), or the `Prediction` that
@@ -153,7 +132,9 @@ def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], Predict
             pieces.append(next(result))
             yield pieces[-1]
     except StopIteration as end:
-        return read(end.value if type(end.value) is Prediction else (join_pieces(pieces), _confidence_of(end.value, pieces)))
+        return read(
+            end.value if type(end.value) is walks.Prediction else (join_pieces(pieces), _confidence_of(end.value, pieces))
+        )
     finally:
         result.close()
 
@@ -197,7 +178,7 @@ class LegState:
         self.pieces: list[object] = []
         self.accepted: bool | None = None
         self.passed_over = self.ended = self.failed = self.no_time_limit = False
-        self.answer: Prediction | None = None
+        self.answer: walks.Prediction | None = None
         self.error: BaseException | None = None
 
     @property
@@ -230,7 +211,7 @@ class StreamState:
         self.pending = list(range(len(plan.legs)))
         self.states: dict[int, LegState] = {}
         self.shown: int | None = None
-        self.held: dict[int, Prediction] = {}
+        self.held: dict[int, walks.Prediction] = {}
         self.may_degrade = plan.offline in {"edge", "queue"}
 
     def next(self) -> int:
@@ -326,7 +307,7 @@ class StreamState:
         if self.shown is not None and not (self.restart and self.may_degrade and self.held):
             return self.shown
         if self.held:
-            return self.shown if self.shown in self.held else best_held(self.legs, self.held)
+            return self.shown if self.shown in self.held else walks.best_held(self.legs, self.held)
         failed = (i for i, v in self.states.items() if v.failed)
         return next((i for i in (*cut, *failed) if self._edge_has_begun(i)), None) if self.may_degrade else None
 
@@ -364,7 +345,7 @@ class Restart(str):
     __slots__ = ()
 
 
-_Steps = Generator[Effect, Event | None, None]
+_Steps = Generator[walks.Effect, walks.Event | None, None]
 
 
 class StreamWalk:
@@ -397,10 +378,10 @@ class StreamWalk:
 
     def __init__(self, plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False, restart: bool = False) -> None:
         self.stream, self.keep_late = StreamState(plan, begun, first_s, restart), keep_late
-        self.log: list[Mark] = []
-        self.outcome: Outcome | None = None
+        self.log: list[walks.Mark] = []
+        self.outcome: walks.Outcome | None = None
 
-    def steps(self) -> Walk:
+    def steps(self) -> walks.Walk:
         """Yield effects, take events, and return the outcome: start due legs, wait for an event, act on it, until the walk ends.
 
         An instant that has come gives up legs that are late; the deadline, or a piece that comes after it, ends the walk.
@@ -411,16 +392,16 @@ class StreamWalk:
                 if not self.stream.running():
                     yield from self._finish()
                     break
-                event = yield Wait(self.stream.until())
+                event = yield walks.Wait(self.stream.until())
             assert event is not None, "a driver answers Wait with an event"
             self.stream.now = max(self.stream.now, event.at)
-            late = type(event) is Delta and event.at > self.stream.deadline  # a reader was slow, and its leg goes on and on
-            if type(event) is Elapsed or late:
+            late = type(event) is walks.Delta and event.at > self.stream.deadline  # a reader was slow, and its leg goes on and on
+            if type(event) is walks.Elapsed or late:
                 if self.stream.now >= self.stream.deadline:
                     running = self.stream.running()
                     for i in running:
-                        yield Leave(i) if self.keep_late and self.stream.legs[i].permit is not None else Cancel(i)
-                        self.log.append(Mark("timeout", i, self.stream.now))
+                        yield walks.Leave(i) if self.keep_late and self.stream.legs[i].permit is not None else walks.Cancel(i)
+                        self.log.append(walks.Mark("timeout", i, self.stream.now))
                         self.stream.states[i].ended = True
                     self.stream.pending.clear()
                     yield from self._finish(running)
@@ -432,7 +413,7 @@ class StreamWalk:
         assert self.outcome is not None, "a walk that has finished has an outcome"
         return self.outcome
 
-    def outcome_when_left(self, instant: float) -> Left | None:
+    def outcome_when_left(self, instant: float) -> walks.Left | None:
         """Return the outcome if the caller leaves at an instant, all legs being stopped; None if none was started.
 
         Logs the stopped legs. The prediction has the pieces shown so far.
@@ -440,14 +421,14 @@ class StreamWalk:
         started = [mark.leg for mark in self.log if mark.kind == "start"]
         if not started:
             return None
-        self.log += [Mark("cancelled", i, instant) for i in self.stream.running() if i in started]
+        self.log += [walks.Mark("cancelled", i, instant) for i in self.stream.running() if i in started]
         i = started[-1] if self.stream.shown is None else self.stream.shown
-        shown = Prediction(join_pieces(self.stream.states[i].pieces if i == self.stream.shown else []), None, None)
-        return Left(i, shown, False, self.log, self.stream.begun, instant, self.stream.held)
+        shown = walks.Prediction(join_pieces(self.stream.states[i].pieces if i == self.stream.shown else []), None, None)
+        return walks.Left(i, shown, False, self.log, self.stream.begun, instant, self.stream.held)
 
     # starting
 
-    def _start(self) -> Generator[Effect, Event | None, Event | None]:
+    def _start(self) -> Generator[walks.Effect, walks.Event | None, walks.Event | None]:
         """Start the legs that are due, and note by when each has to begin. Return the event of a leg that has ended at once.
 
         None: all that is due was started, without such an event. Nothing starts from the deadline on.
@@ -460,15 +441,15 @@ class StreamWalk:
             first_by = min(stream.now + stream.first_s, stream.deadline - stream.reserve_s(i))
             last = not others and not stream.legs[i].standby
             stream.states[i] = LegState(stream.now, max(stream.now, first_by), last)
-            event = yield Start(i)
-            self.log.append(Mark("start", i, stream.now))
+            event = yield walks.Start(i)
+            self.log.append(walks.Mark("start", i, stream.now))
             if event is not None:
                 return event
         return None
 
     # events of legs
 
-    def _on_event(self, event: Delta | Done | Failed) -> _Steps:
+    def _on_event(self, event: walks.Delta | walks.Done | walks.Failed) -> _Steps:
         """Update a leg by its event, log a failure, and show or end what follows from that.
 
         Events of a leg that has ended are ignored; empty pieces are not kept.
@@ -477,20 +458,20 @@ class StreamWalk:
         state = self.stream.states[i]
         if state.ended:
             return  # it was stopped
-        if type(event) is Delta:
+        if type(event) is walks.Delta:
             if not (type(event.piece) is Piece and not event.piece):
                 state.pieces.append(event.piece)
                 if self.stream.shown == i:
                     yield from self._emit(i, event.piece)
             if event.confidence is not None and state.accepted is None and self.stream.early(i):
                 yield from self._decide_early(i, event.confidence)
-        elif type(event) is Done:
+        elif type(event) is walks.Done:
             state.ended, state.answer = True, event.answer
             yield from self._on_answer(i, state, event.answer)
         else:
-            assert type(event) is Failed, "there is no other event of a leg"
+            assert type(event) is walks.Failed, "there is no other event of a leg"
             state.ended, state.failed, state.error = True, True, event.error
-            self.log.append(Mark("failed", i, self.stream.now, event.error))
+            self.log.append(walks.Mark("failed", i, self.stream.now, event.error))
             yield from self._on_failure(i, state, fatal=event.fatal)
         if self.outcome is None:
             yield from self._choose_source()
@@ -498,15 +479,15 @@ class StreamWalk:
     def _decide_early(self, i: int, confidence: float) -> _Steps:
         """Decide a leg by the confidence of its beginning: show it, or pass it over. Logs the decision."""
         state = self.stream.states[i]
-        state.accepted = acceptable(self.stream.legs[i], Prediction(None, confidence, None))
-        self.log.append(Mark("decided", i, self.stream.now, confidence))
+        state.accepted = walks.acceptable(self.stream.legs[i], walks.Prediction(None, confidence, None))
+        self.log.append(walks.Mark("decided", i, self.stream.now, confidence))
         if state.accepted:
             yield from self._show(i)
         else:
             state.passed_over = True
-            self.log.append(Mark("below", i, self.stream.now, confidence))
+            self.log.append(walks.Mark("below", i, self.stream.now, confidence))
 
-    def _on_answer(self, i: int, state: LegState, answer: Prediction) -> _Steps:
+    def _on_answer(self, i: int, state: LegState, answer: walks.Prediction) -> _Steps:
         """Judge a leg's whole answer, unless its beginning was: log it; show it and end the walk, or hold it.
 
         The last leg's is accepted whatever its confidence, if not malformed; a standby's is held. A held answer gives up legs
@@ -516,16 +497,16 @@ class StreamWalk:
         kind = "kept"
         if state.accepted is None:
             if leg.thresholds:
-                self.log.append(Mark("limit", i, self.stream.now, own_threshold(leg, answer)))
-            last = state.last and type(answer.confidence) is not Malformed
-            state.accepted = last or (not leg.standby and acceptable(leg, answer))
+                self.log.append(walks.Mark("limit", i, self.stream.now, walks.own_threshold(leg, answer)))
+            last = state.last and type(answer.confidence) is not walks.Malformed
+            state.accepted = last or (not leg.standby and walks.acceptable(leg, answer))
             kind = "kept" if leg.standby else "below"
         if state.accepted:
-            self.log.append(Mark("accepted", i, self.stream.now, answer.confidence))
+            self.log.append(walks.Mark("accepted", i, self.stream.now, answer.confidence))
             yield from self._show(i)
             self._end(i, answer, accepted=True)
             return
-        self.log.append(Mark(kind, i, self.stream.now, answer.confidence))  # type: ignore[arg-type]
+        self.log.append(walks.Mark(kind, i, self.stream.now, answer.confidence))  # type: ignore[arg-type]
         state.passed_over = True
         self.stream.held[i] = answer
         for j, other in self.stream.states.items():  # whoever was waited for since there was nobody else
@@ -564,11 +545,11 @@ class StreamWalk:
         """Log a leg as late and pass over it; cancel it if it is a cloud, while an edge runs on."""
         state = self.stream.states[i]
         late = FirstTokenLate(f"it had not begun to answer after {(self.stream.now - state.started) * 1000:.0f} ms")
-        self.log.append(Mark("failed", i, self.stream.now, late))
+        self.log.append(walks.Mark("failed", i, self.stream.now, late))
         state.passed_over = True
         if self.stream.legs[i].permit is not None:
             state.ended = state.failed = True
-            yield Cancel(i)
+            yield walks.Cancel(i)
 
     def _finish(self, cut: Iterable[int] = ()) -> _Steps:
         """End the walk with the best answer; no more events come. `cut`: legs that the deadline ended.
@@ -580,7 +561,7 @@ class StreamWalk:
             self._end(None, None, accepted=False)
             return
         state = self.stream.states[i]
-        if type((held := self.stream.held.get(i, NOTHING)).confidence) is Malformed:
+        if type((held := self.stream.held.get(i, NOTHING)).confidence) is walks.Malformed:
             state.pieces = [held.value]  # its pieces were never sent
         if i != self.stream.shown and (self.stream.may_degrade or self.stream.shown is not None):
             yield from self._show(i)
@@ -615,25 +596,25 @@ class StreamWalk:
 
     def _emit(self, i: int, piece: object) -> _Steps:
         """Emit a piece, and take over the time that showing it took."""
-        shown = yield Emit(i, Prediction(piece, None, None), ())
+        shown = yield walks.Emit(i, walks.Prediction(piece, None, None), ())
         self.stream.now = max(self.stream.now, shown.at)  # type: ignore[union-attr]  # showing it may have taken time
 
     def _cancel(self, legs: Iterable[int]) -> _Steps:
         """Cancel legs, mark them as ended and failed, and log that."""
         for i in [*legs]:
-            yield Cancel(i)
-            self.log.append(Mark("cancelled", i, self.stream.now))
+            yield walks.Cancel(i)
+            self.log.append(walks.Mark("cancelled", i, self.stream.now))
             self.stream.states[i].ended = self.stream.states[i].failed = True
 
-    def _end(self, i: int | None, prediction: Prediction | None, *, accepted: bool) -> None:
+    def _end(self, i: int | None, prediction: walks.Prediction | None, *, accepted: bool) -> None:
         """Set the outcome: the answer of leg `i`, or None for both."""
-        self.outcome = Outcome(i, prediction, accepted, self.log, self.stream.begun, self.stream.now, self.stream.held)
+        self.outcome = walks.Outcome(i, prediction, accepted, self.log, self.stream.begun, self.stream.now, self.stream.held)
 
 
-NOTHING = Prediction(None, None, None)
+NOTHING = walks.Prediction(None, None, None)
 
 
-def _partial_answer(pieces: list[object], error: BaseException | None = None) -> Prediction:
+def _partial_answer(pieces: list[object], error: BaseException | None = None) -> walks.Prediction:
     """Return the part of an answer that was shown; with the outputs so far, if the error has them."""
     partial: Any = getattr(error, "partial", None) if isinstance(error, Coded) else None
-    return Prediction(join_pieces(pieces), None, partial.outputs if type(partial) is Prediction else None)
+    return walks.Prediction(join_pieces(pieces), None, partial.outputs if type(partial) is walks.Prediction else None)
