@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeroute.confidence import output_forms_labels_and_comparison as forms
 from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
-from edgeroute.confidence.output_forms_labels_and_comparison import (
-    Labels,
-    along_one_axis,
-    as_array,
-    best_label,
-    is_by_class,
-    label_names,
-    several,
-)
 from edgeroute.confidence.output_reader import CLASSES, SEVERAL, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes_and_texts import Failure
@@ -76,7 +68,7 @@ class ReplyReader(Reader):
         if self.served is not None and (self.labels is None or self.kind is None):
             labels, kind = self.served()
             if self.labels is None and labels is not None:
-                self._names = Labels(labels, self.name)
+                self._names = forms.Labels(labels, self.name)
                 self.labels = self._names.labels
             if self.kind is None and kind is not None and not (self.score == "energy" and kind != "logits"):
                 self.settle(kind)
@@ -101,9 +93,9 @@ class ReplyReader(Reader):
         elif type(row) is np.ndarray:  # the usual case
             self._check_row(row)
         elif not boxes_without_batch(self.kind, row):
-            first = row if self.kind == "probabilities" and is_by_class(row) else _first(row)
+            first = row if self.kind == "probabilities" and forms.is_by_class(row) else _first(row)
             parts = row.values() if isinstance(row, Mapping) else [first] if self.kind == "label+probabilities" else row
-            for part in parts if self.kind in SEVERAL and several(row) else [first]:
+            for part in parts if self.kind in SEVERAL and forms.several(row) else [first]:
                 self._check_row(part)
         numbers = self.behind == "value" and self.kind is None and isinstance(row, np.ndarray | list)
         return self._value(row) if numbers else super().read_answer(row)
@@ -119,7 +111,7 @@ class ReplyReader(Reader):
         value, sure = row[:2] if type(row) is Prediction or (type(row) is tuple and len(row) == 2) else (row, None)  # noqa: PLR2004 - a pair
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            if self.labels is not None and self._custom is None and as_array(_first(value)).dtype.kind not in "fiub":
+            if self.labels is not None and self._custom is None and forms.as_array(_first(value)).dtype.kind not in "fiub":
                 raise BadReply(f"the answer, {_kind(value)}, is no list of labels, and no number for each")
             if self.kind is None:
                 self.settle("multilabel")
@@ -165,12 +157,12 @@ class ReplyReader(Reader):
         where the kind says probabilities; their sum is not checked. Other types pass.
         """
         plain = type(row) is np.ndarray and row.dtype.kind != "O"
-        array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
+        array = row if plain else forms.as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
             raise BadReply(
                 'the reply has no outputs: if that is an answer, give the cloud kind="boxes", as Function(f, kind="boxes")'
             )
-        array = along_one_axis(array)
+        array = forms.along_one_axis(array)
         numbers = (array.ndim == 1 or (self.kind in SEVERAL and not array.ndim)) and array.dtype.kind in "fiub"
         labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
         if self.labels is not None and self._custom is None and not numbers and not labelled and self._needs_numbers(array):
@@ -374,7 +366,7 @@ class FunctionBackend(AbandonedRuns):
         A pipeline's `{"label": ..., "score": ...}`, or the best of a list of them, becomes (label, score). Tuples, lists and
         arrays stay, and with a kind other than "answers" all else does; a bare value becomes (value, None).
         """
-        result = best_label(result, several="multilabel" in {self.reader.behind, self.reader.kind})
+        result = forms.best_label(result, several="multilabel" in {self.reader.behind, self.reader.kind})
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
         as_it_is = as_it_is or boxes_without_batch(self.reader.kind, result)
         return result if as_it_is else (result, None)
@@ -524,4 +516,4 @@ class Function:
         estimator = None if callable(function) else as_estimator(function)
         self.function: Any = function if estimator is None else estimator
         self.name, self.health, self.terms = name, health, checked_terms(terms)
-        self.labels, self.kind = label_names(labels), checked_kind(kind if estimator is None else kind or "probabilities")
+        self.labels, self.kind = forms.label_names(labels), checked_kind(kind if estimator is None else kind or "probabilities")
