@@ -183,17 +183,20 @@ class Guard(ForkSafe):
         except Exception as e:  # noqa: BLE001 - any failure means that it is not back
             wait_s = getattr(e, "retry_after_s", None)
         finally:
-            self.probe_ended(ok, wait_s)
+            if not ok:
+                self.probe_failed(wait_s)
         if ok:
+            with self.lock:
+                self.rules.probe_ended(monotonic(), _jitter(), ok=True)
             self.watcher.closed(self)
 
-    def probe_ended(self, ok: bool, wait_s: float | None = None) -> None:
-        """Record the result of a probe: the breaker closes, or opens again, for longer; so it does if none could be sent.
+    def probe_failed(self, wait_s: float | None = None) -> None:
+        """Record a failed probe, or one that could not be sent: the breaker opens again, for longer.
 
         wait_s: seconds for which the endpoint asked to be left alone; None: it did not ask.
         """
         with self.lock:
-            self.rules.probe_ended(monotonic(), _jitter(), ok=ok, wait_s=wait_s)
+            self.rules.probe_ended(monotonic(), _jitter(), ok=False, wait_s=wait_s)
 
     def link_up(self) -> None:
         """If the breaker is open, have the watcher send a probe at once, as the network is back.

@@ -81,7 +81,7 @@ class EndpointHealth(ForkSafe):
         """
         self._router.breaker_changed(guard.name, "half-open")
         if not self._closed and not self._router.cloud_threads.submit(guard.check_health):
-            guard.probe_ended(ok=False)
+            guard.probe_failed()
 
     def closed(self, guard: Guard) -> None:
         """Log and report to the router that a breaker closed, and have the requests sent that waited for the endpoint."""
