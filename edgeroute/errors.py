@@ -38,7 +38,14 @@ if TYPE_CHECKING:
 
 
 class EdgerouteError(Coded, Exception):
-    """Base class of all exceptions that edgeroute raises deliberately."""
+    """Base class of all exceptions that edgeroute raises deliberately.
+
+    Attributes:
+        counts: False if the request brings it about, as an answer without a text: the circuit breaker does not count it as a
+            fault.
+    """
+
+    counts = True
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the attributes: Python's own way would call the class with the message alone."""
@@ -125,8 +132,6 @@ class CloudError(EdgerouteError):
         retry_after_s: seconds that the endpoint asks to wait before the next call (`Retry-After`); None if it sent no such
             number.
         stale: True if the call failed on a kept-alive connection that the server may just have closed: worth one immediate retry.
-        counts: False if the request brings it about, as an answer without a text: the circuit breaker does not count it as a
-            fault.
         partial: beginning of an answer in pieces that had arrived before the failure; None if nothing had.
     """
 
@@ -135,7 +140,6 @@ class CloudError(EdgerouteError):
     unsent = False
     retry_after_s: float | None = None
     stale = False
-    counts = True
     partial: Prediction | None = None
 
     def __init__(self, message: str = "", *, unsent: bool = False) -> None:
@@ -227,6 +231,8 @@ class DeadlineExceeded(NoAnswer, TimeoutError):
 
 class MayNotLeave(NoAnswer):
     """Request whose data class may not leave the device, in a mode that allows no target on the device."""
+
+    counts = False  # of a router that a function asks, as a cloud
 
 
 class CatalogError(EdgerouteError):

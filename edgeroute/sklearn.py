@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
@@ -14,16 +15,42 @@ from sklearn.utils import get_tags
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from edgeroute.cloud.function_backend_and_reply_checks import Function
 from edgeroute.confidence.output_forms_labels_and_comparison import Labels, label_form
-from edgeroute.edge.fitted_estimator_as_function import Estimator
+from edgeroute.router.base_router import in_background
 from edgeroute.router.router import Router
+from edgeroute.system.fork_safety import ForkSafe, per_process
+from edgeroute.system.signal_safe_locks import SafeLock
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
 
 BATCH = 32  # rows of one request, as `Router.calibrate` has them
 ALIKE = "case, white space, a final full stop, a fraction of 0, and quotes or stars around it do not count"  # as of `label_form`
+
+
+class _Kept(ForkSafe):
+    """Router of a fitted classifier, for all its predictions: so limits and breakers hold over them, and go on in a forked child.
+
+    Pickles and deep copies have none, and make their own. It is closed once nothing refers to this object.
+    """
+
+    _lock = per_process(SafeLock)
+    _of: Any = None  # what the router is made of
+    _end: Any = bool  # closes it
+
+    def __reduce__(self) -> Any:
+        return _Kept, ()
+
+    def answers(self, model: RoutedClassifier, rows: Any) -> list[Any]:
+        """Return the answers for rows, by the router. It is made anew if what it is made of was replaced, as by `set_params`."""
+        of = model.certificate_.threshold, model.edge_, model.cloud_, dict(model.options or {})
+        with self._lock:
+            if of != self._of:
+                router = model._router(of[0])  # noqa: SLF001 - of the classifier that has this object
+                self._end()
+                self._of, self._router, self._end = of, router, finalize(self, in_background, router.close)
+            router = self._router
+        return [answer for i in range(0, len(rows), BATCH) for answer in router.infer_many(list(rows[i : i + BATCH]))]
 
 
 class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -87,12 +114,15 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         if any(hasattr(model, "fit") and not isinstance(model, FrozenEstimator) for model in (self.edge, self.cloud)):
             parts = train_test_split(X, y, test_size=self.calibrate_on, random_state=self.random_state)
             of_fit, of_calibration = parts[::2], parts[1::2]
+        self._kept = _Kept()
         self.edge_, self.cloud_ = (clone(m).fit(*of_fit) if hasattr(m, "fit") else m for m in (self.edge, self.cloud))
         with self._router(1.0) as router:
             self.certificate_ = router.calibrate(
                 *of_calibration, max_loss=self.max_loss, max_error=self.max_error, max_defer=self.max_defer, sure=self.sure,
                 progress=False,
             ).certificate  # fmt: skip
+            if all(why := router.decide(row).plan.stays for row in of_calibration[0]):
+                warnings.warn(f"the cloud will never be asked, as no row of the calibration may be sent: {why}", stacklevel=2)
         return self
 
     def predict(self, X: Any) -> Any:  # noqa: N803
@@ -103,17 +133,15 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Return the probability of each class, [n, k], by the side that answers the row: of its outputs, or 1 for its class.
 
-        Routes the rows in batches through a new router. Warns if rows were answered by the edge for lack of an answer of the
-        cloud.
+        Routes the rows in batches, through one router until the next `fit`: the limits in `options` are of all predictions
+        together, in this process. Warns if rows were answered by the edge for lack of an answer of the cloud.
 
         Raises:
             NotFittedError: `fit` was not called.
             ValueError: X has another form, or an answer is no class of `y`.
         """
         check_is_fitted(self)
-        X = self._validated(X, reset=False)  # noqa: N806
-        with self._router(self.certificate_.threshold) as router:
-            answers = [answer for i in range(0, len(X), BATCH) for answer in router.infer_many(list(X[i : i + BATCH]))]
+        answers = self._kept.answers(self, self._validated(X, reset=False))
         if degraded := sum(answer.degraded for answer in answers):
             warnings.warn(f"the cloud did not answer {degraded} of {len(answers)} rows: the edge's answers count", stacklevel=2)
         rows, labels = np.zeros((len(answers), len(self.classes_))), Labels(self.classes_.tolist(), "y")
@@ -141,11 +169,9 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
     def _router(self, threshold: float) -> Router[Any]:
         """Return a new router of the trained edge and the cloud with this threshold and `options`.
 
-        A classifier becomes a function.
+        A classifier without probabilities becomes a function.
         """
-        cloud = model = self.cloud_
-        if hasattr(model, "predict_proba"):
-            cloud = Function(Estimator(model), kind="probabilities")
-        elif hasattr(model, "predict"):
-            cloud = lambda row: model.predict([row])[0]  # noqa: E731 - a name for its messages would not help
+        model = self.cloud_
+        labels_alone = hasattr(model, "predict") and not hasattr(model, "predict_proba")
+        cloud = (lambda row: model.predict([row])[0]) if labels_alone else model
         return Router(self.edge_, cloud, threshold=threshold, **(self.options or {}))

@@ -175,6 +175,13 @@ def visiting(guard, until=math.inf):
     return exchange
 
 
+def overdue(guard):
+    """One whose deadline passes while its attempt is under way."""
+    exchange = visiting(guard, monotonic() + 1)
+    pass_time(1)
+    return exchange
+
+
 def test_cut_before_its_time_is_no_fault():
     """By an answer that was quicker: in a thread it comes with an error, and under asyncio with none."""
     guard, _ = guarded()
@@ -192,10 +199,10 @@ def test_cut_before_its_time_is_no_fault():
 def test_cut_by_the_deadline_is_a_fault(error):
     """On a kept connection too: it is our own end of it that was shut."""
     guard, _ = guarded()
-    with visiting(guard, monotonic()) as exchange:
+    with overdue(guard) as exchange:
         exchange.after_attempt(0, error, cut=True)
     assert guard.rules.breaker.faults == 1
-    with visiting(guard, monotonic()):
+    with overdue(guard):
         pass  # an asyncio task that is cancelled says nothing
     assert guard.rules.breaker.faults == 2
 
@@ -225,7 +232,7 @@ def test_a_bad_reply_that_is_cut_is_one_fault():
 def test_late_is_one_fault_however_often_it_is_seen():
     """By the request that goes on without it, by the leg that is cut, and as the exchange ends."""
     guard, _ = guarded()
-    with visiting(guard, monotonic()) as exchange:
+    with overdue(guard) as exchange:
         exchange.overdue()
         exchange.overdue()
         exchange.after_attempt(0, AWAY, cut=True)
@@ -234,10 +241,21 @@ def test_late_is_one_fault_however_often_it_is_seen():
     assert guard.rules.breaker.faults == 1
 
 
+def test_an_attempt_that_had_no_time_is_no_fault():
+    """Its deadline had passed before it began, as where the encoding of an input took all of it: nothing was sent."""
+    guard, _ = guarded()
+    for _ in range(2 * FAULTS):
+        with visiting(guard, monotonic()) as exchange:
+            exchange.after_attempt(0, TimedOut("no time was left", unsent=True))
+        with visiting(guard, monotonic()) as exchange:
+            exchange.overdue()
+    assert (guard.state, guard.rules.breaker.faults) == ("closed", 0)
+
+
 def test_late_but_answered_is_well():
     """What comes after the deadline shows that the endpoint is there."""
     guard, _ = guarded()
-    with visiting(guard, monotonic()) as exchange:
+    with overdue(guard) as exchange:
         exchange.overdue()
         exchange.after_attempt(1)
     assert guard.rules.breaker.faults == 0
@@ -253,7 +271,7 @@ def test_less_time_than_usual_is_no_fault():
     for _ in range(10):
         guard.succeeded(LONG)
     for _ in range(FAULTS):
-        with visiting(guard, monotonic()) as exchange:
+        with overdue(guard) as exchange:
             exchange.overdue()
     assert (guard.state, guard.rules.breaker.faults) == ("closed", 0)
 
@@ -268,7 +286,7 @@ def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
         both.wait(LONG)
         failed(*args, **late)
 
-    with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+    with overdue(guard) as exchange, ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
         patch.setattr(guard, "failed", fail)
         caller = pool.submit(exchange.overdue)
         assert first.wait(LONG)
@@ -295,7 +313,7 @@ class Watched:
 def test_a_fault_makes_no_room_for_another_request(monkeypatch, how):
     """Not for an instant: what is overdue, or ends, is counted as a fault before its place is free."""
     guard, _ = guarded()
-    calls = [visiting(guard, math.inf if how == "unreadable" else monotonic()) for _ in range(FAULTS)]
+    calls = [visiting(guard) if how == "unreadable" else overdue(guard) for _ in range(FAULTS)]
     room, leave = [], Admission.leave
 
     def look():

@@ -14,7 +14,7 @@ import pytest
 from gateways import CHAT, HELLO, LONG
 from lazily import Later, needs
 
-from edgeroute import AsyncRouter, Closed, PolicyError, models
+from edgeroute import AsyncRouter, BadInput, Closed, PolicyError, models
 from edgeroute.asgi import InProcess
 
 needs("openai", "starlette")
@@ -48,6 +48,27 @@ def test_clients_of_both_libraries_whole_and_in_pieces(gateway, monkeypatch):
         assert client.responses.create(model="edgeroute", input="something that is longer than this").output_text == "far away"
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="other", messages=HELLO)
+
+
+def test_a_request_that_the_cloud_rejects_does_not_deny_it_to_others():
+    """As often as one client sends it, whole and in pieces."""
+
+    async def picky(x):
+        if "bad" in x["messages"][-1]["content"]:
+            raise BadInput("not this")
+        return "far away"
+
+    def asked(text, **more):
+        body = {**CHAT, "messages": [{"role": "user", "content": text}], **more}
+        return client.post(f"{gateway.url}/chat/completions", json=body)
+
+    router = AsyncRouter(None, picky)
+    with InProcess(router) as gateway, gateway.client() as client:
+        for _ in range(4):
+            assert asked("bad").status_code == 400
+            asked("bad", stream=True)
+        assert asked("good").json()["choices"][0]["message"]["content"] == "far away"
+        assert router.engine.snapshot.clouds[0].guard.rules.breaker.opened == 0
 
 
 def test_one_call_after_the_other_where_one_is_allowed():

@@ -37,6 +37,7 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
+from edgeroute.errors import Unfit
 from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay
@@ -273,9 +274,13 @@ def test_what_an_endpoint_says_of_an_input_is_no_fault():
     for network in (None, "wifi"):
         found = replay(collect(records), setup, network=network)
         assert (found.replayed.degraded, found.replayed.held, found.gates["cloud"].asked) == (6, 0, 6)
-    bad = (0.1, Refused("it answered 400", status=400))
-    records, _, setup = asked([(0.1, None), bad, (0.6, None), bad])
-    assert replay(collect(records), but(setup, 0.7)).replayed.cloud == 2
+    for error in (Refused("it answered 400", status=400), BadInput("no picture"), Unfit("of another kind")):
+        bad = (0.1, error)
+        records, _, setup = asked([(0.1, None), bad, (0.6, None), bad])
+        assert replay(collect(records), but(setup, 0.7)).replayed.cloud == 2
+        records, _, setup = asked([bad] * 6)
+        gate = replay(collect(records), setup).gates["cloud"]
+        assert (gate.asked, gate.opened) == (6, 0)
 
 
 def test_a_deadline_that_passed(due):

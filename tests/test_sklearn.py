@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import os
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from math import inf
 
 import numpy as np
 import pytest
+from both import LONG, wait_for
 from lazily import Later, needs
 
-from edgeroute import Limits, NoAnswer, PlainJson
+from edgeroute import Egress, Function, Limits, MayNotLeave, NoAnswer, PlainJson
 from edgeroute.confidence import NotEnough
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.testing import CannedServer, http_reply
 
 needs("sklearn")
+pytestmark = pytest.mark.filterwarnings("ignore:the cloud did not answer:UserWarning")
 base, checks, datasets, frozen, ours = (
     Later(name)
     for name in ("sklearn.base", "sklearn.utils.estimator_checks", "sklearn.datasets", "sklearn.frozen", "edgeroute.sklearn")
 )
 ensemble, linear_model, model_selection = (Later(f"sklearn.{name}") for name in ("ensemble", "linear_model", "model_selection"))
-naive_bayes, svm = Later("sklearn.naive_bayes"), Later("sklearn.svm")
+naive_bayes, svm, joblib = Later("sklearn.naive_bayes"), Later("sklearn.svm"), Later("joblib")
 
 
 def defer_all(model):
@@ -172,3 +182,147 @@ def test_missing_values(digits):
     for sides in ((takes, naive_bayes.GaussianNB()), (naive_bayes.GaussianNB(), takes)):
         with pytest.raises(ValueError, match="NaN"):
             ours.RoutedClassifier(*sides, **guarantee).fit(rows[:300], y[:300] % 2)
+
+
+def answered(model, tests, times):
+    """How many rows the cloud answered, of so many predictions of one row each."""
+    return [model.predict(tests[i : i + 1])[0] for i in range(times)].count("cloud")
+
+
+@pytest.fixture
+def limited(digits):
+    """A classifier that may ask its cloud three times, whose answers are of a class that the edge never gives."""
+    rows, _, y, _ = digits
+    y = np.where(y > 4, "high", "low").astype(object)
+    edge = frozen.FrozenEstimator(naive_bayes.GaussianNB().fit(rows[:300], y[:300].astype(str)))
+    y[300] = "cloud"
+    model = ours.RoutedClassifier(edge, Function(answer_cloud), max_defer=0.5, options={"limits": Limits(calls_per_minute=3)})
+    return defer_all(model.fit(rows[300:400], y[300:400].astype(str)))
+
+
+def answer_cloud(row):
+    return "cloud"
+
+
+def test_a_limit_is_of_all_predictions(limited, digits):
+    """Of one row each, of both kinds, and of threads at once; what the classifier is made of stays as it was."""
+    _, tests, _, _ = digits
+    before = dict(vars(limited))
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda i: answered(limited, tests[i:], 5), range(8))) == 3
+    assert answered(limited, tests, 5) == 0
+    assert vars(limited) == before
+    limited.set_params(options={"limits": Limits(calls_per_minute=2)})  # in force with the next prediction
+    assert answered(limited, tests, 5) == 2
+    limited.options["limits"] = Limits(calls_per_minute=1)
+    assert answered(limited, tests, 5) == 1
+
+
+def by_joblib(model):
+    """Through a file of joblib."""
+    file = BytesIO()
+    joblib.dump(model, file)
+    return joblib.load(BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), by_joblib])
+def test_a_copy_has_a_router_of_its_own(limited, digits, copied):
+    """Before and after a prediction; none is in a pickle, whose size does not change, nor in a clone."""
+    _, tests, _, _ = digits
+    size = len(pickle.dumps(limited))
+    assert answered(limited, tests, 5) == 3
+    assert len(pickle.dumps(limited)) == size
+    other = copied(limited)
+    assert answered(other, tests, 5) == 3
+    assert answered(limited, tests, 5) == 0
+    assert not [name for name in vars(base.clone(limited)) if name.startswith("_")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_goes_on(limited, digits):
+    """Also where another thread of the parent has the lock: with the parent's count, which what it asks itself does not change."""
+    _, tests, _, _ = digits
+    assert answered(limited, tests, 1) == 1
+    with limited._kept._lock, ThreadPoolExecutor(1) as pool:  # held by this thread, which the child of the other one lacks
+
+        def forked():
+            if not (child := os.fork()):
+                os._exit(answered(limited, tests, 5))
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        assert pool.submit(forked).result(LONG) == 2
+    assert answered(limited, tests, 5) == 2
+
+
+def test_the_breaker_is_of_all_predictions(limited, digits):
+    """A cloud that is away is left alone after as many calls as open it."""
+    _, tests, _, _ = digits
+    calls = []
+
+    def away(row):
+        calls.append(row)
+        raise ConnectionError
+
+    limited.cloud_ = away
+    limited.set_params(options=None)
+    assert answered(limited, tests, 5 * FAULTS) == 0
+    assert len(calls) == FAULTS
+
+
+def test_a_router_that_nobody_needs_is_closed(limited, digits):
+    """By another fit, another setting, and with the last classifier that has it; without a warning that one was left open."""
+    rows, tests, y, _ = digits
+
+    def opened(model):
+        answered(model, tests, 1)
+        return model._kept._router.engine
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        first = opened(limited)
+        limited.fit(rows[300:400], np.where(y[300:400] > 4, "high", "low"))
+        wait_for(lambda: first.closed)
+        second = opened(limited)
+        limited.set_params(options=None)
+        third = opened(limited)
+        wait_for(lambda: second.closed)
+        assert not third.closed
+        other = copy.deepcopy(limited)
+        last, shared = opened(other), copy.copy(other)
+        del other
+        gc.collect()
+        assert not last.closed
+        del shared
+        wait_for(lambda: last.closed)
+
+
+def test_rows_that_may_never_leave(digits, trained):
+    """Whatever the guarantee, and whoever says so: `fit` says once that the cloud will not be asked, or cannot do without it."""
+    rows, tests, y, _ = digits
+    edge, calls = trained[0], []
+
+    def cloud(row):
+        calls.append(row)
+        return 3
+
+    def fitted(guarantee, **rules):
+        model = ours.RoutedClassifier(edge, cloud, **guarantee, options={"egress": Egress(**rules)})
+        return defer_all(model.fit(rows[300:400], y[300:400]))
+
+    of_rows = {"data_class": lambda row: "a", "never_leave": ["a"], "may_leave": ["b"]}
+    for rules, why in (({"never_leave": ["a"]}, "without data_class"), (of_rows, "data class 'a' never leaves")):
+        for guarantee in ({"max_defer": 0.3}, {"max_error": 0.3}):
+            with pytest.warns(UserWarning, match=f"cloud will never be asked, .*{why}") as told:
+                found = fitted(guarantee, **rules).predict(tests[:9])
+            assert len(told) == 1
+            assert (found == edge.predict(tests[:9])).all()
+        with pytest.raises(MayNotLeave, match=why):
+            fitted({"max_loss": 0.3}, **rules)
+    assert not calls
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of_rows["data_class"] = lambda row: "a" if row[20] > 5 else "b"
+        asked = fitted({"max_defer": 0.3}, **of_rows).predict(tests[:9]) != edge.predict(tests[:9])
+    assert calls
+    assert not asked[tests[:9, 20] > 5].any()

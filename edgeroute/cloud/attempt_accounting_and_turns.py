@@ -23,7 +23,7 @@ from edgeroute.core.error_codes_and_texts import Crowded, ErrorCode, Failure, He
 from edgeroute.core.policy_egress_and_options import INF, Permit
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
-from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError, Unreachable
+from edgeroute.errors import BadReply, CloudError, EdgerouteError, Held, Refused, StoreError, Unreachable
 from edgeroute.system import wall_clock
 from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.types import Spent, StopToken
@@ -328,7 +328,7 @@ class Exchange:
 
     def __init__(self, guard: Owner, identity: str, allowed: Permit | None, calls: int = 1) -> None:
         self.thread = get_ident()
-        self._admitted = calls  # calls admitted by the rate limit that have not begun
+        self._admitted = 0 if allowed is None else calls  # calls admitted by the rate limit that have not begun
         self._paid = 0  # calls booked ahead that have not begun
         self._unpaid = allowed is not None  # True if the next attempt is the first one of a call
         self._guard, self.identity, self._allowed = guard, identity, allowed
@@ -378,21 +378,23 @@ class Exchange:
         self._guard.rules.leave(self.slot)
         if self._going:  # interrupted or cancelled within it
             self._report(0, error, None, cut=not isinstance(error, Exception))
-        error = cause
+        if self._admitted:  # calls that were not made
+            with self._guard.lock:
+                self._guard.rules.rate.give_back(self._admitted)
         if self._paid:  # booked calls that were not made
             cost, self._paid = self._guard.rules.cost(0, self._paid), 0
             self.usd -= cost.usd
             self._guard.spending.settle(cost, Cost(), wall_clock.now())
         if self.ended is not None and self.wanted_by > -INF:
-            late = monotonic() >= self.wanted_by or Failure.of(error).status == TOO_LARGE
-            if late or error is None:
+            late = monotonic() >= self.wanted_by or Failure.of(cause).status == TOO_LARGE
+            if late or cause is None:
                 self.ended(late=late)
-        if error is None and self._took_s is not None and self.counts:
+        if cause is None and self._took_s is not None and self.counts:
             self._guard.succeeded(self._took_s, self._moved)
         if self._guard.turns.waiting:
             self._guard.turns.advance()
-        if self.refused is not None and isinstance(error, Refused):
-            self.refused(self, error)
+        if self.refused is not None and isinstance(cause, Refused):
+            self.refused(self, cause)
 
     @property
     def spent(self) -> Spent:
@@ -420,20 +422,19 @@ class Exchange:
         """
         if self.left:  # while it waited for a thread
             raise Unreachable(LEFT)
-        guard, again, probe, calls = self._guard, self._attempts > 0, self._allowed is None, 0
+        guard, again, probe = self._guard, self._attempts > 0, self._allowed is None
         if self._allowed is not None and (why := guard.withdrawn(self._allowed)):
             with guard.lock:
                 guard.rules.rejected += not again
-                guard.rules.rate.give_back(float(self._unpaid and self._admitted > 0))
             self._refuse(Rejection("other", why))
-        if self._unpaid and not self._paid:
-            calls = 1
-        cost = guard.rules.cost(size / MB, calls)
+        cost = guard.rules.cost(size / MB, int(self._unpaid and not self._paid))
         tokens_usd = 0.0 if tokens is None else price(guard.rules.terms, tokens)
         if tokens_usd or self._due_usd:
             cost = cost._replace(usd=cost.usd + tokens_usd + self._due_usd)
         with guard.lock:
-            rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
+            more = self._unpaid and not self._admitted
+            rejection = guard.rules.take(monotonic(), 1) if more else None
+            self._admitted += more and rejection is None
             rejection = rejection or guard.rules.attempt(cost, monotonic(), wall_clock.now(), again=again, probe=probe)
         wait_until = until if self.wanted_by == -INF else min(until, self.wanted_by)
         if rejection is None and (rejection := guard.spending.secure(cost, wait_until) or self._note_in_ledger(size)) is not None:
@@ -574,6 +575,7 @@ class Exchange:
             cut: True if it was cancelled, as the answer is no longer needed.
             tokens: tokens counted by the endpoint; None: not counted.
         """
+        cut = cut or isinstance(error, KeyboardInterrupt | GeneratorExit)  # of the caller
         guard, in_time = self._guard, monotonic() < self._until
         own = error if isinstance(error, CloudError) else None  # the attributes of a foreign exception may be anything
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
@@ -605,7 +607,7 @@ class Exchange:
             guard.succeeded(None)
         elif verdict == "late":
             self._overdue()
-        elif verdict == "fault" and not self.late and (own is None or own.counts):
+        elif verdict == "fault" and not self.late and not (isinstance(error, EdgerouteError) and not error.counts):
             guard.failed(None if own is None else own.status)
 
     def _settle_tokens(self, usd: float) -> None:
@@ -629,10 +631,10 @@ class Exchange:
     def _overdue(self) -> None:
         """Record lateness as a fault of the endpoint, once an exchange.
 
-        It is none if the answer had begun, or if the attempt had less time than the endpoint usually takes, or than
+        It is none if the answer had begun, or if the attempt had no time, less than the endpoint usually takes, or than
         `LEAST_LATE_S`.
         """
-        little = self.answers or monotonic() - self.begun < LEAST_LATE_S.get()
+        little = self.answers or self.begun >= self._until or monotonic() - self.begun < LEAST_LATE_S.get()
         if self.counts and not little:
             self._guard.failed(late=self)
 

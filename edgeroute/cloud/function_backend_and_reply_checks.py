@@ -256,7 +256,8 @@ class BatchCollector:
                 self._unreadable = False
                 self._guard.succeeded(None)
             return False
-        if Failure.of(error).status in REFUSALS:
+        failure = Failure.of(error)
+        if failure.status in REFUSALS:
             if self._size > 1 and self._halvings < MOST_HALVINGS:
                 self._halvings, self.most = self._halvings + 1, self._size // 2
                 return True
@@ -264,7 +265,8 @@ class BatchCollector:
         alone = self._size == len(self._inputs)
         if alone or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
             return False
-        of_input = _of_the_input(error)
+        # About its input or that input's reply: another may succeed. Not so if the endpoint, a limit or the system is at fault.
+        of_input = not isinstance(error, OSError) and (failure.of_the_input or failure.code in {"", "bad_reply"})
         unreadable = isinstance(error, BadReply) and error.counts
         if not of_input or unreadable:
             self._exchange.failure = error
@@ -277,17 +279,6 @@ class BatchCollector:
         elif self.found:
             self.extend([error] * (len(self._inputs) - len(self.found)))
         return bool(self.found)
-
-
-def _of_the_input(error: BaseException) -> bool:
-    """Return True if an error is about its input or that input's reply, so that another input may succeed.
-
-    False if the endpoint, a limit or the system is at fault, as for each OSError.
-    """
-    if isinstance(error, OSError):
-        return False
-    failure = Failure.of(error)
-    return failure.code in {"", "bad_input", "bad_reply"} or failure.of_the_input
 
 
 SENDS_EDGE = "send_edge"  # part of fingerprints: the cloud is sent the edge's answer
@@ -465,8 +456,7 @@ class FunctionBackend(AbandonedRuns):
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """Return the fingerprint with the labels of logits, for the cache."""
-        edge = (SENDS_EDGE,) if self.sends_edge else ()
-        return repr((self.fingerprint(of), self.reader.labels, *edge))
+        return repr((self.fingerprint(of), self.reader.labels, *[SENDS_EDGE] * self.sends_edge))
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
         """Return the fingerprint of the encoding, of which a function has none."""

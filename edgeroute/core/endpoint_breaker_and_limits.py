@@ -518,7 +518,7 @@ class Admission:
         """Book the cost of an attempt about to be made, and return None; or book nothing, and return why it may not be made.
 
         The spending limits decide. A retry is first checked against the breaker and the calls under way; rate and slot are
-        `enter`'s. A rejection is counted for a first attempt only, whose calls are given back to the rate.
+        `enter`'s. A rejection is counted for a first attempt only.
 
         Args:
             cost: cost of the attempt.
@@ -535,7 +535,6 @@ class Admission:
         rejection = rejection or self.spending.reserve(cost, day)
         if rejection is not None and not (again or probe):
             self.rejected += 1
-            self.rate.give_back(cost.calls)
         return rejection
 
     def retry(self) -> bool:

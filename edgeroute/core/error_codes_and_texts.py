@@ -21,6 +21,7 @@ ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_r
 # Codes of an input that this model cannot take, or not now, though another may.
 TOO_LONG: Final = "the prompt is longer than the model's context"  # in a text of the code "refused"
 UNFIT: Final[frozenset[str]] = frozenset({"context", "unsupported", "busy"})
+CALLERS: Final[frozenset[str]] = frozenset({"bad_input", "context", "unsupported"})  # of an input that is itself the reason
 HELD: Final[frozenset[str]] = frozenset(get_args(HeldCode))
 # HTTP statuses that are about this input, not about the endpoint.
 INPUTS_OWN: Final = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
@@ -94,8 +95,8 @@ class Failure(NamedTuple):
 
     @property
     def of_the_input(self) -> bool:
-        """True if the endpoint answered, and rejects this input."""
-        return self.status in INPUTS_OWN
+        """True if this input is the reason: the endpoint answered, and rejects it, or whoever was to take it cannot."""
+        return self.status in INPUTS_OWN or self.code in CALLERS
 
     @property
     def retriable(self) -> bool:
@@ -105,17 +106,18 @@ class Failure(NamedTuple):
     def verdict(self, *, cut: bool = False, in_time: bool = False, stale: bool = False) -> Verdict:
         """Return how the end of an attempt counts for the breaker: answered, fault, late or nothing.
 
-        answered: the endpoint rejects this input. nothing: a stale connection, a cancellation in time, or an unreadable reply,
-        which counts only when its request ends, once. late: another cancellation, or a time-out. fault: all else.
+        answered: the endpoint rejects this input. nothing: a stale connection, a cancellation in time, an input that it cannot
+        take, a call that a function did not make, or an unreadable reply, which counts only when its request ends, once. late:
+        another cancellation, or a time-out. fault: all else.
 
         Args:
             cut: True if cancelled from this side.
             in_time: True if cancelled before its deadline, since its answer was no longer needed.
             stale: True if sent on a kept-alive connection, which the server may just have closed.
         """
-        if self.of_the_input:
+        if self.status in INPUTS_OWN:
             return "answered"
-        if (stale and not cut) or (cut and in_time) or self.code == "bad_reply":
+        if (stale and not cut) or (cut and in_time) or self.of_the_input or self.held or self.code == "bad_reply":
             return "nothing"
         return "late" if cut or self.code == "timeout" else "fault"
 

@@ -110,8 +110,7 @@ class LockedInterpreter:
         for port, tensor in zip(self.inputs, tensors, strict=True):
             self.set(port.number, tensor)
         self.invoke()
-        ports = [self.outputs[name] for name in names]
-        return [port.real(self.get(port.number)) for port in ports]
+        return [self.outputs[name].real(self.get(self.outputs[name].number)) for name in names]
 
     def resize(self, shapes: list[tuple[int, ...]]) -> None:
         """Give the inputs these shapes and allocate the tensors anew.

@@ -337,7 +337,7 @@ class BaseRouter(Generic[V]):
         if engine is None or engine.closed or _ending():
             return
         engine.closed = True
-        _in_background(partial(_close_dropped, engine, self._file))
+        in_background(partial(_close_dropped, engine, self._file))
         warnings.warn(f"unclosed router {self!r}", ResourceWarning, stacklevel=2, source=self)
 
 
@@ -373,7 +373,7 @@ def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
     _close(engine, file)
 
 
-def _in_background(job: Callable[[], object]) -> None:
+def in_background(job: Callable[[], object]) -> None:
     """Call the job in a new thread, or here if there is none.
 
     For a `__del__`: the garbage collector may run within `threading`, whose locks a thread cannot take twice. So a thread without

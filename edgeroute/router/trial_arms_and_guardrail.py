@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.binomial_tests import RISK, share_and_interval
 from edgeroute.confidence.output_forms_labels_and_comparison import same
-from edgeroute.core.error_codes_and_texts import UNFIT, UNIDENTIFIED, Failure
+from edgeroute.core.error_codes_and_texts import INPUTS_OWN, UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.policy_egress_and_options import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
@@ -559,7 +559,7 @@ def _edge_seen(walked: Walked) -> Seen | None:
 def _is_its_own_fault(error: BaseException) -> bool:
     """Return True if an endpoint itself failed, also if its breaker, opened by its own faults, rejects the call."""
     failure = Failure.of(error)
-    return failure.code in AWAY or not (failure.held or failure.of_the_input)
+    return failure.code in AWAY or not (failure.held or failure.status in INPUTS_OWN)
 
 
 def identity(backend: CloudBackend) -> str:

@@ -59,6 +59,10 @@ def test_what_a_code_means():
     assert not any(Failure(code).held for code in ("", "bad_input", "unreachable", "timeout", "refused", "bad_reply"))
     assert Failure("unreachable").retriable
     assert not any(Failure(code).retriable for code in ("", "timeout", "bad_reply", "breaker"))
+    assert all(Failure(code).of_the_input for code in ("bad_input", "context", "unsupported"))
+    assert not any(
+        Failure(code).of_the_input for code in ("", "busy", "unreachable", "timeout", "refused", "bad_reply", "consent")
+    )
     for status in (200, 400, 401, 408, 422, 429, 500, 503):
         failure = Failure("refused", status)
         assert (failure.retriable, failure.of_the_input) == (may_succeed_again(status), status in INPUTS_OWN)
@@ -75,6 +79,13 @@ def test_what_a_code_means():
         (Failure("refused", 422), {"cut": True, "in_time": True}, "answered"),
         (Failure("timeout"), {}, "late"),
         (Failure("bad_reply"), {}, "nothing"),
+        (Failure("bad_input"), {}, "nothing"),
+        (Failure("bad_input"), {"cut": True}, "nothing"),
+        (Failure("context"), {}, "nothing"),
+        (Failure("unsupported"), {}, "nothing"),
+        (Failure("busy"), {}, "fault"),
+        (Failure("consent"), {}, "nothing"),
+        (Failure("breaker", again=True), {}, "fault"),
         (Failure("unreachable"), {"stale": True}, "nothing"),
         (Failure("unreachable"), {"stale": True, "cut": True}, "late"),
         (Failure("unreachable"), {"cut": True}, "late"),
@@ -119,10 +130,11 @@ def test_each_limit_has_its_code():
     assert rules.enter("c", 1.0).code == rules.why(1.0).code == "breaker"
     assert (rules.rejected, rules.under_way) == (4, set())
     limited = admission(Terms(usd_per_call=2.0, calls_per_s=2), Limits(usd_per_day=1.0))
-    for slot in range(5):  # which take nothing from the rate, so the reason stays the money
+    for slot in range(5):  # whose calls are given back to the rate, so the reason stays the money
         assert limited.enter(slot, 0.0) is None
         assert limited.attempt(limited.cost(0.0, 1), 0.0, DAY).code == "usd_per_day"
         limited.leave(slot)
+        limited.rate.give_back(1)
     assert limited.rejected == 5
 
 
@@ -424,13 +436,12 @@ class Against(RuleBasedStateMachine):
             call["begun"], call["attempts"] = self.now, call["attempts"] + 1
         else:
             self.rejected += not again
-            self.tokens = min(max(1.0, self.terms.calls_per_s), self.tokens + (not again))
             assert ("limit" if rejection.code in {"usd_per_day", "mb_per_day"} else rejection.code) == expected
 
     @precondition(lambda self: self.asking())
     @rule(
         which=PICKS,
-        failure=st.sampled_from(["away", "busy", "slow", "yours", "unread"]),
+        failure=st.sampled_from(["away", "busy", "slow", "yours", "unread", "unfit"]),
         cut=st.booleans(),
         in_time=st.booleans(),
         jitter=JITTERS,
@@ -441,7 +452,7 @@ class Against(RuleBasedStateMachine):
         had_s, call["begun"] = self.now - call["begun"], None
         kind = {
             "away": Failure("unreachable"), "busy": Failure("refused", 503), "slow": Failure("timeout"),
-            "yours": Failure("refused", 422), "unread": Failure("bad_reply"),
+            "yours": Failure("refused", 422), "unread": Failure("bad_reply"), "unfit": Failure("bad_input"),
         }[failure]  # fmt: skip
         verdict = kind.verdict(cut=cut, in_time=in_time)
         if failure == "yours":
@@ -451,7 +462,7 @@ class Against(RuleBasedStateMachine):
         if failure == "busy" and wait_s:
             self.holds(wait_s)
             self.rules.hold(wait_s, self.now)
-        fault = failure != "unread" and not (cut and in_time)
+        fault = failure not in {"unread", "unfit"} and not (cut and in_time)
         if fault and (cut or failure == "slow"):
             assert verdict == "late"
             fault = self.late(had_s)

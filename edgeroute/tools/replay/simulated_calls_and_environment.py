@@ -116,6 +116,7 @@ class Gate:
                 self._probe(now)
         elif (rejection := self.rules.attempt(cost, now, now)) is not None:
             self.rules.leave(slot)
+            self.rules.rate.give_back(cost.calls)
         return rejection
 
     def schedule(self, time: float, what: News, slot: Hashable = None, detail: Any = None) -> None:
@@ -151,13 +152,14 @@ class Gate:
     def _fail(self, time: float, took_s: float, failure: Failure) -> None:
         """Apply a failure, and as many failed retries as there may have been; each may open the breaker for a random time.
 
-        A failure that shows that the endpoint answers counts as success; one that is late, but not by much, not at all.
+        A failure that shows that the endpoint answers counts as success; one because of the input, or that is late, but not by
+        much, not at all.
         """
         rules, verdict = self.rules, failure.verdict()
         if verdict == "answered":
             rules.succeeded(time)
             return
-        if verdict == "late" and not rules.too_late(took_s):
+        if failure.of_the_input or (verdict == "late" and not rules.too_late(took_s)):
             return
         rules.failed(time, self._random.random(), failure.status)
         retries = self.port.retries if failure.retriable else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from edgeroute.core.error_codes_and_texts import TOO_LONG, Failure, failure_text
-from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit
+from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.router import Router
 
@@ -180,7 +180,7 @@ def _status(error: EdgerouteError) -> int | None:
 def is_of_input(error: BaseException) -> bool:
     """Return True if each leg refused this input, or the error itself says so."""
     errors = _errors(error)
-    return bool(errors) and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors)
+    return bool(errors) and all(Failure.of(e).of_the_input for e in errors)
 
 
 def is_brought_about(error: BaseException) -> bool:
