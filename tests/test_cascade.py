@@ -17,7 +17,6 @@ from edgeroute.confidence import quantile
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy_egress_and_options import Policy, Target
 from edgeroute.core.walk import Mark, Outcome
-from edgeroute.observe.stats_and_status_types import Seen
 from edgeroute.observe.target_counts import Counts
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 
@@ -428,7 +427,7 @@ def test_a_decision_counts_once_and_its_time_is_no_run():
     assert counts.quantile("cloud", 0.5) == pytest.approx(2.0, rel=0.1)
     counts.record(known, Outcome(1, done, True, [*begun, Mark("kept", 0, 7.0, 0.1), Mark("accepted", 1, 9.0)], 0.0, 9.0))
     assert counts.quantile("edge", 0.5) == pytest.approx(7.0, rel=0.1)
-    edge = next(leg for leg in counts.snapshot([Seen("edge", "edge", 0, 0, "", 0)], 0.0).legs if leg.name == "edge")
+    edge = next(leg for leg in counts.snapshot([("edge", "edge", 0, 0, "", 0)], 0.0).legs if leg.name == "edge")
     assert (edge.started, edge.answered) == (2, 2)
 
 

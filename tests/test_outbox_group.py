@@ -72,7 +72,7 @@ def sizes(box):
 
 def until(box, brought):
     """Waits until so many entries wait for their transaction."""
-    while box.storing < brought:
+    while len(box.group) < brought:
         threading.Event().wait(0.001)
 
 
@@ -108,7 +108,7 @@ def test_those_who_come_meanwhile_are_stored_together(box, clock, shut):
     shut.set()
     join(first + others)
     assert sizes(box) == [1, 19]
-    assert box.storing == 0
+    assert len(box.group) == 0
     assert all(put.stored for put in (found | also).values())
     assert {e.id for e in box.list()} == {str(i) for i in range(20)}
 
@@ -208,7 +208,7 @@ def test_whoever_breaks_off_holds_up_no_other(box):
     while not over:
         at += 7
         over = interrupted(lambda: box.put(entry(f"cut-{at}")), at)  # noqa: B023 - called at once
-        assert box.storing == 0
+        assert len(box.group) == 0
         assert box.put(entry(f"after-{at}")).stored
     assert at > 50
     assert {e.id for e in box.list()} >= {f"after-{i}" for i in range(7, at, 7)}

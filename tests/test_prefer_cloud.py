@@ -86,7 +86,7 @@ def test_a_standby_of_which_enough_is_known_is_spared(make):
                 break
             assert router.infer(x).source == "cloud"
         assert ENOUGH_RUNS <= x < MANY
-        while router.engine.edge_threads.idle < len(router.engine.edge_threads):
+        while len(router.engine.edge_threads.idle) < len(router.engine.edge_threads):
             threading.Event().wait(0.001)
         before = len(runs)
         assert before == x, "it ran beside each"

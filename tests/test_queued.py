@@ -239,7 +239,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
         c.execute("BEGIN EXCLUSIVE")
         router = make(box, deadline=LONG, instruments=[changes])
         answers = [router.infer(i) for i in range(20)]
-        until(lambda: box.storing == 20)
+        until(lambda: len(box.group) == 20)
         assert {routes.queued(answer) for answer in answers} == {routes.BEING_STORED}
         closing = threading.Thread(target=router.close, daemon=True)
         closing.start()

@@ -21,7 +21,7 @@ def until_idle(pool, count=1):
     """Waits until so many of the pool's threads have nothing to do."""
     pause = threading.Event()
     for _ in range(int(LONG / 0.001)):
-        if not pool.waiting and pool.idle >= count:  # in this order: one that is idle for a moment may take what waits
+        if not pool.waiting and len(pool.idle) >= count:  # in this order: one that is idle for a moment may take what waits
             return
         pause.wait(0.001)
     raise AssertionError("its threads stay busy")
@@ -201,7 +201,7 @@ def test_what_waits_is_bounded(monkeypatch):
     monkeypatch.setattr("edgeroute.system.thread_pool_and_workers.MOST_WAITING", 2)
     pool, gate, ran = ThreadPool("bounded", 1), threading.Event(), []
     assert [pool.submit_later(lambda: (gate.wait(LONG), ran.append(1))) for _ in range(4)] == [True, True, True, False]
-    assert pool.waiting == 2
+    assert len(pool.waiting) == 2
     (thread,) = threads_of("bounded")
     pool.close(0.0)
     assert not pool.submit_later(gate.set)

@@ -236,19 +236,6 @@ def _as_data(value: Any) -> Any:
     return [_as_data(part) for part in value] if isinstance(value, tuple | list) else value
 
 
-class Seen(NamedTuple):
-    """State of a target that its backend knows and the counters lack; the fields are those of `LegStats`."""
-
-    name: str
-    side: str
-    sent: int
-    received: int
-    breaker: str
-    held: int
-    call_s: float | None = None
-    bytes_per_s: float | None = None
-
-
 # Status: the state of a router, as metrics and dashboards show it.
 
 

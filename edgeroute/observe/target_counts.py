@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.core.error_codes_and_texts import UNFIT, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, slack
@@ -15,7 +15,7 @@ from edgeroute.system.fork_safety import ForkSafe, per_process
 from edgeroute.system.signal_safe_locks import SafeLock
 
 if TYPE_CHECKING:
-    from edgeroute.observe.stats_and_status_types import Seen, Stats
+    from edgeroute.observe.stats_and_status_types import Stats
 
 RECENT = 128  # number of a target's latest deferred answers whose distance from their threshold is stored
 TOGETHER = 64  # requests that are counted together; an answer that was not simply accepted triggers counting at once
@@ -242,13 +242,14 @@ class Counts(ForkSafe):
         """Return the number of an edge's answers if all of them lacked a confidence; 0: one had it, or there are none."""
         return self._figures([name], lambda leg: leg.unsure if leg.unsure == leg.judged else 0).get(name, 0)
 
-    def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
+    def snapshot(self, targets: Iterable[tuple[Any, ...]], usd_today: float) -> Stats:
         """Return the current statistics, without those of audits, trials and parts; counts the stored outcomes first.
 
         Targets without a request have zeros.
 
         Args:
-            targets: state of the targets that the counters lack.
+            targets: name, side, bytes sent and received, breaker's state, held requests and, of a cloud, the link's seconds per
+                call and bytes per second, as in `LegStats`: what the backends know and the counters lack.
             usd_today: cost of the last 24 hours, US dollars.
         """
         from edgeroute.observe.stats_and_status_types import LegStats, Stats  # imported if a program asks for statistics

@@ -470,13 +470,11 @@ class Engine(ForkSafe):
 
     def stats(self) -> Stats:
         """Return counts, deferral rate, latency quantiles, bytes, cost and energy so far, with the figures of the parts."""
-        from edgeroute.observe.stats_and_status_types import Seen
-
-        seen = []
+        seen: list[tuple[Any, ...]] = []
         for b in self.snapshot.watched[1]:
             guard = getattr(b, "guard", None)
             link_figures = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
-            seen.append(Seen(b.name, b.side, *b.traffic, *link_figures))
+            seen.append((b.name, b.side, *b.traffic, *link_figures))
         figures = self.counts.snapshot(seen, self.spending.spent().usd)
         return figures._replace(**self.parts.figures(), **self.observer.energy.stats_fields(self.snapshot.backends))
 

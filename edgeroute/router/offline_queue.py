@@ -171,7 +171,7 @@ class OfflineQueue:
             for walked in walks:
                 request, note = walked.request, ""
                 candidate = _retry_candidate(request.plan, walked.outcome)
-                if candidate is not None and until < INF and self.threads.waiting >= MOST_WAITING:
+                if candidate is not None and until < INF and len(self.threads.waiting) >= MOST_WAITING:
                     note = f"{NOT_STORED}: {MOST_WAITING} wait for the file"
                 elif candidate is not None:
                     try:

@@ -48,12 +48,15 @@ class ThreadPool(ForkSafe):
         most: maximum number of threads.
         idle_s: seconds without a job after which a thread ends.
         native: the jobs run native code, such as models: Python's exit waits for them, up to `EXIT_S`.
+
+    Attributes:
+        idle: mailboxes of idle threads; a dict, since `popitem` and removing one are atomic.
+        waiting: jobs that wait for a thread.
     """
 
-    # Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic.
-    _idle: dict[SimpleQueue[Job | None], None] = per_process(dict)
+    idle: dict[SimpleQueue[Job | None], None] = per_process(dict)
     _threads: set[threading.Thread] = per_process(set)
-    _waiting: deque[Job] = per_process(deque)
+    waiting: deque[Job] = per_process(deque)
 
     def __init__(self, name: str, most: int, idle_s: float = 60.0, *, native: bool = False) -> None:
         self._name, self._most, self._idle_s = name, most, idle_s
@@ -65,16 +68,6 @@ class ThreadPool(ForkSafe):
         """Return the number of threads."""
         return len(self._threads)
 
-    @property
-    def idle(self) -> int:
-        """Number of idle threads."""
-        return len(self._idle)
-
-    @property
-    def waiting(self) -> int:
-        """Number of jobs that wait for a thread."""
-        return len(self._waiting)
-
     def submit(self, job: Job) -> bool:
         """Run the job in a thread at once, and return True; return False, without running it, if no thread is free.
 
@@ -84,7 +77,7 @@ class ThreadPool(ForkSafe):
         if self._closed or _ending():  # whose idle threads have ended
             return False
         try:
-            box, _ = self._idle.popitem()
+            box, _ = self.idle.popitem()
         except KeyError:
             return self._start(job)
         box.put(job)
@@ -97,11 +90,11 @@ class ThreadPool(ForkSafe):
         """
         if self.submit(job):
             return True
-        if self._closed or not self._threads or len(self._waiting) >= MOST_WAITING:
+        if self._closed or not self._threads or len(self.waiting) >= MOST_WAITING:
             return False
-        self._waiting.append(job)
+        self.waiting.append(job)
         with contextlib.suppress(KeyError):  # one that became idle meanwhile may have looked too early
-            self._idle.popitem()[0].put(_nothing)
+            self.idle.popitem()[0].put(_nothing)
         return True
 
     def _start(self, job: Job) -> bool:
@@ -126,7 +119,7 @@ class ThreadPool(ForkSafe):
 
         Ends if the pool closes, or `idle_s` seconds pass without a job. Exceptions of jobs are logged.
         """
-        idle, missed = self._idle, 0
+        idle, missed = self.idle, 0
         pooled.thread = True
         try:
             while True:
@@ -138,7 +131,7 @@ class ThreadPool(ForkSafe):
                         continue  # a job was assigned to this thread just now
                     return
                 if job is None:
-                    if not self._waiting:
+                    if not self.waiting:
                         return
                     job = self._next()
                 missed = 0
@@ -148,7 +141,7 @@ class ThreadPool(ForkSafe):
                     log.exception("a job of %s failed", self._name)
                 del job  # not kept alive while idle
                 idle[box] = None
-                if self._waiting and idle.pop(box, self) is not self:  # else a job was assigned to this thread just now
+                if self.waiting and idle.pop(box, self) is not self:  # else a job was assigned to this thread just now
                     box.put(self._next())
                 elif self._closed and idle.pop(box, self) is not self:
                     return
@@ -158,7 +151,7 @@ class ThreadPool(ForkSafe):
     def _next(self) -> Job:
         """Take the next waiting job from the queue; a job without effect if another thread has taken it."""
         try:
-            return self._waiting.popleft()
+            return self.waiting.popleft()
         except IndexError:  # another thread was faster
             return _nothing
 
@@ -174,7 +167,7 @@ class ThreadPool(ForkSafe):
         threads = list(self._threads)
         with contextlib.suppress(KeyError):
             while True:
-                self._idle.popitem()[0].put(None)
+                self.idle.popitem()[0].put(None)
         until = time.monotonic() + wait_s
         for thread in threads:
             with contextlib.suppress(RuntimeError):  # not started yet, or this one

@@ -399,7 +399,7 @@ class Auditor(ForkSafe):
         due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
         due = due if type(due) is int else None
         allowed = partial(_allowed, self._asks)
-        self.sampler = Sampler(audit.share, audit.scene, lambda: self.jobs.waiting, allowed, due, full)
+        self.sampler = Sampler(audit.share, audit.scene, lambda: len(self.jobs.waiting), allowed, due, full)
         self._remained = self.sampler.remaining()
         self.arrives: Callable[[], AuditDraw | None] = self.sampler.arrives
 
@@ -528,7 +528,7 @@ class Auditor(ForkSafe):
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
         known = answer is not None or not has_failed(outcome, cloud)
-        rehearses = known and runs and self.jobs.waiting < MOST_WAITING
+        rehearses = known and runs and len(self.jobs.waiting) < MOST_WAITING
         if rehearses or self.audit.labelled or (known and answer is None):
             edges, answer = [each._replace(prediction=copy_answer(each.prediction)) for each in edges], copy_answer(answer)
         if answer is not None and edges:

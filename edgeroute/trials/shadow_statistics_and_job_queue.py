@@ -124,29 +124,27 @@ class Background(ForkSafe):
 
     Args:
         submit: runs a job in a thread, if one is available.
+
+    Attributes:
+        waiting: jobs that wait; a forked child does not inherit them.
     """
 
     _idle = per_process(SafeCondition)  # on a lock that its owner may take again
     _running, _held_up = initially(0), initially(False)
     _looks = initially(0)  # number of calls of `start`
-    _queue: deque[Job] = per_process(deque)  # jobs that wait; a forked child does not inherit them
+    waiting: deque[Job] = per_process(deque)
 
     def __init__(self, submit: Callable[[Callable[[], object]], bool]) -> None:
         self._submit = submit
 
     @property
-    def waiting(self) -> int:
-        """Number of jobs that wait."""
-        return len(self._queue)
-
-    @property
     def busy(self) -> int:
         """Number of jobs that run or wait."""
-        return self._running + len(self._queue)
+        return self._running + len(self.waiting)
 
     def put(self, job: Job) -> None:
         """Queue a job; `start` starts it."""
-        self._queue.append(job)
+        self.waiting.append(job)
 
     def start(self) -> None:
         """Start waiting jobs in threads, in order, until `TOGETHER` run.
@@ -155,11 +153,11 @@ class Background(ForkSafe):
         """
         with self._idle:
             self._looks += 1
-        while self._queue:
+        while self.waiting:
             with self._idle:
-                if not self._queue or self._running >= TOGETHER:
+                if not self.waiting or self._running >= TOGETHER:
                     return
-                job, looks = self._queue.popleft(), self._looks
+                job, looks = self.waiting.popleft(), self._looks
                 self._running += 1
             started = False
             try:
@@ -169,7 +167,7 @@ class Background(ForkSafe):
                     self._held_up = not started
                     if not started:
                         self._running -= 1
-                        self._queue.appendleft(job)
+                        self.waiting.appendleft(job)
                         self._idle.notify_all()
             if not started and self._looks == looks:  # else somebody with news has looked while this one was not in the queue
                 return
@@ -190,5 +188,5 @@ class Background(ForkSafe):
         """Block until no job runs and none that waits can begin now, or for `timeout_s`. Starts nothing itself."""
         until = monotonic() + timeout_s
         with self._idle:
-            while (self._running or (self._queue and not self._held_up)) and self._idle.wait(until - monotonic()):
+            while (self._running or (self.waiting and not self._held_up)) and self._idle.wait(until - monotonic()):
                 pass

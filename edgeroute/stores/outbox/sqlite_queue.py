@@ -291,7 +291,7 @@ class Outbox(Listing):
         self.max_bytes, self.parallel = plain_number(max_bytes), plain_number(parallel)
         self.ttl_s, self.spread_s, self.rate_per_s = plain_number(ttl_s), plain_number(spread_s), plain_number(rate_per_s)
         self._database = Database(self.path, tables.SCHEMA, durable=True, lenient=True)
-        self._group = GroupCommit(self._write)
+        self.group = GroupCommit(self._write)
         self._plausible = -1  # total size up to which the stored count is trusted, bytes
         self._owner = 0  # id of the thread that is in a transaction
         self._listeners: list[Callable[[], object]] = []
@@ -302,11 +302,6 @@ class Outbox(Listing):
     def locked(self) -> bool:
         """True if another process has the file, as `Database.locked` says."""
         return self._database.locked
-
-    @property
-    def storing(self) -> int:
-        """Number of entries that callers of `put` and `put_all` wait for now: in a transaction, or before it."""
-        return len(self._group)
 
     def listen(self, f: Callable[[], object]) -> None:
         """Register a function to call when this process adds something to deliver or to pass to the callback.
@@ -344,7 +339,7 @@ class Outbox(Listing):
         """
         if self._owner == threading.get_ident():  # within an effect of `settle`: all or none
             return list(self._write(entries))
-        return self._group.put(entries, refuse)
+        return self.group.put(entries, refuse)
 
     def _write(self, entries: Sequence[Waiting]) -> list[Put]:
         """Store requests in one transaction, evicting others if needed, and notify the listeners.
