@@ -173,19 +173,16 @@ class Guard(ForkSafe):
         longer, and for a Retry-After at least as long. No Exception is raised: each counts as a failure. Without a health check
         nothing is sent, which counts as a success.
         """
-        ok, wait_s = False, None
         try:
             if self._health is not None:
                 with self.probe() as exchange:
                     exchange.counts = False
                     self._health(monotonic() + PROBE_S, exchange)
-            ok = True
-        except Exception as e:  # noqa: BLE001 - any failure means that it is not back
-            wait_s = getattr(e, "retry_after_s", None)
-        finally:
-            if not ok:
-                self.probe_failed(wait_s)
-        if ok:
+        except BaseException as e:  # any failure means that it is not back
+            self.probe_failed(getattr(e, "retry_after_s", None))
+            if not isinstance(e, Exception):
+                raise
+        else:
             with self.lock:
                 self.rules.probe_ended(monotonic(), _jitter(), ok=True)
             self.watcher.closed(self)

@@ -82,10 +82,9 @@ class Throttling:
     def read(self, now: float) -> dict[str, Measurement]:
         """Return `throttled`, by the first source that has it: firmware, event counters, cooling devices, supply alarms."""
         throttled = self._by_firmware(now) or self._by_counters() or self._by_cooling() or self._by_voltage()
-        return {
-            "throttled": throttled
-            or Measurement(None, f"neither firmware, thermal events nor cooling devices report it{self._hint()}")
-        }
+        if throttled is None:
+            throttled = Measurement(None, f"neither firmware, thermal events nor cooling devices report it{self._hint()}")
+        return {"throttled": throttled}
 
     def _by_firmware(self, now: float) -> Measurement | None:
         """Return the state by the bits of the Raspberry Pi's firmware, from a file or else the last output of `vcgencmd`.

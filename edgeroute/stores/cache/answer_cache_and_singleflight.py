@@ -291,19 +291,54 @@ class Cache(ForkSafe):
         Reads the disk if memory has no fresh one, and takes a newer entry from there into memory. One too old for any use is
         deleted from memory.
         """
-        return self._find(key, False, None)[0]
+        return self.lookup(key, late=False)[0]
 
-    def lookup(self, key: bytes, fetched: Mapping[bytes, Entry] | None = None) -> tuple[Entry | None, State | None]:
+    def lookup(
+        self, key: bytes, fetched: Mapping[bytes, Entry] | None = None, *, late: bool = True
+    ) -> tuple[Entry | None, State | None]:
         """Return the entry and its state: fresh, revalidate (usable, but to be refreshed), or stale (for failures of the cloud).
 
         Without a fresh entry in memory, one from disk is used if it is newer, and taken into memory. An entry beyond all limits
-        is deleted from memory, and (None, None) is returned. Counts a hit, a miss or a stale entry.
+        is deleted from memory, and (None, None) is returned. One dated in the future is dated now, on disk too. Counts a hit, a
+        miss or a stale entry.
 
         Args:
             key: key of the answer.
             fetched: result of `fetch`, used in place of the disk; None: the disk is read.
+            late: expired entries are returned, too; else they count as misses.
         """
-        return self._find(key, True, fetched)
+        now_s = self._clock()
+        with self._lock:
+            seen = self._recent.get(key)
+            if fresh := seen is not None and 0 <= now_s - seen.entry.at < self._ttl_s:
+                self._hits += 1
+        if seen is not None and fresh:
+            return seen.for_caller(), "fresh"
+        entry = (self.fetch([key]) if fetched is None else fetched).get(key)
+        cached = seen
+        if entry is not None and (seen is None or entry.at > seen.entry.at):  # another process may have refreshed it
+            cached = private_copy(entry)
+        if cached is not None and cached.entry.at > now_s:
+            cached = cached._replace(entry=cached.entry._replace(at=now_s))
+            if self._disk is not None:
+                self._disk.put(key, cached)  # else it would be fresh again each time it is read from there
+        state = None if cached is None else self._state(now_s - cached.entry.at)
+        with self._lock:
+            if self._recent.get(key) is seen:  # no newer entry was put meanwhile
+                if cached is None or state is None:
+                    self._recent.pop(key)
+                elif cached is not seen:
+                    self._evicted += self._recent.put(key, cached)
+            if cached is None or state is None or (state != "fresh" and not late):
+                self._misses += 1
+                return None, None
+            if state != "fresh":
+                self._stale += 1
+            elif self._disk is None:
+                self._hits += 1
+            else:
+                self._disk_hits += 1
+        return cached.for_caller(), state
 
     def missing(self, keys: Iterable[bytes]) -> list[bytes]:
         """Return the keys of which memory has no fresh entry, for `fetch`; none without a disk. Counts nothing."""
@@ -372,45 +407,6 @@ class Cache(ForkSafe):
         """Write pending entries to disk and close it; a later call opens it again. Blocks."""
         if self._disk is not None:
             self._disk.close()
-
-    def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
-        """Return entry and state, from memory if it is fresh there, else the newer of memory's and the disk's; or (None, None).
-
-        Updates memory and counters. `late`: expired entries are returned, too; else they count as misses. An entry too old for
-        any use is dropped from memory; one dated in the future is dated now, on disk too.
-        """
-        now_s = self._clock()
-        with self._lock:
-            seen = self._recent.get(key)
-            if fresh := seen is not None and 0 <= now_s - seen.entry.at < self._ttl_s:
-                self._hits += 1
-        if seen is not None and fresh:
-            return seen.for_caller(), "fresh"
-        entry = (self.fetch([key]) if fetched is None else fetched).get(key)
-        cached = seen
-        if entry is not None and (seen is None or entry.at > seen.entry.at):  # another process may have refreshed it
-            cached = private_copy(entry)
-        if cached is not None and cached.entry.at > now_s:
-            cached = cached._replace(entry=cached.entry._replace(at=now_s))
-            if self._disk is not None:
-                self._disk.put(key, cached)  # else it would be fresh again each time it is read from there
-        state = None if cached is None else self._state(now_s - cached.entry.at)
-        with self._lock:
-            if self._recent.get(key) is seen:  # no newer entry was put meanwhile
-                if cached is None or state is None:
-                    self._recent.pop(key)
-                elif cached is not seen:
-                    self._evicted += self._recent.put(key, cached)
-            if cached is None or state is None or (state != "fresh" and not late):
-                self._misses += 1
-                return None, None
-            if state != "fresh":
-                self._stale += 1
-            elif self._disk is None:
-                self._hits += 1
-            else:
-                self._disk_hits += 1
-        return cached.for_caller(), state
 
     def _state(self, age_s: float) -> State | None:
         """Return the state of an entry of this age; None if it is too old for any use."""
