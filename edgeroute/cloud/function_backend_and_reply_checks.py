@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeroute.confidence import output_forms_labels_and_comparison as forms
+import edgeroute.confidence.output_forms_labels_and_comparison as forms
 from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
 from edgeroute.confidence.output_reader import CLASSES, SEVERAL, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence import learned_score_features as signals
+import edgeroute.confidence.learned_score_features as signals
 from edgeroute.confidence.prompt_features_and_word_weights import HASHED, WordWeights
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing

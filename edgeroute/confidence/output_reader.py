@@ -29,7 +29,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
-from edgeroute.confidence import output_forms_labels_and_comparison as forms
+import edgeroute.confidence.output_forms_labels_and_comparison as forms
 from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_without_batch, have_boxes, read_boxes
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
 from edgeroute.core.error_codes_and_texts import failure_text
@@ -361,9 +361,8 @@ class Reader:
             return None
         if self.kind == "logprobs" and (tokens := forms.tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            sure = forms.out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(
-                logprobs
-            )
+            wrong = forms.out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs)
+            sure = wrong or quantile(logprobs)
             return Prediction(forms.plain(value), sure if self._custom is None else self._custom_score(row), row)
         parts = forms.label_and_probabilities(row) if self.kind is None and len(row) > 1 else None
         known = parts is not None and (isinstance(parts[1], Mapping) or forms.sum_to_one(forms.as_array(parts[1]).tolist()))
@@ -375,15 +374,10 @@ class Reader:
         Probabilities out of range give an `Unscored`. Raises `wrong` for outputs without a label or probabilities, BadReply for a
         label that is none of the labels.
         """
-        parts = (
-            forms.label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row)))
-            if forms.several(row)
-            else None
-        )
+        parts = forms.label_and_probabilities(_by_name(row))
         if parts is None:
-            raise self.wrong(
-                f"{self.name} gives {forms.form_of(row)}, and its kind is label+probabilities: set output or another kind"
-            )
+            form = forms.form_of(row)
+            raise self.wrong(f"{self.name} gives {form}, and its kind is label+probabilities: set output or another kind")
         label, p = parts
         if self.labels is not None and len(self.labels) < len(p):
             self._names.at(0, len(p))
@@ -396,10 +390,8 @@ class Reader:
         If the scores are probabilities, what they lack of the sum of 1 belongs to other classes, none of which is likelier.
         Outputs of another form are a value. Raises BadReply if there are labels, and none for that class.
         """
-        named = row if isinstance(row, Mapping) else dict(enumerate(row if forms.several(row) else ()))
-        parts = forms.tokens_and_logprobs(
-            {key: np.atleast_1d(forms.along_one_axis(forms.as_array(v), self.kind)) for key, v in named.items()}
-        )
+        arrays = {key: np.atleast_1d(forms.along_one_axis(forms.as_array(v), self.kind)) for key, v in _by_name(row).items()}
+        parts = forms.tokens_and_logprobs(arrays)
         if parts is None or parts[0].dtype.kind not in "iu" or not parts[0].size:
             return Prediction(row, self._custom_score(row), row)
         (best, z), count = parts, len(self.labels or ())
@@ -517,6 +509,11 @@ def _row(outputs: Any, i: int) -> Any:
     if type(outputs) is dict:
         return {name: _row(array, i) for name, array in outputs.items()}
     return outputs[i] if getattr(outputs, "ndim", 1) else outputs
+
+
+def _by_name(row: Any) -> Mapping[Any, Any]:
+    """Return several outputs by their names, or by their numbers if they have none; {} for a single one."""
+    return row if isinstance(row, Mapping) else dict(enumerate(row if forms.several(row) else ()))
 
 
 def _check_count(outputs: Any, count: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from edgeroute.core import error_codes_and_texts as codes
+import edgeroute.core.error_codes_and_texts as codes
 from edgeroute.core.plan import Leg, Plan, judged_leg, two_digits
 from edgeroute.core.policy_egress_and_options import INF, Side
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new
@@ -196,10 +196,10 @@ def _detail(mark: Mark) -> dict[str, object]:
     if mark.kind != "failed":
         check = {"check": detail.code} if type(detail) is Malformed else {}
         return {"threshold" if mark.kind == "limit" else "confidence": finite(detail), **check}
-    text = codes.class_name(detail) + (
-        f": {codes.error_message(detail)}" if isinstance(detail, codes.Coded) and not detail.foreign else ""
-    )
-    return {"error": text} | {name: part for name, part in codes.Failure.of(detail)._asdict().items() if part}
+    message = f": {codes.error_message(detail)}" if isinstance(detail, codes.Coded) and not detail.foreign else ""
+    return {"error": codes.class_name(detail) + message} | {
+        name: part for name, part in codes.Failure.of(detail)._asdict().items() if part
+    }
 
 
 def finite(value: Any) -> Any:

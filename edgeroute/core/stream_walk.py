@@ -59,7 +59,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeAlias, final
 
-from edgeroute.core import walk as walks
+import edgeroute.core.walk as walks
 from edgeroute.core.error_codes_and_texts import Coded
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy_egress_and_options import INF
@@ -132,9 +132,8 @@ def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], walks.P
             pieces.append(next(result))
             yield pieces[-1]
     except StopIteration as end:
-        return read(
-            end.value if type(end.value) is walks.Prediction else (join_pieces(pieces), _confidence_of(end.value, pieces))
-        )
+        whole = end.value
+        return read(whole if type(whole) is walks.Prediction else (join_pieces(pieces), _confidence_of(whole, pieces)))
     finally:
         result.close()
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapValidator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+import edgeroute.policy.model_and_endpoint_sections as targets
+import edgeroute.policy.policy_problems_and_contradictions as faults
 from edgeroute.catalog.installed_versions_and_active_loading import version_of
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy_egress_and_options import EDGE_TRIAL, Offline, Options, PolicyMode
@@ -22,28 +24,7 @@ from edgeroute.edge.edge_model_members_and_fingerprints import is_model, stamps
 from edgeroute.edge.runtimes_variants_ensemble import ACTIVE, BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
 from edgeroute.policy.edge_sections_from_runtime_classes import ByRuntime, for_file
-from edgeroute.policy.model_and_endpoint_sections import (
-    CLOUDS,
-    PROTOCOLS,
-    AnyCloud,
-    Cloud,
-    Edge,
-    InstalledCloud,
-    Target,
-    group_variants,
-    loaded_score,
-)
 from edgeroute.policy.policy_keys_from_signatures import Section, configures
-from edgeroute.policy.policy_problems_and_contradictions import (
-    Key,
-    Problem,
-    Wrong,
-    contradictions,
-    kind_text,
-    listed,
-    quote_value,
-    wrong_word,
-)
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, PathText, Score, Text, Threshold, Thresholds
@@ -65,7 +46,7 @@ class Trial(Section):
     Its answers are compared, and a guardrail stops it. Several as `[[trial]]` (trials.md).
     """
 
-    edge: Annotated[Edge, ByRuntime, WrapValidator(_path_or_section)] | None = Field(
+    edge: Annotated[targets.Edge, ByRuntime, WrapValidator(_path_or_section)] | None = Field(
         None,
         description="The model on trial beside the only `[edge]`: its file, with the other keys of `[edge]` but `sha256` and "
         "`card`; or a table, `[trial.edge]`, with keys of its own.",
@@ -76,7 +57,7 @@ class Trial(Section):
 
 # Types of a section; if there are several, its key `protocol` selects one.
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
-    "edge": (Edge,), "cloud": tuple(CLOUDS.values()), "trial": (Trial,), "limits": (Limits,), "egress": (Egress,),
+    "edge": (targets.Edge,), "cloud": tuple(targets.CLOUDS.values()), "trial": (Trial,), "limits": (Limits,), "egress": (Egress,),
     "audit": (Audit,), "cache": (Cache,), "outbox": (Outbox,), "rule": (Rule,), "trace": (Trace,), "telemetry": (Telemetry,),
     "gateway": (Gateway,), "fleet": (Fleet,),
 }  # fmt: skip
@@ -120,8 +101,8 @@ class Top(BaseSettings):
 class Settings(Top):
     """Validated policy, from the file and the variables. The classes of its sections describe these."""
 
-    edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = []
-    cloud: Annotated[list[AnyCloud], IN_ORDER] = []
+    edge: Annotated[list[Annotated[targets.Edge, ByRuntime]], IN_ORDER] = []
+    cloud: Annotated[list[targets.AnyCloud], IN_ORDER] = []
     trial: Annotated[list[Trial], IN_ORDER] = []
     limits: Limits | None = None
     egress: Egress | None = None
@@ -146,13 +127,13 @@ class Settings(Top):
     @classmethod
     def _validate(cls, data: Any, inner: Any) -> Any:
         """Validate, and raise `Wrong` with the contradictions beside the errors in single keys, at which pydantic would stop."""
-        problems = contradictions(data)
+        problems = faults.contradictions(data)
         try:
             settings = inner(data)
         except ValidationError as e:
-            raise Wrong(e, problems) from None
+            raise faults.Wrong(e, problems) from None
         if problems:
-            raise Wrong(None, problems)
+            raise faults.Wrong(None, problems)
         return settings
 
     def with_state(self, state: str | Path | None) -> Settings:
@@ -220,7 +201,7 @@ class Settings(Top):
             "threshold": threshold,
             "score": score,
             "state": state if self.state else None,
-            "edge": group_variants(edges, self.edge),
+            "edge": targets.group_variants(edges, self.edge),
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "trial": trials or None,
             "limits": self.limits.make() if self.limits else None,
@@ -282,10 +263,10 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
     path = at(folder, score)
     key = (path, file_stamp(path))
     saved = _made.get(key)
-    return (_made.first(key, loaded_score(score, folder)) if saved is None else saved), key
+    return (_made.first(key, targets.loaded_score(score, folder)) if saved is None else saved), key
 
 
-def _make_or_reuse(section: Target, folder: Path, score: Any) -> Any:
+def _make_or_reuse(section: targets.Target, folder: Path, score: Any) -> Any:
     """Return the object that was made from an equal section, if a router still holds it; else make a new one.
 
     Thereby a reload reuses the backends whose model or endpoint is the same object. The files that the section names count as
@@ -336,12 +317,12 @@ REPLACED = {
 }
 
 
-def explain(error: ValidationError) -> list[Problem]:
+def explain(error: ValidationError) -> list[faults.Problem]:
     """Return one problem per error; none quotes a value that may be a secret."""
     return [_problem(e["loc"], e["type"], e.get("ctx", {}), e["input"]) for e in error.errors(include_url=False)]
 
 
-def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Problem:
+def _problem(loc: faults.Key, kind: str, context: Mapping[str, Any], value: Any) -> faults.Problem:
     """Return the problem of one pydantic error: its key, and what was expected, the nearest valid word, or where the key belongs.
 
     A value that may be a secret is described, not quoted.
@@ -354,26 +335,29 @@ def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Pro
     """
     key, model = _place(loc)
     if kind == "extra_forbidden":
-        return Problem(key, f"there is no such key: {_suggestion(str(key[-1]), model)}")
+        return faults.Problem(key, f"there is no such key: {_suggestion(str(key[-1]), model)}")
     if kind == "missing":
-        return Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
+        return faults.Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
     if kind == "union_tag_invalid":
-        protocols = [*CLOUDS, *plugin_targets(PROTOCOLS)]
-        return Problem((*key, "protocol"), f"found {quote_value(value['protocol'])}: {nearest(value['protocol'], protocols)}")
+        protocols = [*targets.CLOUDS, *plugin_targets(targets.PROTOCOLS)]
+        found = value["protocol"]
+        return faults.Problem((*key, "protocol"), f"found {faults.quote_value(found)}: {nearest(found, protocols)}")
     if kind == "literal_error":
-        return Problem(key, wrong_word(value, context["expected"]))
+        return faults.Problem(key, faults.wrong_word(value, context["expected"]))
     if kind == "expected":
-        shown = kind_text(value) if key[-1] in _MAY_BE_SECRET else quote_value(value)
-        return Problem(key, f"expected {context['words']}, found {shown}" + (f"; {context['hint']}" if context["hint"] else ""))
+        shown = faults.kind_text(value) if key[-1] in _MAY_BE_SECRET else faults.quote_value(value)
+        return faults.Problem(
+            key, f"expected {context['words']}, found {shown}" + (f"; {context['hint']}" if context["hint"] else "")
+        )
     if kind == "policy":
-        return Problem(key, context["text"])
-    return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {kind_text(value)}")
+        return faults.Problem(key, context["text"])
+    return faults.Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {faults.kind_text(value)}")
 
 
 _MAY_BE_SECRET = ("cert", "verify")  # keys near which a key or password may have been written: their text is not quoted
 
 
-def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
+def _place(loc: faults.Key) -> tuple[faults.Key, type[Section | Settings]]:
     """Return the key for pydantic's place of an error, and the section type that it belongs to.
 
     The key has no protocol, which pydantic adds as it picks a section's type.
@@ -382,14 +366,14 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
     if len(loc) == 1 or not models:
         return loc, Settings
     if len(models) > 1 and len(loc) > 2:  # noqa: PLR2004 - the section, its index, then the protocol, which is no key
-        return loc[:2] + loc[3:], CLOUDS.get(str(loc[2]), InstalledCloud)
-    return loc, Edge if loc[0] == "trial" and "edge" in loc[1:-1] else models[0]
+        return loc[:2] + loc[3:], targets.CLOUDS.get(str(loc[2]), targets.InstalledCloud)
+    return loc, targets.Edge if loc[0] == "trial" and "edge" in loc[1:-1] else models[0]
 
 
 def _suggestion(word: str, model: type[Section | Settings]) -> str:
     """Return a suggestion for an unknown key: the protocol that has it, what replaced it, its section, or the nearest key."""
-    if issubclass(model, Cloud):
-        for protocol, other in CLOUDS.items():
+    if issubclass(model, targets.Cloud):
+        for protocol, other in targets.CLOUDS.items():
             if word in other.model_fields:
                 return f'only a cloud with protocol = "{protocol}" has it'
     if issubclass(model, Egress) and word in {"allow", "deny", "hosts", "urls"}:
@@ -411,7 +395,7 @@ def _suggestion(word: str, model: type[Section | Settings]) -> str:
 MISSPELT = re.compile('there is no such key: did you mean "([^"]+)"')
 
 
-def corrected(data: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
+def corrected(data: Mapping[str, Any], problems: Iterable[faults.Problem]) -> dict[str, Any]:
     """Return a copy of a policy in which misspelt keys have the names that were meant; {} if there are none to correct.
 
     A key stays if the meant one is there as well. The policy itself is not changed.
@@ -431,14 +415,14 @@ def corrected(data: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str,
 _FILES = {"path": "model", "card": "model card", "threshold": "certificate", "score": "score"}  # key -> file that it may name
 
 
-def missing_files(data: Mapping[str, Any], folder: Path, names: Collection[str]) -> Iterator[Problem]:
+def missing_files(data: Mapping[str, Any], folder: Path, names: Collection[str]) -> Iterator[faults.Problem]:
     """Yield a problem for each model, card, certificate and score that the policy names and that does not exist.
 
     Addresses, models of a catalog, and models of runtimes that are not built in are passed over. names: keys that the program
     overrides, which are passed over too.
     """
-    several: list[tuple[Key, Any]] = [
-        ((name, i), section) for name in ("edge", "cloud", "trial") for i, section in enumerate(listed(data, name))
+    several: list[tuple[faults.Key, Any]] = [
+        ((name, i), section) for name in ("edge", "cloud", "trial") for i, section in enumerate(faults.listed(data, name))
     ]
     several += [((*key, "edge"), section["edge"]) for key, section in several if isinstance(section, dict) and "edge" in section]
     for place, section in [((), data), *several]:
@@ -451,4 +435,4 @@ def missing_files(data: Mapping[str, Any], folder: Path, names: Collection[str])
                     continue
                 with suppress(PolicyError):  # of a name that no file can have
                     if not (path := at(folder, name)).exists():
-                        yield Problem((*place, key), f"there is no {_FILES[key]} at {path}")
+                        yield faults.Problem((*place, key), f"there is no {_FILES[key]} at {path}")

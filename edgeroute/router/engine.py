@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+import edgeroute.router.policy_snapshot as policies
 from edgeroute.cloud.egress_consent_and_redaction import WITHIN, Egress
 from edgeroute.core.error_codes_and_texts import Failure
 from edgeroute.core.plan import Plan, by_itself, stays_on_device
@@ -32,14 +33,6 @@ from edgeroute.router.drivers import blocking
 from edgeroute.router.fallbacks_and_late_replies import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.part_hooks_and_dispatch import Followed, Part, Parts
-from edgeroute.router.policy_snapshot import (
-    PolicyArguments,
-    Snapshot,
-    backends_by_spec,
-    calibrated_target,
-    clear_plans,
-    served_identities,
-)
 from edgeroute.router.private_conversations_and_digest_store import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, checked_importance, is_read_once, read_once_error
 from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
@@ -80,7 +73,7 @@ def read_sensors_once(engine: Engine) -> None:
     observer.reads_at = INF
     try:
         if observer.read():
-            clear_plans(engine.snapshot)
+            policies.clear_plans(engine.snapshot)
         if observer.limited and observer.energy.extra_w is not None:
             engine.observe()
         _free_or_load(engine)
@@ -94,7 +87,7 @@ def _free_or_load(engine: Engine) -> None:
     Errors of freeing and loading are logged. Updates the facts, so that calls go to the next target while models load.
     """
     snapshot, rules = engine.snapshot, engine.observer.facts.rules
-    edges = [cast("EdgeBackend", b) for b in backends_by_spec(snapshot).values() if b.side == "edge"]
+    edges = [cast("EdgeBackend", b) for b in policies.backends_by_spec(snapshot).values() if b.side == "edge"]
     if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
         for backend in edges:
             call_quietly(backend.unload, "freeing an edge model")
@@ -124,7 +117,7 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
     """
     if legs.exchanges:
         engine.spending.keep()
-        if engine.refresh_at < INF and served_identities(engine.snapshot) != engine.served:
+        if engine.refresh_at < INF and policies.served_identities(engine.snapshot) != engine.served:
             engine.refresh_thresholds()
     for kind, leg, _, detail in outcome.log:
         if kind == "failed":
@@ -135,7 +128,7 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
 
 
-def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mapping[str, Any]) -> Snapshot:
+def effective_snapshot(snapshot: policies.Snapshot, auditor: Auditor | None, doubt: Mapping[str, Any]) -> policies.Snapshot:
     """Return the policy with thresholds and labels as they are now, after alarms and certificates' expiry.
 
     Targets after one whose threshold was raised are labelled uncalibrated. The same object if nothing changed; otherwise a copy
@@ -153,7 +146,7 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mappi
         beside = bool(by) and target.group == by  # a variant of the edge that was moved: inputs reach it as before
         unchanged = not moved or certificate is None or beside
         targets.append(effective if unchanged else effective._replace(label=f"uncalibrated: {moved}"))
-        given = calibrated_target(snapshot, i)
+        given = policies.calibrated_target(snapshot, i)
         if (effective.threshold, effective.thresholds) != (given.threshold, given.thresholds):
             by = target.group
             moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
@@ -190,14 +183,14 @@ class Engine(ForkSafe):
         replacing: lock held while another policy is made, which may take long.
     """
 
-    snapshot: Snapshot
+    snapshot: policies.Snapshot
     observer: Observer
     spending: SharedSpending
     instruments: Instruments
     breaker_changed: Callable[[str, str], None]
     late: LateReplies
     fallback: Fallback
-    arguments: PolicyArguments
+    arguments: policies.PolicyArguments
     name = per_process(lambda: os.urandom(10).hex())  # unique in a fleet, also in a child: endpoints take ids for keys
     refreshing, replacing = per_process(SafeLock), per_process(SafeLock)
 
@@ -322,7 +315,9 @@ class Engine(ForkSafe):
         renewal = self.request(request.inputs, plan.mode, None, plan.data_class, like=like, renews=True)
         return renewal._replace(plan=by_itself(renewal.plan)._replace(offline="raise"), key=request.key)
 
-    def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
+    def _plan(
+        self, snapshot: policies.Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str
+    ) -> Plan:
         """Make a plan, and store it until the facts change. Not stored for a long data class; a full store is cleared first."""
         facts = self.observer.facts
         plan = checked_plan(snapshot, facts, mode, deadline, data_class, "", arm)
@@ -331,7 +326,7 @@ class Engine(ForkSafe):
                 snapshot.plans.clear()
             snapshot.plans[mode, deadline, data_class, arm] = plan
             if facts is not self.observer.facts:  # they have changed meanwhile
-                clear_plans(snapshot)
+                policies.clear_plans(snapshot)
         return plan
 
     def legs(self, requests: Sequence[Request], first: Event | None = None) -> LegExecutor:
@@ -416,10 +411,10 @@ class Engine(ForkSafe):
         """
         snapshot = self.snapshot
         if self.observer.observe(snapshot.policy, *snapshot.watched):
-            clear_plans(snapshot)
+            policies.clear_plans(snapshot)
         for changed in self.changed:
             changed(snapshot)
-        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served_identities(snapshot) != self.served):
+        if monotonic() >= self.refresh_at or (self.refresh_at < INF and policies.served_identities(snapshot) != self.served):
             self.refresh_thresholds()
 
     def stays_on_device(self, *, read: bool = False) -> str:
@@ -444,7 +439,7 @@ class Engine(ForkSafe):
         Replaces the snapshot if they differ, under the lock `refreshing`. Sets the instant of the next refresh.
         """
         with self.refreshing:
-            self.served = served_identities(self.snapshot)
+            self.served = policies.served_identities(self.snapshot)
             snapshot = effective_snapshot(self.snapshot, self.auditor, self.doubt)
             if snapshot.trial is not None:
                 snapshot = snapshot._replace(trial=effective_snapshot(snapshot.trial, self.auditor, self.doubt))
@@ -508,7 +503,7 @@ class Engine(ForkSafe):
         steps += [backend.guard.turns.close for backend in self.snapshot.clouds]
         steps += [] if self.queue is None else [self.queue.close]
         steps += [pool.close for pool in (self.edge_threads, self.cloud_threads, self.local_threads)]
-        steps += [backend.close for backend in backends_by_spec(self.snapshot).values()]
+        steps += [backend.close for backend in policies.backends_by_spec(self.snapshot).values()]
         steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
         with limited_waits(LOCKED_S):
             for close in steps:
