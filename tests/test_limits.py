@@ -408,7 +408,7 @@ def test_bookings_wait_for_a_thread(tmp_path, monkeypatch):
             tasks = [asyncio.ensure_future(router.infer(x)) for x in range(3)]
             assert await asyncio.to_thread(stalled.wait, LONG)
             end = monotonic() + LONG
-            while router.engine.cloud_threads.waiting < 2 and not any(task.done() for task in tasks):
+            while len(router.engine.cloud_threads.waiting) < 2 and not any(task.done() for task in tasks):
                 assert monotonic() < end
                 await asyncio.sleep(0.001)
             gate.set()
