@@ -240,3 +240,105 @@ def test_a_provider_that_fails_is_asked_once_a_call(kind):
         answers = asked_by(kind, server, "Where?", calls=1)
     assert {answer.value for answer in answers} == {"near"}
     assert len(server.requests) == 1
+
+
+CALL = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def replied(message, finish):
+    """A server whose completion has that message."""
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
+    return CannedServer(http_reply(json.dumps({**REPLY, "choices": [choice]}).encode(), headers=JSON))
+
+
+@LIBRARIES
+@pytest.mark.parametrize(("message", "finish"), [
+    ({"content": None}, "length"), ({"content": ""}, "length"), ({"content": " "}, "stop"), ({"content": None}, "content_filter"),
+    ({"content": None, "refusal": "I cannot."}, "stop"), ({"content": None, "tool_calls": [CALL]}, "tool_calls"),
+])  # fmt: skip
+def test_a_reply_of_a_library_without_a_text(kind, message, finish):
+    """The edge's answer stands, however often; the provider is asked each time, as it is not at fault."""
+    with replied(message, finish) as server:
+        answers = asked_by(kind, server, "Where?", calls=6)
+        assert len(server.requests) == 6
+    assert {(answer.value, answer.source, answer.degraded) for answer in answers} == {("near", "edge", True)}
+    assert all("the reply has no text" in answer.reason for answer in answers)
+
+
+KEYS = {
+    "max_tokens": 9,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "seed": 3,
+    "stop": "a",
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.2,
+}
+
+
+@LIBRARIES
+def test_the_keys_of_a_request_reach_the_library(kind):
+    """And its provider; those that it lacks are refused by name, and nothing is sent."""
+    asked = {"messages": [{"role": "user", "content": "Where?"}], **KEYS}
+    tools = {"tools": [TOOL], "tool_choice": "auto", "response_format": {"type": "json_object"}}
+    with replied({"content": "far away"}, "stop") as server:
+        answer, *_ = asked_by(kind, server, {**asked, **(tools if kind == "litellm" else {})}, calls=1)
+        sent = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])
+        for key in ("api_base", "mock_response", *(() if kind == "litellm" else tools)):
+            (refused,) = asked_by(kind, server, {**asked, key: 1}, calls=1)
+            assert f"does not pass on {key}" in refused.reason
+        (refused,) = asked_by(kind, server, {"max_tokens": 9}, calls=1)
+        assert "send messages" in refused.reason
+        assert len(server.requests) == 1
+    assert answer.value == "far away"
+    sent["max_tokens"] = sent.get("max_tokens") or sent.get("max_completion_tokens")
+    wanted = {**KEYS, "stop": "a" if kind == "litellm" else ["a"], **(tools if kind == "litellm" else {})}
+    assert {key: sent.get(key) for key in wanted} == wanted
+
+
+def test_a_call_of_a_tool_by_litellm():
+    """Is an answer where the request has tools, in OpenAI's form, as the gateway passes it on."""
+    chat = {"messages": [{"role": "user", "content": "Is it hot?"}], "tools": [TOOL]}
+    with replied({"content": None, "tool_calls": [CALL]}, "tool_calls") as server:
+        (answer,) = asked_by("litellm", server, chat, calls=1)
+    assert (answer.value, answer.source) == ("", "cloud")
+    assert answer.outputs["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    assert answer.outputs["usage"]["completion_tokens"] == 3
+
+
+def test_a_key_that_a_provider_of_litellm_lacks():
+    """Is the request's fault, by name."""
+    recipes = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "library_clouds.py"))
+    models = litellm.Router([{"model_name": "large", "litellm_params": {"model": "anthropic/claude-x", "api_key": "none"}}])
+
+    async def main():
+        async with AsyncRouter(unsure, recipes["litellm_cloud"](models, "large"), threshold=0.5) as router:
+            return await router.infer({"messages": [{"role": "user", "content": "a"}], "logit_bias": {"5": 1}})
+
+    assert "the provider of large does not take logit_bias: leave that out" in asyncio.run(main()).reason
+
+
+@LIBRARIES
+def test_a_library_on_several_event_loops(kind):
+    """LiteLLM, and a model of pydantic-ai by its name, serve each; a model itself is of one, and sends nothing on others."""
+    with replied({"content": "far away"}, "stop") as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        patch.setenv("OPENAI_API_KEY", "none")
+        recipes = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "library_clouds.py"))
+        cloud = library_cloud(kind, f"{server.url}/v1")
+        by_name = recipes["pydantic_ai_cloud"]("openai-chat:large")
+
+        async def main(cloud):
+            async with AsyncRouter(unsure, cloud, threshold=0.5) as router:
+                return await router.infer("Where?")
+
+        values = [asyncio.run(main(by_name)).value for _ in range(3)]
+        answers = [asyncio.run(main(cloud)) for _ in range(3)]
+        sent = len(server.requests) - 3
+    assert values == ["far away"] * 3
+    if kind == "litellm":
+        assert ([answer.value for answer in answers], sent) == (["far away"] * 3, 3)
+    else:
+        assert ([answer.value for answer in answers], sent) == (["far away", "near", "near"], 1)
+        assert all("of another event loop: give its name" in answer.reason for answer in answers[1:])

@@ -554,6 +554,36 @@ def test_ranges(key):
     assert openai_completions.client_keys({key: None}, (), ()) == {}
 
 
+@pytest.mark.parametrize(("bad", "beyond"), [
+    ({"pattern": "^[A-Z]{3}$"}, "pattern, which is not taken"), ({"maxLength": 4000}, "maxLength 4000, and 0 to 1,000 are taken"),
+    ({"enum": [f"c{i}" for i in range(249)]}, "a list or object of 249 entries, and 128 are the most"),
+    ({"$ref": "http://a/b"}, "$ref to elsewhere"), ({"a": "x" * (128 << 10)}, "are the most"),
+    (json.loads('{"a":' * 17 + "1" + "}" * 17), "more than 16 levels"),
+])  # fmt: skip
+def test_what_is_beyond_a_limit_of_a_schema(url, bad, beyond):
+    """Is named with the tool or schema that has it and the limit, and so is what lifts it, in the forms of all clients."""
+    schema = {"type": "object", "properties": {"code": bad}}
+    tool = {"name": "lookup", "parameters": schema}
+    whole, more = {"model": "edgeroute", "max_tokens": 9, "messages": CHAT["messages"]}, {"name": "lookup", "schema": schema}
+    for path, body in (
+        (CHATS, {**whole, "tools": [function({}), {"type": "function", "function": tool}]}),
+        (CHATS, {**whole, "response_format": {"type": "json_schema", "json_schema": more}}),
+        ("/v1/responses", {"model": "edgeroute", "input": "a", "tools": [{"type": "function", **tool}]}),
+        ("/v1/messages", {**whole, "tools": [{"name": "lookup", "input_schema": schema}]}),
+    ):
+        reply = httpx.post(url + path, json=body, timeout=LONG)
+        key, told = "response_format" if "response_format" in body else "tools", reply.json()["error"]["message"]
+        assert (reply.status_code, f"'lookup' has {beyond}" in told or ("most" in beyond and beyond in told)) == (400, True), told
+        assert f'[gateway] allow = ["{key}"] in the policy, or allow=["{key}"] of InProcess lifts that' in told
+
+
+def test_a_tool_that_is_no_function():
+    """Is counted, and the keys of one are named; many together are counted."""
+    for tools, why in (([function({}), {"type": "web_search"}], "tool 2 is none"), ([function({})] * 129, "of 129 entries")):
+        with pytest.raises(BadInput, match=why):
+            openai_completions.client_keys({"tools": tools}, (), ())
+
+
 def test_many_messages(url):
     """Are refused before a model's template is rendered: messages, and parts of them."""
     for messages in (

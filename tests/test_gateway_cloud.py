@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import httpx
 import pytest
@@ -277,6 +278,36 @@ def test_an_answer_that_the_request_brings_about(errors, status):
     fault = http_fault(NoAnswer("none", dict(enumerate(errors))))
     assert (fault.status, "Retry-After" in fault.headers) == (status, status == 503)
     assert (fault.headers.get("x-should-retry") == "false") == (status == 424)
+
+
+@pytest.mark.parametrize("of", ["request", "policy"])
+def test_a_deadline_that_has_passed(of):
+    """Of the request: final, as its client's time is over. Of the policy: an equal request may be sent later."""
+    headers = {"x-edgeroute-deadline": "300ms"} if of == "request" else {}
+    with CannedServer(None) as far:
+        cloud = OpenAIChat(far.url, model="far-model", timeout_s=LONG, retries=0)
+        with serving(AsyncRouter(cloud=cloud, deadline=0.3 if of == "policy" else LONG)) as url:
+            reply = httpx.post(url + CHATS, json=CHAT, headers=headers, timeout=LONG)
+    assert (reply.status_code, "deadline" in reply.text) == (503, True)
+    assert ("retry-after" in reply.headers) == (of == "policy")
+    assert reply.headers.get("x-should-retry") == ("false" if of == "request" else None)
+
+
+@pytest.mark.parametrize("api", ["openai", "stream", "anthropic"])
+def test_clients_whose_deadline_has_passed(api):
+    """Do not ask, and pay, again."""
+    library = pytest.importorskip("anthropic" if api == "anthropic" else "openai")
+    terms = {"api_key": "none", "default_headers": {"x-edgeroute-deadline": "300ms"}, "max_retries": 2}
+    with CannedServer(None) as far:
+        cloud = OpenAIChat(far.url, model="far-model", timeout_s=LONG, retries=0)
+        with serving(AsyncRouter(cloud=cloud)) as url:
+            if api == "anthropic":
+                ask = partial(library.Anthropic(base_url=url, **terms).messages.create, max_tokens=9)
+            else:
+                ask = partial(library.OpenAI(base_url=f"{url}/v1", **terms).chat.completions.create, stream=api == "stream")
+            with pytest.raises(library.InternalServerError) as raised:
+                ask(**CHAT)
+    assert raised.value.response.request.headers["x-stainless-retry-count"] == "0"
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])

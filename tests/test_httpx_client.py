@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ import trustme
 from both import Tasks, Threads
 from pieces import taken
 
-from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
+from edgeroute import AsyncRouter, BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
 from edgeroute.http.messages_addresses_and_secrets import Address, Call
@@ -291,7 +292,7 @@ REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "secret-secret")
         (httpx.ProxyError("407 secret-secret"), Unreachable, "the proxy answered 407", False),
         (httpx.UnsupportedProtocol("secret-secret"), Unreachable, "UnsupportedProtocol$", False),
         (RuntimeError("secret-secret"), Unreachable, "RuntimeError$", False),
-        (RuntimeError("secret-secret: Event loop is closed"), Unreachable, "http://a: Event loop is closed$", False),
+        (RuntimeError("secret-secret: Event loop is closed"), Unreachable, "http://a: Event loop is closed, as .*[^t]$", False),
     ],
 )
 def test_errors(ask, error, kind, said, retriable):
@@ -451,6 +452,25 @@ def test_a_closed_client(ask):
     asyncio.run(client[1].aclose())
     with pytest.raises(Unreachable, match=r"http://a: the client has been closed$"):
         ask("http://a", client)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_asynchronous_client_on_two_event_loops():
+    """The connection that it keeps is of the first: the reason says so, and what to give."""
+
+    async def main(cloud):
+        async with AsyncRouter(edge, cloud, threshold=0.5) as router:
+            return await router.infer(1)
+
+    with CannedServer(http_reply(GOOD)) as server:
+        cloud = PlainJson(f"{server.url}/ask", client=httpx.AsyncClient(), retries=0)
+        first, second = asyncio.run(main(cloud)), asyncio.run(main(cloud))
+    del cloud
+    gc.collect()  # the connection's socket, which no loop closes any more
+    assert (first.value, second.value) == ("cloud", "edge")
+    assert (
+        'Event loop is closed, as this AsyncClient serves one event loop: give each its own, or client="httpx"' in second.reason
+    )
 
 
 @pytest.mark.pure

@@ -6,19 +6,26 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import pytest
+from both import wait_for
 from gateways import CHAT, HELLO, LONG
 from lazily import Later, needs
 
-from edgeroute import AsyncRouter, BadInput, Closed, PolicyError, models
+from edgeroute import AsyncRouter, BadInput, Closed, PolicyError, Router, models
 from edgeroute.asgi import InProcess
+from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.server.gateway import gateway as run_gateway
 
 needs("openai", "starlette")
 openai, anthropic = Later("openai"), Later("anthropic")
+
+JSON = [("Content-Type", "application/json")]
 
 
 def edge(x):
@@ -255,4 +262,162 @@ def test_a_policy_file(tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text(f'threshold = 0.5\n[edge]\npath = "{models.fashion().edge}"\n')
     with InProcess(path, names=["photos"]) as gateway, gateway.client() as http:
-        assert [model["id"] for model in http.get(f"{gateway.url}/models").json()["data"]] == ["edgeroute", "photos"]
+        assert [model["id"] for model in http.get(f"{gateway.url}/models").json()["data"]] == ["edgeroute", "photos", "policy"]
+
+
+FAR = b'{"choices": [{"message": {"role": "assistant", "content": "far"}, "finish_reason": "stop"}]}'
+VECTORS = b'{"data": [{"index": 0, "embedding": [0.5, 0.25]}]}'
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_the_gateways_section_of_a_policy_file(tmp_path, other):
+    """Opens keys and names the model of embeddings, as for the command; what the program gives goes before it."""
+    with CannedServer(http_reply(FAR, headers=JSON)) as far, CannedServer(http_reply(VECTORS, headers=JSON)) as vectors:
+        cloud = '[cloud]\nprotocol = "openai"\nmodel = "large"\nurl = "{}"\n'
+        opened = '[gateway]\nallow = ["top_k"]\nembeddings = "embed.toml"\n'
+        path = tmp_path / "chats.toml"
+        path.write_text('mode = "only_cloud"\n' + cloud.format(f"{far.url}/v1") + opened)
+        (tmp_path / "embed.toml").write_text('mode = "only_cloud"\n' + cloud.format(f"{vectors.url}/v1"))
+        given = {"allow": ["top_a"], "embeddings": AsyncRouter(lambda x: ([[1.0]], None))} if other else {}
+        with InProcess(path, **given) as gateway, gateway.client(timeout=LONG) as http:
+            chat = {**CHAT, "model": "chats"}
+            replies = [http.post(f"{gateway.url}/chat/completions", json={**chat, key: 3}) for key in ("top_k", "top_a")]
+            vector = http.post(f"{gateway.url}/embeddings", json={"model": "chats", "input": "hello"}).json()["data"][0]
+    assert [reply.status_code for reply in replies] == [400, 200] if other else [200, 400]
+    assert vector["embedding"] == ([1.0] if other else [0.5, 0.25])
+
+
+def test_a_policy_whose_second_file_is_not_there(tmp_path):
+    """Leaves no thread and no router."""
+    path = tmp_path / "policy.toml"
+    path.write_text('mode = "only_cloud"\n[cloud]\nurl = "http://a/v2/models/b"\n[gateway]\nembeddings = "none.toml"\n')
+    before = set(threading.enumerate())
+    with pytest.raises(PolicyError, match=r"none\.toml"):
+        InProcess(path)
+    assert {thread.name for thread in set(threading.enumerate()) - before if "in-process" in thread.name} == set()
+
+
+def test_what_is_no_router_of_asyncio():
+    """Is refused by what to pass, and so it is by the gateway's application and as its router of embeddings."""
+    with Router(edge, cloud, threshold=0.5) as router:
+        for wrong in (router, edge, None):
+            with pytest.raises(PolicyError, match=r"InProcess\(\) takes a policy's path or an AsyncRouter, not a"):
+                InProcess(wrong)
+        with pytest.raises(PolicyError, match="not a Router: make an AsyncRouter of the same arguments"):
+            run_gateway(router)
+        chats = AsyncRouter(edge)
+        with pytest.raises(PolicyError, match="embeddings= takes an AsyncRouter, not a Router"):
+            InProcess(chats, embeddings=router)
+    asyncio.run(chats.close())
+    with pytest.raises(Closed, match="make another AsyncRouter"):
+        InProcess(chats)
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+@pytest.mark.parametrize("name", ["httpx", "httpx2"])
+def test_a_stream_that_the_gateways_end_cuts(kind, name):
+    """Is an error of the client's library, and no whole answer."""
+    library, shown = pytest.importorskip(name), threading.Event()
+
+    async def endless(x):
+        yield "first"
+        await asyncio.Event().wait()
+
+    gateway, body = InProcess(AsyncRouter(cloud=endless, deadline=LONG)), {**CHAT, "stream": True}
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(lambda: shown.wait(LONG) and gateway.close())
+
+        async def main():
+            address = f"{gateway.url}/chat/completions"
+            async with gateway.async_client(name, timeout=LONG) as http, http.stream("POST", address, json=body) as reply:
+                async for _ in reply.aiter_raw():
+                    shown.set()
+
+        def ask():
+            with (
+                gateway.client(name, timeout=LONG) as http,
+                http.stream("POST", f"{gateway.url}/chat/completions", json=body) as reply,
+            ):
+                for _ in reply.iter_raw():
+                    shown.set()
+
+        with pytest.raises(library.ReadError, match="ended within its reply"):
+            asyncio.run(main()) if kind == "asyncio" else ask()
+        closing.result(LONG)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_as_the_gateway_closes(monkeypatch, begun):
+    """Ends with it, whether it has begun or comes too late: none waits for ever."""
+    library, asked = pytest.importorskip("httpx"), threading.Event()
+
+    async def never(x):
+        asked.set()
+        await asyncio.Event().wait()
+
+    gateway = InProcess(AsyncRouter(cloud=never, deadline=LONG))
+    loop = gateway._loop.loop
+    schedule = loop.call_soon_threadsafe
+
+    def meanwhile(function):
+        monkeypatch.undo()
+        if begun:
+            schedule(function)
+            assert asked.wait(LONG)
+        gateway.close()
+        if not begun:
+            schedule(function)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", meanwhile)
+    with gateway.client("httpx", timeout=LONG) as http, pytest.raises(library.ReadError if begun else Closed):
+        http.post(f"{gateway.url}/chat/completions", json=CHAT)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.parametrize("what", ["ask", "close"])
+def test_a_gateway_of_before_a_fork(what):
+    """Says so in the child, where no thread would answer; the parent's goes on."""
+    program = (
+        "import os, sys, warnings\n"
+        "from edgeroute import AsyncRouter, Closed\n"
+        "from edgeroute.asgi import InProcess\n"
+        "warnings.simplefilter('ignore')\n"
+        "gateway = InProcess(AsyncRouter(lambda _: ('yes', 0.9)))\n"
+        "client, chat = gateway.client(timeout=60), {'model': 'edgeroute', 'messages': [{'role': 'user', 'content': 'a'}]}\n"
+        "def ask():\n"
+        "    return client.post(gateway.url + '/chat/completions', json=chat)\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    try:\n"
+        f"        {'ask()' if what == 'ask' else 'gateway.close()'}\n"
+        "    except Closed as e:\n"
+        "        os._exit(3 if 'before a fork' in str(e) else 4)\n"
+        "    os._exit(5)\n"
+        "code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "print(code, ask().status_code)\n"
+        "gateway.close()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, check=False)
+    assert ended.stdout.split() == ["3", "200"], ended.stderr
+
+
+@pytest.mark.parametrize(("given", "count", "refused"), [({}, 250, 0), ({"max_concurrent": 2}, 5, 3)])
+def test_many_requests_at_once(given, count, refused):
+    """A batch is not told to come later, as strangers of a server would be; a limit that is given holds."""
+    go = threading.Event()
+
+    def near(x):
+        assert go.wait(LONG)
+        return "near", 0.9
+
+    async def main():
+        async with gateway.async_client(timeout=LONG) as http:
+            calls = [asyncio.ensure_future(http.post(f"{gateway.url}/chat/completions", json=CHAT)) for _ in range(count)]
+            held = gateway._app.state.calls
+            await asyncio.to_thread(wait_for, lambda: held.running + sum(call.done() for call in calls) == count)
+            go.set()
+            return [reply.status_code for reply in await asyncio.gather(*calls)]
+
+    with InProcess(AsyncRouter(near, deadline=LONG), **given) as gateway:
+        statuses = asyncio.run(main())
+    assert (statuses.count(429), statuses.count(200)) == (refused, count - refused)

@@ -34,6 +34,7 @@ from edgeroute.types import StopToken
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
 # Parts of Python's and httpx's own texts for a client that cannot be used; nothing else of such an error's text is quoted.
 _UNUSABLE = ("the client has been closed", "Event loop is closed", "to a different loop", "to a different event loop")
+_ANEW = ', as this AsyncClient serves one event loop: give each its own, or client="httpx"'
 MOST_KEPT = 10  # maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault
 T = TypeVar("T")
 
@@ -166,14 +167,14 @@ class Carrier(ForkSafe):
         if "TimeoutException" in kinds:
             return self.late(_DOING.get(class_name(e), "answer"))
         known = _system_error(e) if "NetworkError" in kinds else None
-        why = next((part for part in _UNUSABLE if part in text), class_name(e))  # a text may quote the input, or what came
+        # a text may quote the input, or what came
+        unusable = next((part + _ANEW * ("loop" in part) for part in _UNUSABLE if part in text), class_name(e))
+        why = unusable if known is None else str(known)
         if "ProxyError" in kinds:  # status and the proxy's own words
             why = "the proxy " + (f"answered {text[:3]}" if text[:3].isdecimal() else "failed")
         elif "ProtocolError" in kinds:
             gone = text.startswith(("Server disconnected", "peer closed"))
             why = "disconnected without sending complete reply" if gone else "illegal reply"
-        elif "NetworkError" in kinds:
-            why = why if known is None else str(known)
         elif "TransportError" not in kinds:
             self._failures.log("the httpx client (its hooks, auth flow, transport)", e)
         error = Unreachable(f"{origin}: {self.address.hide(why)[:200]}")

@@ -26,7 +26,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgeroute.cloud.attempt_accounting_and_turns import LEAST_LATE_S
 from edgeroute.core.error_codes_and_texts import clean
 from edgeroute.core.policy_egress_and_options import MODES, Mode, Rules
-from edgeroute.errors import BadInput, Busy, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, nearest
+from edgeroute.errors import (
+    BadInput,
+    Busy,
+    Closed,
+    CloudError,
+    DeadlineExceeded,
+    EdgerouteError,
+    MayNotLeave,
+    NoAnswer,
+    PolicyError,
+    nearest,
+)
 from edgeroute.router.message_forms_and_digests import scope_digest
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
 from edgeroute.system.contained_calls_and_tasks import set_within
@@ -171,6 +182,7 @@ class OwnContext:
 
 
 AGAIN = {"Retry-After": "1"}
+FINAL = {"x-should-retry": "false"}  # which OpenAI's and Anthropic's clients read
 NO_THREADS = "thread_unsupported_request"  # of Anthropic
 # Status ("failed dependency") of what an equal request would bring about again, as an answer without a text: clients take it as
 # final, and would pay another attempt. Many repeat a request after any status from 500 on.
@@ -234,7 +246,7 @@ def http_fault(error: BaseException) -> Fault:
     if isinstance(error, PolicyError):
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
     if is_brought_about(error):
-        return Fault(IN_VAIN, clean(error), "no_answer", {"x-should-retry": "false"})
+        return Fault(IN_VAIN, clean(error), "no_answer", FINAL)
     if isinstance(error, NoAnswer | CloudError):
         return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
     if isinstance(error, Busy):
@@ -244,7 +256,7 @@ def http_fault(error: BaseException) -> Fault:
     if isinstance(error, Closed):
         return Fault(503, "the gateway is shutting down: try again later", "closed", AGAIN)
     if isinstance(error, EdgerouteError):
-        return Fault(500, clean(error), "model", {"x-should-retry": "false"})  # which OpenAI's clients read
+        return Fault(500, clean(error), "model", FINAL)
     return Fault(500, f"a fault of the server, not of the request: {type(error).__name__}; its log has the rest", "internal")
 
 
@@ -278,8 +290,11 @@ def error_handlers(elsewhere: str, opened: Mapping[str, str], form: str = "") ->
         return fault.reply(form or path)
 
     async def other(request: Request, error: Exception) -> Response:
-        """Reply to any other exception."""
-        return http_fault(error).reply(form or request.url.path)
+        """Reply to any other exception. Where the request's own deadline has passed, say that it is not to be sent again."""
+        fault = http_fault(error)
+        if isinstance(error, DeadlineExceeded) and "x-edgeroute-deadline" in request.headers:
+            fault = fault._replace(headers=FINAL)
+        return fault.reply(form or request.url.path)
 
     return {HTTPException: http, EdgerouteError: other, Exception: other}
 

@@ -33,13 +33,23 @@ DETAIL: Final = frozenset({"type", "id", "format", "index", "text", "summary", "
 
 
 def is_bounded(data: Any, most_bytes: int) -> bool:
-    """Return True if JSON has at most 16 levels, 128 entries in each, `most_bytes` bytes, and `_is_mild` accepts its entries."""
+    """Return True if JSON has at most 16 levels, 128 entries in each, `most_bytes` bytes, and no entry of `_excess_of`."""
+    return not excess(data, most_bytes)
+
+
+def excess(data: Any, most_bytes: int) -> str:
+    """Return what of JSON is beyond the bounds of `is_bounded`, for a message: the first such level or entry; empty: nothing."""
     for depth, level in enumerate(levels(data), 1):
-        if depth > MOST_LEVELS or any(len(node) > MOST_ENTRIES for node in level):
-            return False
-        if not all(_is_mild(key, value) for node in level if isinstance(node, dict) for key, value in node.items()):
-            return False
-    return len(json_dumps(data)) <= most_bytes
+        if depth > MOST_LEVELS:
+            return f"more than {MOST_LEVELS} levels"
+        for node in level:
+            if len(node) > MOST_ENTRIES:
+                return f"a list or object of {len(node)} entries, and {MOST_ENTRIES} are the most"
+            for key, value in node.items() if isinstance(node, dict) else ():
+                if why := _excess_of(key, value):
+                    return why
+    size = len(json_dumps(data))
+    return f"{size:,} bytes, and {most_bytes:,} are the most" if size > most_bytes else ""
 
 
 def levels(data: Any) -> Iterator[list[Any]]:
@@ -51,18 +61,23 @@ def levels(data: Any) -> Iterator[list[Any]]:
         level = [part for part in parts if isinstance(part, dict | list)]
 
 
-def _is_mild(key: str, value: Any) -> bool:
-    """Return False for an entry of a schema that may take for ever, a reference to elsewhere, or a length beyond `MOST_LENGTH`.
+def _excess_of(key: str, value: Any) -> str:
+    """Return why an entry of a schema is refused, if it may take for ever, refers to elsewhere, or has a length beyond the limit.
 
     Such entries are `pattern` and its kin, and references that depend on the way to them. A mapping as value of `pattern` or a
-    reference is a property of that name, and True.
+    reference is a property of that name, and no reason.
     """
     if key in {"patternProperties", "unevaluatedItems", "unevaluatedProperties"}:
-        return False
+        return f"{key}, which is not taken"
     if key in {"pattern", "$dynamicRef", "$recursiveRef"} or (key == "$ref" and not str(value).startswith("#")):
-        return isinstance(value, dict)  # a property of that name
+        where = " to elsewhere" if key == "$ref" else ""
+        return "" if isinstance(value, dict) else f"{key}{where}, which is not taken"
     length = key[3:] in {"Length", "Items", "Properties", "Contains"} and isinstance(value, int | float)
-    return not length or 0 <= value <= MOST_LENGTH
+    return (
+        f"{clean(key, 40)} {clean(value, 20)}, and 0 to {MOST_LENGTH:,} are taken"
+        if length and not 0 <= value <= MOST_LENGTH
+        else ""
+    )
 
 
 def client_messages(messages: Any) -> list[dict[str, Any]]:

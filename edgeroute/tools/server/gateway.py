@@ -25,7 +25,7 @@ from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.llama import LlamaModel
 from edgeroute.edge.llama_in_process_engines import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_card import Array, Card
-from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
+from edgeroute.errors import BadInput, Closed, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.policy import load
 from edgeroute.record.instrument_interface import Instrument
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
@@ -33,6 +33,7 @@ from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.router.pool_calls_and_task_legs import submit_call
 from edgeroute.router.private_conversations_and_digest_store import SCOPE
+from edgeroute.router.router import Router
 from edgeroute.system.json_codec_and_short_repr import json_dumps, to_json_types
 from edgeroute.system.numeric_loopback_check import is_loopback
 from edgeroute.types import Answer, TensorSpec
@@ -461,6 +462,9 @@ def app(
             that the gateway handles itself, or a router of embeddings with several models.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
+    check_router(router, "app() takes an AsyncRouter")
+    if embeddings is not None:
+        check_router(embeddings, "embeddings= takes an AsyncRouter")
     limits = {
         "max_concurrent": max_concurrent, "max_body_bytes": max_body_bytes, "max_json_bytes": max_json_bytes,
         "max_bodies_bytes": max_bodies_bytes,
@@ -576,33 +580,68 @@ def gateway(
     if token is None and not _is_loopback(host):
         raise PolicyError(f"{host} can be reached from other machines: give --token-env NAME, or listen on 127.0.0.1")
     router: Any = policy
-    names_all, routers = [*names], list[AsyncRouter[Any]]()
+    limits["names"], routers = [*names], list[AsyncRouter[Any]]()
     SERVES_OTHERS.set()
     try:
         if isinstance(policy, str | Path):
-            section = load(Path(policy)).gateway
-            limits = {"allow": section.allow if section else (), **limits}
-            router = router_of(policy, metrics=metrics, instruments=instruments)
-            routers.append(router)
-            if section is not None and section.embeddings is not None:
-                path = Path(policy).parent / section.embeddings
-                limits["embeddings"] = router if path == Path(policy) else router_of(path, instruments=instruments)
-            stem = Path(policy).stem
-            names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
+            router, limits = of_policy(policy, limits, routers, metrics=metrics, instruments=instruments)
+        check_router(router, "gateway() takes a policy's path or an AsyncRouter")
         routers = [*{router, limits.get("embeddings") or router}]
         for each in routers:
             _check_llama(each.engine.snapshot)
             for line in _unsendable(each.engine.snapshot):  # the gateway still serves: the edge answers without it
                 log.warning("%s; start the gateway again once it is", line)
-        application = app(
-            router, names=names_all, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
-        )  # fmt: skip
+        application = app(router, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits)
         return run(application, host, port, partial(notify_alive, "serving a router"), on_ready)
     finally:
         SERVES_OTHERS.clear()
         for each in routers:
             if not each.engine.closed:  # the application never started
                 asyncio.run(each.close())
+
+
+def check_router(router: Any, takes: str) -> None:
+    """Raise PolicyError, whose text begins with what the caller `takes`, unless it is an AsyncRouter; Closed if it is closed."""
+    if not isinstance(router, AsyncRouter):
+        hint = ": make an AsyncRouter of the same arguments" if isinstance(router, Router) else ""
+        raise PolicyError(f"{takes}, not a {type(router).__name__}{hint}")
+    if router.engine.closed:
+        raise Closed("the router is closed: make another AsyncRouter")
+
+
+def of_policy(
+    policy: str | Path,
+    given: Mapping[str, Any],
+    built: list[AsyncRouter[Any]],
+    *,
+    metrics: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> tuple[AsyncRouter[Any], dict[str, Any]]:
+    """Build the routers of a policy file; return the first, and the other arguments of `app`: those given, and the file's.
+
+    The file's are `allow` and `embeddings` of its `[gateway]`, unless these are given, and its name without suffix as another one
+    of the model.
+
+    Args:
+        policy: the path of the file.
+        given: arguments of `app` that the program gives.
+        built: gets each router as soon as it is there, so that the caller can close it if a later step fails.
+        metrics: as of `router_of`.
+        instruments: added to those of each file.
+
+    Raises:
+        PolicyError, ModelError, RuntimeMissing: as `router_of`.
+    """
+    path, section = Path(policy), load(Path(policy)).gateway
+    built.append(router_of(path, metrics=metrics, instruments=instruments))
+    stem = [path.stem] if path.stem.isprintable() and not {*"/?#%"} & {*path.stem} else []
+    terms = {"allow": section.allow if section else (), **given, "names": [*given.get("names", ()), *stem]}
+    if section is not None and section.embeddings is not None and "embeddings" not in given:
+        other = path.parent / section.embeddings
+        if other != path:
+            built.append(router_of(other, instruments=instruments))
+        terms["embeddings"] = built[-1]
+    return built[0], terms
 
 
 def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequence[Instrument] = ()) -> AsyncRouter[Any]:

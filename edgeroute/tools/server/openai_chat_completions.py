@@ -24,18 +24,20 @@ from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams_sessions_chats import AsyncStream
 from edgeroute.system.json_codec_and_short_repr import json_dumps, json_loads, to_json_types
 from edgeroute.tools.server.access_limits_call_options import Fault, Options
-from edgeroute.tools.server.client_messages_and_json_bounds import client_messages, is_bounded, levels
+from edgeroute.tools.server.client_messages_and_json_bounds import client_messages, excess, is_bounded, levels
 from edgeroute.tools.state_colours_and_marks import answer_state
 from edgeroute.types import Answer
 
 MOST_TOKENS = 131_072  # most tokens of an answer that a client may ask for
+MOST_TOOLS, MOST_FORMAT = 128 << 10, 32 << 10  # most bytes of all tools, and of a format
 
 
 class Range(NamedTuple):
-    """Range of a key's values, as text and as a function that tests a value."""
+    """Range of a key's values, as text, a function that tests a value, and one that says of a refused value what is beyond."""
 
     text: str
     has: Callable[[Any], bool]
+    beyond: Callable[[Any], str] = lambda _: ""
 
 
 def _number(least: float, most: float) -> Range:
@@ -92,8 +94,25 @@ def _is_format(x: Any) -> bool:
         and x.keys() <= {"type", "json_schema", "schema"}
         and isinstance(schema := x.get("json_schema") or {}, dict)
         and schema.keys() <= {"name", "description", "schema", "strict"}
-        and is_bounded(x, 32 << 10)
+        and is_bounded(x, MOST_FORMAT)
     )
+
+
+def _beyond_of_tools(x: Any) -> str:
+    """Return which of the tools is no function, or is beyond which limit; empty if they are no list."""
+    for i, tool in enumerate(x if isinstance(x, list) else (), 1):
+        if not _is_function(tool):
+            return f"tool {i} is none, with the keys type and function, and therein {', '.join(sorted(FUNCTION))}"
+        if why := excess([tool], MOST_TOOLS):
+            return f"{clean(tool['function'].get('name'), 64)!r} has {why}"
+    return f"together they have {excess(x, MOST_TOOLS)}" if isinstance(x, list) else ""
+
+
+def _beyond_of_format(x: Any) -> str:
+    """Return which limit the schema of a format is beyond; empty if that is not the reason."""
+    schema = x.get("json_schema") if isinstance(x, dict) else None
+    name = clean(schema.get("name"), 64) if isinstance(schema, dict) else "the schema"
+    return f"{name!r} has {why}" if isinstance(x, dict) and (why := excess(x, MOST_FORMAT)) else ""
 
 
 _BIAS = _number(-100, 100)
@@ -114,11 +133,13 @@ KEYS: Final[Mapping[str, Range]] = {
     ),
     "logit_bias": Range("300 tokens, -100..100", _is_bias),
     "tools": Range(
-        "functions, 128 KiB", lambda x: isinstance(x, list) and all(map(_is_function, x)) and is_bounded(x, 128 << 10)
+        "functions, 128 KiB",
+        lambda x: isinstance(x, list) and all(map(_is_function, x)) and is_bounded(x, MOST_TOOLS),
+        _beyond_of_tools,
     ),
     "tool_choice": Range('"none", "auto", "required", function', _is_choice),
     "parallel_tool_calls": Range("true or false", lambda x: isinstance(x, bool)),
-    "response_format": Range("text, json_object or json_schema, 32 KiB", _is_format),
+    "response_format": Range("text, json_object or json_schema, 32 KiB", _is_format, _beyond_of_format),
 }
 # Keys that usual clients send and that change no answer: accepted, and not passed on.
 DROPPED: Final = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key")
@@ -146,11 +167,17 @@ def client_keys(
         if key not in allow:
             if (declared := keys.get(key)) is None:
                 name = clean(key, 40)
-                raise BadInput(f'{name!r} is no open key: leave it out, or set [gateway] allow = ["{name}"] in the policy')
+                raise BadInput(f"{name!r} is no open key: leave it out, or open it by {_opened_by(name)}")
             if not declared.has(value):
-                raise BadInput(f'{key} takes {declared.text}; [gateway] allow = ["{key}"] in the policy lifts that')
+                beyond = f", and {why}" if (why := declared.beyond(value)) else ""
+                raise BadInput(f"{key} takes {declared.text}{beyond}; {_opened_by(key)} lifts that")
         passed[key] = value
     return passed
+
+
+def _opened_by(key: str) -> str:
+    """Return what opens a key to any value: a line of the policy, or an argument of `gateway` and `InProcess`."""
+    return f'[gateway] allow = ["{key}"] in the policy, or allow=["{key}"] of InProcess'
 
 
 DEEPEST = 100  # most levels of lists and objects within each other

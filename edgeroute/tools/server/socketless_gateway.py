@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from importlib import import_module
@@ -17,10 +18,12 @@ from edgeroute.system.late_imports_and_plugins import import_httpx
 from edgeroute.system.mailbox import Mailbox
 from edgeroute.tools.event_loop_thread import LoopThread
 
-ADDRESS = "http://localhost"
+ADDRESS, CLOSED = "http://localhost", "the gateway is closed: make another InProcess"
 # Type of the last message of an exchange, of this module's own: its `error` is the application's, or None.
 END = "http.response.end"
 LATE = "the gateway did not answer in time"
+# Most requests in progress unless a program says otherwise: it alone asks here, as with a batch, and has their bodies in memory.
+MOST = 10_000
 
 
 class InProcess(AbstractContextManager["InProcess"]):
@@ -29,29 +32,43 @@ class InProcess(AbstractContextManager["InProcess"]):
     The router runs on an event loop in a thread of its own, so clients of threads and of any event loop may use it. No port is
     opened. Closing it closes the router.
 
+    It belongs to the process that made it: a forked child makes its own.
+
     Args:
-        router: path of a policy file, or an AsyncRouter that nothing else uses.
-        options: as of `edgeroute.tools.server.gateway.app`, such as `names` or `allow`.
+        router: path of a policy file, whose name without suffix becomes a name of the model; or an AsyncRouter that nothing else
+            uses.
+        options: as of `edgeroute.tools.server.gateway.app`, such as `names`, or `allow` and `embeddings`, which go before those
+            in the file's `[gateway]`; `max_concurrent` is 10,000 here.
 
     Attributes:
         url: base address for OpenAI's clients.
         root_url: base address for Anthropic's.
 
     Raises:
-        PolicyError, ModelError: the policy is invalid, or its model is missing.
+        PolicyError, ModelError: the policy or an option is invalid, the policy's model is missing, or `router` is neither.
         RuntimeMissing: the extra `serve` is not installed.
     """
 
     url, root_url = f"{ADDRESS}/v1", ADDRESS
 
     def __init__(self, router: str | Path | AsyncRouter[Any], **options: Any) -> None:
-        from edgeroute.tools.server.gateway import app, router_of
+        from edgeroute.tools.server.gateway import app, check_router, of_policy
 
-        self.router = router if isinstance(router, AsyncRouter) else router_of(router)
-        self._app = app(self.router, **options)
-        self._stack, self._closed = AsyncExitStack(), False
+        if not isinstance(router, str | Path):
+            check_router(router, "InProcess() takes a policy's path or an AsyncRouter")
+        self._process, self._stack, self._closed = os.getpid(), AsyncExitStack(), False
         self._loop = LoopThread("edgeroute-in-process", "a request to the gateway in this process failed")
-        self._loop.begin(self._stack.enter_async_context(self._app.router.lifespan_context(self._app))).result()
+        built = list[AsyncRouter[Any]]()
+        try:
+            if isinstance(router, str | Path):
+                router, options = of_policy(router, options, built, metrics=options.get("metrics", False))
+            self.router, self._app = router, app(router, **{"max_concurrent": MOST, **options})
+            self._loop.begin(self._stack.enter_async_context(self._app.router.lifespan_context(self._app))).result()
+        except BaseException:
+            for each in built:
+                self._loop.begin(each.close()).result()
+            self._loop.close()
+            raise
 
     def client(self, library: str | None = None, **options: Any) -> Any:
         """Return a new HTTP client for threads, whose requests all go to this gateway.
@@ -83,10 +100,11 @@ class InProcess(AbstractContextManager["InProcess"]):
                 whose `error` is what the application raised, or None.
 
         Raises:
-            Closed: the gateway is closed.
+            Closed: the gateway is closed, or of another process.
         """
+        self._check_process()
         if self._closed:
-            raise Closed("the gateway is closed: make another InProcess")
+            raise Closed(CLOSED)
         received, task = False, None
 
         async def receive() -> dict[str, Any]:
@@ -99,30 +117,49 @@ class InProcess(AbstractContextManager["InProcess"]):
         async def send(message: Any) -> None:
             put(message)
 
-        async def serve() -> None:
-            error: BaseException | None = None
+        async def serve() -> BaseException | None:
             try:
                 await self._app(_scope(request), receive, send)
             except BaseException as e:  # noqa: BLE001 - the client gets it; a model's SystemExit would end the loop
-                error = e
-            put({"type": END, "error": error})
+                return e
+            return None
+
+        def end(served: asyncio.Task[BaseException | None]) -> None:
+            """Tell the client of the end; a request that is cancelled before its first step has it, too."""
+            put({"type": END, "error": Closed(CLOSED) if served.cancelled() else served.result()})
 
         def begin() -> None:
             nonlocal task
+            if self._closed:  # since the look above: `_end` does not wait for it
+                put({"type": END, "error": Closed(CLOSED)})
+                return
             task = self._loop.loop.create_task(serve())  # without a future for threads, which takes a tenth of an exchange
+            task.add_done_callback(end)
 
         def cancel() -> None:
             with suppress(RuntimeError):  # the gateway is closed
                 self._loop.loop.call_soon_threadsafe(lambda: task and task.cancel())
 
-        self._loop.loop.call_soon_threadsafe(begin)
+        with suppress(RuntimeError):  # likewise
+            self._loop.loop.call_soon_threadsafe(begin)
+        if self._closed and task is None:  # the loop may have ended before `begin`
+            raise Closed(CLOSED)
         return cancel
+
+    def _check_process(self) -> None:
+        """Raise Closed in a forked child, which has no thread that would answer or end."""
+        if self._process != os.getpid():
+            raise Closed("this gateway is that of another process, before a fork: make an InProcess in each process")
 
     def close(self) -> None:
         """Cancel the requests in progress, close the router, and stop the thread; blocks until these ended.
 
         A no-op if it is closed.
+
+        Raises:
+            Closed: it is that of another process, which goes on.
         """
+        self._check_process()
         if self._closed:
             return
         self._closed = True
@@ -176,7 +213,8 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
     """Return two classes of transports, for a library's clients of threads and of asyncio, each made with `InProcess.exchange`.
 
     They yield the body as it comes, and cancel the request when the client closes the reply early. They raise the library's
-    ReadTimeout if a message takes longer than the request's read timeout, and ReadError if the application ends without a reply.
+    ReadTimeout if a message takes longer than the request's read timeout, and ReadError if the application ends without a reply,
+    or within one, as `InProcess.close` ends it.
     """
 
     def head(message: dict[str, Any], stream: Any) -> Any:
@@ -190,26 +228,29 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
 
     class Parts:
         def __init__(self, next_message: Callable[[], Any], cancel: Callable[[], object]) -> None:
-            self._next, self._cancel = next_message, cancel
+            self._next, self._cancel, self._more = next_message, cancel, True
+
+        def _part(self, message: dict[str, Any]) -> bytes:
+            """Return a message's part of the body; raise ReadError where the application ended before the last one."""
+            if message["type"] == END:
+                raise web.ReadError(f"the gateway ended within its reply: {type(message['error']).__name__}")
+            if not message.get("more_body"):  # what follows is the application's own
+                self._more, self._cancel = False, _nothing
+            part: bytes = message.get("body", b"")
+            return part
 
     class Body(Parts, web.SyncByteStream):  # type: ignore[misc, name-defined]
         def __iter__(self) -> Iterator[bytes]:
-            while (message := self._next())["type"] != END:
-                yield message.get("body", b"")
-                if not message.get("more_body"):  # what follows is the application's own
-                    self._cancel = _nothing
-                    return
+            while self._more:
+                yield self._part(self._next())
 
         def close(self) -> None:
             self._cancel()
 
     class AsyncBody(Parts, web.AsyncByteStream):  # type: ignore[misc, name-defined]
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            while (message := await self._next())["type"] != END:
-                yield message.get("body", b"")
-                if not message.get("more_body"):
-                    self._cancel = _nothing
-                    return
+            while self._more:
+                yield self._part(await self._next())
 
         async def aclose(self) -> None:
             self._cancel()
