@@ -284,8 +284,7 @@ def error_code(error: BaseException | None) -> str:
     errors = getattr(error, "errors", None) if isinstance(error, Coded) else None  # a foreign one's may be anything
     if isinstance(error, TimeoutError) and errors is not None:
         return "deadline"
-    last = [*errors.values()][-1] if errors else error
-    return Failure.of(last).code or "error"
+    return Failure.of([*errors.values()][-1] if errors else error).code or "error"
 
 
 class Took(NamedTuple):
