@@ -34,6 +34,7 @@ from edgeroute import (
     Semantic,
 )
 from edgeroute.cloud.personal_data_masks import Mask, MaskedData
+from edgeroute.system.late_imports_and_plugins import plugin_targets
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
@@ -721,6 +722,36 @@ def test_numbers_of_libraries():
     for kind in ("phone:XX", "nl.xyz"):
         with pytest.raises(PolicyError):
             Mask([kind])
+
+
+def test_what_one_library_finds_within_the_data_of_another():
+    """The longer one stands, in either order; of equal ones that of the kind that is named first."""
+    pytest.importorskip("phonenumbers")
+    pytest.importorskip("stdnum")
+    text = "85.07.30-033 28"
+    assert masked(text, "phone:FR") == "[MASKED_PHONE_1] 28"
+    assert masked(text, "phone:FR", "be.nn") == masked(text, "be.nn", "phone:FR") == "[MASKED_ID_1]"
+    assert masked("111222333", "phone:DE", "nl.bsn") == "[MASKED_PHONE_1]"
+    assert masked("111222333", "nl.bsn", "phone:DE") == "[MASKED_ID_1]"
+
+
+def test_a_finder_of_an_entry_point_sees_all_texts(tmp_path, monkeypatch):
+    """Those without digits or an @, too: a key and a text of JSON, and two texts together."""
+    (tmp_path / "people.py").write_text(
+        "import re\ndef finder():\n    return lambda text: [(*m.span(), 'NAME') for m in re.finditer('ann|bob', text)]\n"
+    )
+    (tmp_path / "people-1.0.dist-info").mkdir()
+    (tmp_path / "people-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: people\nVersion: 1.0\n")
+    (tmp_path / "people-1.0.dist-info" / "entry_points.txt").write_text("[edgeroute.finders]\npeople = people:finder\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin_targets.cache_clear()
+    try:
+        mask = Mask([*KINDS, "people"])
+    finally:
+        plugin_targets.cache_clear()
+    x, restore = mask.mask(texts := ['{"ann": "dear bob"}', "an", "n, +49 30 901820"])
+    assert x == ['{"[MASKED_NAME_1]": "dear [MASKED_NAME_2]"}', "[MASKED_NAME_3]", "[MASKED_NAME_4], [MASKED_PHONE_1]"]
+    assert restore.restore(Prediction(x, None, None)).value == texts
 
 
 PARTS = st.sampled_from(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from html import unescape
 from itertools import accumulate, count
+from math import inf
 from typing import Any, Final, TypeAlias
 from unicodedata import category, decimal, normalize
 
@@ -25,6 +26,8 @@ from edgeroute.system.late_imports_and_plugins import import_needed, load_plugin
 Span: TypeAlias = tuple[int, int, str]  # start, end, kind
 View: TypeAlias = tuple[str, Sequence[int], Sequence[int]]  # text as finders read it, beginning and end of each of its characters
 Finder: TypeAlias = Callable[[str], Iterable[Span]]
+# Digits without which a finder sees no text, if that has no @; the finder; a library's answer: which parts of a span are data.
+Named: TypeAlias = tuple[float, Finder, Callable[[str], list[tuple[int, int]]] | None]
 GROUP: Final = "edgeroute.finders"  # entry points: a name, and a function that returns a finder
 NEEDS: Final = "mask = [\"{}\"] needs a library: pip install 'edgeroute[mask]'"
 MEDIA: Final = frozenset({"image_url", "input_audio", "file", "video_url"})  # keys of a message's part that has no text
@@ -36,8 +39,8 @@ FORM: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})  # keys 
 # digits.
 BORDER, FEW = 64, 7
 CHECKED: Final = "iban", "card"  # kinds whose numbers have check digits: others would be found in any sequence of digits
-# A number from here on is searched as a text. Most characters of a number of a library, and its least digits. Digits of a card.
-SHORTEST, MOST_LETTERS, DIGITS, CARDS = 10**6, 24, 4, range(13, 20)
+# A number from here on is searched as a text. Most characters of a number of a library. Digits of a card.
+SHORTEST, MOST_LETTERS, CARDS = 10**6, 24, range(13, 20)
 
 # Placeholders, as they are sent and as they are read: a model may drop the brackets or the number, change the case, and write
 # spaces, hyphens or an escaped underscore. Without a number there are brackets, or capitals alone. Backslashes before both
@@ -78,6 +81,7 @@ WORD: Final = re.compile("[A-Za-z0-9]+")
 WORDS: Final = re.compile(
     r"(?<![^\W_])(?=((?:[A-Za-z]{1,3}[ .\-/]|[A-Z]{3} [A-Z]{3} )?[A-Za-z]*[0-9][A-Za-z0-9]*(?:[ .\-/][A-Za-z0-9]+){0,6}))"
 )
+DIGITS: Final = re.compile("(?:[^0-9]*[0-9]){4}")  # the least of them
 # Texts, long numbers and ends of objects in JSON; a colon after a key.
 TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"(?:(?=\s*(:))|)|(?<![\w.])-?[0-9][0-9.]{6,}|\}', re.DOTALL)
 # A date with its year, which is no part of a number that is spread over texts; nor are others of prices, times, shorter dates,
@@ -130,38 +134,32 @@ def _card(text: str) -> Iterator[Span]:
 def _iban(text: str) -> Iterator[Span]:
     """Yield the spans of IBANs, with or without groups: of the length of their country, and with valid check digits."""
     for head in IBAN.finditer(text):
-        length = LENGTHS[head[1].upper()]
-        rest = re.compile(rf"(?:[\s._/\-]{{0,3}}[A-Za-z0-9]){{{length - 4}}}").match(text, head.end())
+        rest = re.compile(rf"(?:[\s._/\-]{{0,3}}[A-Za-z0-9]){{{LENGTHS[head[1].upper()] - 4}}}").match(text, head.end())
         # ISO 7064, MOD 97-10
         if rest and int("".join(str(int(c, 36)) for c in re.sub(r"[\s._/\-]", "", rest[0]) + head[0])) % 97 == 1:
             yield head.start(), rest.end(), "IBAN"
 
 
-def _national_phone(matcher: Any, region: str, text: str) -> Iterator[Span]:
-    """Yield the spans of a region's phone numbers, each found by the library's matcher in a run of digits."""
-    for digits in NUMBERS.finditer(text):  # the library's own search of a whole text takes 4 ms a KB
-        for number in matcher(digits[0], region):
-            yield digits.start() + number.start, digits.start() + number.end, "PHONE"
+def _words(text: str) -> Iterator[Span]:
+    """Yield the spans of what may be an identity number: up to seven words with digits, `MOST_LETTERS` characters at most.
 
-
-def _identity_number(valid: Callable[[str], bool], text: str) -> Iterator[Span]:
-    """Yield the spans of identity numbers: up to seven words with digits, `MOST_LETTERS` characters at most, if `valid` of it.
-
-    Each number of words that is valid is yielded, so that spans may overlap.
+    Each number of words is yielded, so that spans overlap.
     """
     for words in WORDS.finditer(text):
-        for word in WORD.finditer(text, words.start(), words.end(1)):
-            part = text[words.start() : word.end()]
-            if len(part) <= MOST_LETTERS and sum(map(str.isdigit, part)) >= DIGITS and valid(part):
-                yield words.start(), word.end(), "ID"
+        start, end = words.span(1)
+        few = DIGITS.match(text, start, min(end, start + MOST_LETTERS))
+        for word in WORD.finditer(text, few.end() - 1 if few else end, end):
+            if word.end() - start <= MOST_LETTERS:
+                yield start, word.end(), "ID"
 
 
-FINDERS: Final[Mapping[str, Finder]] = {
-    "email": partial(_matches, EMAIL, "EMAIL"), "phone": partial(_matches, PHONE, "PHONE"), "iban": _iban, "card": _card,
+FINDERS: Final[Mapping[str, Named]] = {
+    "email": (inf, partial(_matches, EMAIL, "EMAIL"), None), "phone": (FEW, partial(_matches, PHONE, "PHONE"), None),
+    "iban": (2, _iban, None), "card": (CARDS[0], _card, None),
 }  # fmt: skip
 
 
-def _named(name: str) -> Finder:
+def _named(name: str) -> Named:
     """Return the finder of a name: `email`, `phone`, `iban`, `card`, `phone:DE` (a region), `nl.bsn` (country and number).
 
     Any other name is that of an entry point of `GROUP`, whose package is imported.
@@ -174,13 +172,15 @@ def _named(name: str) -> Finder:
     if family == "phone" and dot:
         library = import_needed("phonenumbers", NEEDS.format(name))
         if number in library.SUPPORTED_REGIONS:
-            return partial(_national_phone, partial(library.PhoneNumberMatcher, leniency=library.Leniency.POSSIBLE), number)
+            matcher = partial(library.PhoneNumberMatcher, region=number, leniency=library.Leniency.POSSIBLE)
+            # its own search of a whole text takes 4 ms a KB
+            return 5, partial(_matches, NUMBERS, "PHONE"), lambda digits: [(each.start, each.end) for each in matcher(digits)]
     elif dot:
         module = import_needed("stdnum", NEEDS.format(name)).get_cc_module(family, number)
         if module is not None:
-            return partial(_identity_number, module.is_valid)
+            return 4, _words, lambda words: [(0, len(words))] if module.is_valid(words) else []
     elif name in FINDERS or name in plugin_targets(GROUP):
-        return FINDERS.get(name) or load_plugin(GROUP, name)
+        return FINDERS.get(name) or (0, load_plugin(GROUP, name), None)
     known = [*FINDERS, "phone:DE", "nl.bsn", *plugin_targets(GROUP)]
     raise PolicyError(f"mask: {name!r} is no kind of data, or entry point of {GROUP}: {nearest(name, known)}")
 
@@ -210,15 +210,15 @@ def _view(text: str) -> View:
     """Return the view of a text: its escapes are read first, then its characters (see `_plain`)."""
     starts: Sequence[int] = range(len(text))
     ends: Sequence[int] = range(1, len(text) + 1)
-    if not {"&", "%", "\\"}.isdisjoint(text):
-        parts, last = list[tuple[str, int, int]](), 0
+    if "&" in text or "%" in text or "\\" in text:
+        parts, at, to, last = list[str](), list[int](), list[int](), 0
         for escape in ESCAPE.finditer(text):
-            parts += [(c, i, i + 1) for i, c in enumerate(text[last : escape.start()], last)]
-            parts += [(c, *escape.span()) for c in _unescaped(escape)]
-            last = escape.end()
-        if last:
-            parts += [(c, i, i + 1) for i, c in enumerate(text[last:], last)]
-            text, starts, ends = "".join(c for c, _, _ in parts), [at for _, at, _ in parts], [at for *_, at in parts]
+            start, end, plain = *escape.span(), _unescaped(escape)
+            parts += text[last:start], plain
+            at += *starts[last:start], *[start] * len(plain)
+            to += *ends[last:start], *[end] * len(plain)
+            last = end
+        text, starts, ends = "".join([*parts, text[last:]]), [*at, *starts[last:]], [*to, *ends[last:]]
     seen = {} if text.isascii() else {c: plain for c in set(text) if not c.isascii() and (plain := _plain(c)) != c}
     if all(len(plain) == 1 for plain in seen.values()):
         return text.translate({ord(c): plain for c, plain in seen.items()}) if seen else text, starts, ends
@@ -291,10 +291,26 @@ def _note(texts: list[tuple[str, str]], text: str, key: str) -> str:
     return text
 
 
-def _found(view: View, finders: Iterable[Finder]) -> list[Span]:
-    """Return the spans in the original text that these finders find in its view."""
+def _found(asked: Callable[..., Any], view: View, finders: Iterable[Named], is_wanted: Any = None) -> list[Span]:
+    """Return the spans in the original text that these finders find in its view.
+
+    A library is asked about those of which `is_wanted(start, end)` is true; without it, about those that do not lie within one of
+    an earlier finder, which would be left out.
+    """
     text, starts, ends = view
-    return [(starts[start], ends[end - 1], kind) for find in finders for start, end, kind in find(text)]
+    found, digits = list[Span](), inf if "@" in text else sum(map(str.isdigit, text))
+    for _, find, ask in (named for named in finders if digits >= named[0]):
+        spans: Iterable[Span] = find(text)
+        if ask:
+            before = sorted(span[:2] for span in found)
+            reach = [*accumulate((end for _, end in before), max, initial=0)]
+            is_new = is_wanted or (lambda start, end: end > reach[bisect_left(before, (start + 1,))])  # noqa: B023 - called at once
+            spans = [
+                (start + begin, start + stop, kind) for start, end, kind in spans if is_new(starts[start], ends[end - 1])
+                for begin, stop in asked(ask, text[start:end])
+            ]  # fmt: skip
+        found += [(starts[start], ends[end - 1], kind) for start, end, kind in spans]
+    return found
 
 
 def _is_harmless(text: str, start: int, end: int, *, first: bool) -> bool:
@@ -340,25 +356,36 @@ class Mask:
         _rebuild(x, partial(_in_json, partial(_note, texts)), strict=True)
         divided = defaultdict[int, list[Span]](list)
         places = [i for i, (text, key) in enumerate(texts) if text and key not in FORM]
-        for nth, span in self._spread([texts[i][0] for i in places]):
+        find = partial(_found, cache(lambda ask, part: ask(part)))
+        own = cache(lambda text, checked: find(_view(text), self._checked if checked else self._named))
+        for nth, span in self._spread([texts[i][0] for i in places], find, own):
             divided[places[nth]].append(span)
-        leaf = partial(_in_json, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())))
-        return _rebuild(x, leaf, strict=True), data
 
-    def spans(self, text: str) -> list[Span]:
+        def replaced(text: str, _: str) -> str:
+            spans, parts, last = [*self.spans(text, own(text, False)), *divided.get(next(numbers), ())], list[str](), 0
+            for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):
+                if end > last:  # of overlapping ones each has what those before it leave
+                    parts += [text[last:start], data.placeholder(kind, text[max(start, last) : end])]
+                    last = end
+            return "".join([*parts, text[last:]])
+
+        return _rebuild(x, partial(_in_json, replaced), strict=True), data
+
+    def spans(self, text: str, named: Iterable[Span] | None = None) -> list[Span]:
         """Return the spans (start, end, kind) that all finders find in a text, in no order, perhaps overlapping.
 
         What looks like a placeholder is one of them. A kind of a caller's function is reduced to at most 24 capital letters,
-        without the word MASKED; without any it is DATA. Raise ValueError for a span outside the text.
+        without the word MASKED; without any it is DATA. Raise ValueError for a span outside the text. `named`: what all but
+        these functions find, if it is known.
         """
         spans = [(*match.span(), "TEXT") for match in PLACEHOLDER.finditer(text)] if "masked" in text.casefold() else []
         for start, end, kind in (span for find in self._functions for span in find(text)):
             if not 0 <= start < end <= len(text):
                 raise ValueError("a finder returned no span of the text")
             spans.append((int(start), int(end), re.sub("[^A-Z]|MASKED", "", str(kind).upper())[:24] or "DATA"))
-        return spans + _found(_view(text), self._named)
+        return [*spans, *(_found(lambda ask, part: ask(part), _view(text), self._named) if named is None else named)]
 
-    def _spread(self, texts: Sequence[str]) -> Iterator[tuple[int, Span]]:
+    def _spread(self, texts: Sequence[str], find: Callable[..., Any], own: Callable[..., Any]) -> Iterator[tuple[int, Span]]:
         """Yield (index of the text, span) of each part of data that is spread over several texts, as in a message sent in parts.
 
         It is searched within `BORDER` characters on each side of a border, of those so near at once, if these have an @ or `FEW`
@@ -367,8 +394,13 @@ class Mask:
         """
         together = "".join(DATE.sub(lambda date: "x" * len(date[0]), text) for text in texts)
         begins = [*accumulate(map(len, texts), initial=0)]
-        alone = cache(lambda i, checked: _found(_view(texts[i]), self._checked if checked else self._named))
-        last = 0  # of the borders that have been searched
+        left = first = last = 0  # of the borders that have been searched
+
+        def parts_of(start: int, end: int) -> list[Any]:
+            of = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
+            crosses = of.start < min(last, of.stop - 1) and of.stop > left
+            return [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in of if crosses]
+
         while last + 2 < len(begins):
             left, last = last + 1, bisect_right(begins, begins[last + 1] + BORDER, hi=len(begins) - 1) - 1
             first = max(0, begins[left] - BORDER)
@@ -376,24 +408,12 @@ class Mask:
             if "@" not in near[0] and sum(map(str.isdigit, near[0])) < FEW:
                 continue
             for finders in (self._checked, self._others):
-                for start, end, kind in _found(near, finders):
-                    within = range(bisect_right(begins, first + start) - 1, bisect_left(begins, first + end))
-                    if within.start == within.stop - 1 or within.start >= last or within.stop <= left:
-                        continue
-                    parts = [(i, max(0, first + start - begins[i]), min(len(texts[i]), first + end - begins[i])) for i in within]
+                for start, end, kind in find(near, finders, parts_of):
+                    parts = parts_of(start, end)
                     if not any(
-                        begin < e and b < stop for i, begin, stop in parts for b, e, _ in alone(i, finders is self._checked)
-                    ) and not all(_is_harmless(texts[i], *part, first=i == within[0]) for i, *part in parts):
+                        begin < e and b < stop for i, begin, stop in parts for b, e, _ in own(texts[i], finders is self._checked)
+                    ) and not all(_is_harmless(texts[i], *part, first=i == parts[0][0]) for i, *part in parts):
                         yield from ((i, (begin, stop, kind)) for i, begin, stop in parts)
-
-    def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
-        """Return a text with placeholders, and add what they stand for to `data`. `divided`: further spans of it."""
-        parts, last = list[str](), 0
-        for start, end, kind in sorted([*self.spans(text), *divided], key=lambda span: (span[0], -span[1])):
-            if end > last:  # of overlapping ones each has what those before it leave
-                parts += [text[last:start], data.placeholder(kind, text[max(start, last) : end])]
-                last = end
-        return "".join([*parts, text[last:]])
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """Return the identity for caches and certificates."""

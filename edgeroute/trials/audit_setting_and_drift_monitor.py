@@ -330,8 +330,7 @@ def limit(bound: BoundCertificate) -> float | None:
     seen = certificate.disagreement
     if seen is None or not 0 <= certificate.deferral_rate < 1:
         return None
-    allowed = certificate.value / certificate.accepted if certificate.kind == "max_loss" else 0.0
-    most = max(seen, allowed)
+    most = max(seen, certificate.value / certificate.accepted if certificate.kind == "max_loss" else 0.0)
     return most if 0 < most < 1 else None
 
 
