@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -10,10 +11,11 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from time import monotonic
 
 import pytest
-from both import wait_for
+from both import interrupted, wait_for
 from gateways import CHAT, HELLO, LONG
 from lazily import Later, needs
 
@@ -187,6 +189,28 @@ def test_a_client_that_is_interrupted():
             with pytest.raises(KeyboardInterrupt):
                 http.post(f"{gateway.url}/chat/completions", json=CHAT)
         sending.acquire()  # none comes any more
+
+
+def test_a_client_that_is_interrupted_at_any_step():
+    """A request that was sent is cancelled, wherever in `InProcess` its thread was."""
+    running = set()
+
+    async def never(x):
+        running.add(asyncio.current_task())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            running.discard(asyncio.current_task())
+
+    library = pytest.importorskip("httpx")
+    with InProcess(AsyncRouter(cloud=never, deadline=10 * LONG)) as gateway, gateway.client("httpx", timeout=0.3) as http:
+        for at in count(1):
+            begun = monotonic()
+            with contextlib.suppress(library.ReadTimeout):
+                interrupted(lambda: http.post(f"{gateway.url}/chat/completions", json=CHAT), at)
+            if monotonic() - begun >= 0.3:  # it waited: each step before was broken into
+                break
+        wait_for(lambda: not running)
 
 
 def test_a_model_that_ends_its_thread():

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from queue import Empty
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgeroute.errors import Closed, PolicyError
 from edgeroute.router.async_router import AsyncRouter
@@ -21,6 +21,7 @@ from edgeroute.tools.event_loop_thread import LoopThread
 ADDRESS, CLOSED = "http://localhost", "the gateway is closed: make another InProcess"
 # Type of the last message of an exchange, of this module's own: its `error` is the application's, or None.
 END = "http.response.end"
+Exchange: TypeAlias = tuple[Callable[[], None], Callable[[], None]]  # starts a request, cancels it
 LATE = "the gateway did not answer in time"
 # Most requests in progress unless a program says otherwise: it alone asks here, as with a batch, and has their bodies in memory.
 MOST = 10_000
@@ -90,8 +91,8 @@ class InProcess(AbstractContextManager["InProcess"]):
         web = _library(library)
         return web.AsyncClient(transport=_transports(web)[1](self.exchange), **options)
 
-    def exchange(self, request: Any, body: bytes, put: Callable[[dict[str, Any]], object]) -> Callable[[], object]:
-        """Start a request of a client on the gateway's event loop, without waiting, and return a function that cancels it.
+    def exchange(self, request: Any, body: bytes, put: Callable[[dict[str, Any]], object]) -> Exchange:
+        """Return two functions: one starts a request of a client on the gateway's event loop, one cancels it. Neither waits.
 
         Args:
             request: the request of httpx2 or httpx.
@@ -100,11 +101,8 @@ class InProcess(AbstractContextManager["InProcess"]):
                 whose `error` is what the application raised, or None.
 
         Raises:
-            Closed: the gateway is closed, or of another process.
+            Closed: by the first function: the gateway is closed, or of another process.
         """
-        self._check_process()
-        if self._closed:
-            raise Closed(CLOSED)
         received, task = False, None
 
         async def receive() -> dict[str, Any]:
@@ -140,11 +138,14 @@ class InProcess(AbstractContextManager["InProcess"]):
             with suppress(RuntimeError):  # the gateway is closed
                 self._loop.loop.call_soon_threadsafe(lambda: task and task.cancel())
 
-        with suppress(RuntimeError):  # likewise
-            self._loop.loop.call_soon_threadsafe(begin)
-        if self._closed and task is None:  # the loop may have ended before `begin`
-            raise Closed(CLOSED)
-        return cancel
+        def start() -> None:
+            self._check_process()
+            with suppress(RuntimeError):  # likewise
+                self._loop.loop.call_soon_threadsafe(begin)
+            if self._closed and task is None:  # the loop may have ended before `begin`
+                raise Closed(CLOSED)
+
+        return start, cancel
 
     def _check_process(self) -> None:
         """Raise Closed in a forked child, which has no thread that would answer or end."""
@@ -256,41 +257,42 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
             self._cancel()
 
     class Transport:
-        def __init__(self, exchange: Callable[..., Callable[[], object]]) -> None:
+        def __init__(self, exchange: Callable[..., Exchange]) -> None:
             self._exchange = exchange
 
     class Threads(Transport, web.BaseTransport):  # type: ignore[misc, name-defined]
         def handle_request(self, request: Any) -> Any:
             queue, limit = Mailbox[dict[str, Any]](), patience(request)
-            cancel: Callable[[], object]
+            start, cancel = self._exchange(request, request.read(), queue.put)
 
-            def next_message() -> dict[str, Any]:
+            def next_message(before: Callable[[], None] = _nothing) -> dict[str, Any]:
                 try:
+                    before()
                     return queue.get(timeout=limit)
                 except BaseException as e:  # noqa: BLE001 - raised again; of a signal, too, such as Ctrl-C
                     cancel()
                     raise (web.ReadTimeout(LATE) if isinstance(e, Empty) else e) from None
 
-            cancel = self._exchange(request, request.read(), queue.put)
-            return head(next_message(), Body(next_message, cancel))
+            return head(next_message(start), Body(next_message, cancel))
 
     class Tasks(Transport, web.AsyncBaseTransport):  # type: ignore[misc, name-defined]
         async def handle_async_request(self, request: Any) -> Any:
             queue, limit, loop = asyncio.Queue[dict[str, Any]](), patience(request), asyncio.get_running_loop()
-            cancel: Callable[[], object]
 
             def put(message: dict[str, Any]) -> None:
                 if not loop.is_closed():  # else nobody waits any more
                     loop.call_soon_threadsafe(queue.put_nowait, message)
 
-            async def next_message() -> dict[str, Any]:
+            start, cancel = self._exchange(request, await request.aread(), put)
+
+            async def next_message(before: Callable[[], None] = _nothing) -> dict[str, Any]:
                 try:
+                    before()
                     return await asyncio.wait_for(queue.get(), limit)
                 except BaseException as e:  # noqa: BLE001 - likewise; TimeoutError is another one in Python 3.10
                     cancel()
                     raise (web.ReadTimeout(LATE) if isinstance(e, asyncio.TimeoutError) else e) from None
 
-            cancel = self._exchange(request, await request.aread(), put)
-            return head(await next_message(), AsyncBody(next_message, cancel))
+            return head(await next_message(start), AsyncBody(next_message, cancel))
 
     return Threads, Tasks
