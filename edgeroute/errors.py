@@ -41,8 +41,8 @@ class EdgerouteError(Coded, Exception):
     """Base class of all exceptions that edgeroute raises deliberately.
 
     Attributes:
-        counts: False if the request brings it about, as an answer without a text: the circuit breaker does not count it as a
-            fault.
+        counts: False if the request or the program brings it about, as an answer without a text: the circuit breaker does not
+            count it as a fault.
     """
 
     counts = True
@@ -60,6 +60,7 @@ class PolicyError(EdgerouteError, ValueError):
     """
 
     key = ""
+    counts = False
 
 
 class BadInput(EdgerouteError, ValueError):

@@ -47,7 +47,8 @@ def messages_of(chat: Any) -> list[Mapping[str, Any]]:
 
 def keys_of(chat: Any, passed: Collection[str]) -> dict[str, Any]:
     """The other keys of a request, all of which the library must take."""
-    keys = {key: value for key, value in chat.items() if key != "messages"} if isinstance(chat, Mapping) else {}
+    plain = {"response_format": {"type": "text"}}  # as without
+    keys = {k: v for k, v in chat.items() if k != "messages" and plain.get(k) != v} if isinstance(chat, Mapping) else {}
     if unknown := [str(key)[:40] for key in keys if key not in passed]:
         raise BadInput(f"this recipe does not pass on {', '.join(unknown)}: leave that out")
     return keys
@@ -65,9 +66,9 @@ def litellm_cloud(models: Any, model: str, **terms: Any) -> Function:
     from litellm import UnsupportedParamsError
 
     async def litellm(chat: Any) -> Prediction:
-        keys = keys_of(chat, PASSED)
+        history, keys = messages_of(chat), keys_of(chat, PASSED)
         try:
-            reply = await models.acompletion(model=model, messages=messages_of(chat), num_retries=0, **keys)
+            reply = await models.acompletion(model=model, messages=history, num_retries=0, **keys)
         except UnsupportedParamsError as e:
             lacks = ", ".join(key for key in keys if key in str(e))
             raise BadInput(f"the provider of {model} does not take {lacks}: leave that out") from None
@@ -92,15 +93,15 @@ def pydantic_ai_cloud(model: Any, **terms: Any) -> Function:
 
     async def pydantic_ai(chat: Any) -> str:
         loop = asyncio.get_running_loop()
-        if (
-            not isinstance(model, str) and first.setdefault("loop", loop) is not loop
-        ):  # its request would be sent, and the reply lost
+        if not isinstance(model, str) and first.setdefault("loop", loop) is not loop:
+            # its request would be sent, and the reply lost
             raise PolicyError("this model of pydantic-ai is of another event loop: give its name, or make it in each asyncio.run")
+        chats = messages_of(chat)
         settings: Any = {SETTINGS[key]: value for key, value in keys_of(chat, SETTINGS).items()}
         if isinstance(settings.get("stop_sequences"), str):
             settings["stop_sequences"] = [settings["stop_sequences"]]
         history: list[Any] = []
-        for message in messages_of(chat):
+        for message in chats:
             role, text = message["role"], message.get("content")
             if not isinstance(text, str) or role not in {*parts, "assistant"}:
                 raise BadInput("this recipe is for texts: it sends no images, and no calls of tools")

@@ -283,12 +283,13 @@ def test_the_keys_of_a_request_reach_the_library(kind):
     asked = {"messages": [{"role": "user", "content": "Where?"}], **KEYS}
     tools = {"tools": [TOOL], "tool_choice": "auto", "response_format": {"type": "json_object"}}
     with replied({"content": "far away"}, "stop") as server:
-        answer, *_ = asked_by(kind, server, {**asked, **(tools if kind == "litellm" else {})}, calls=1)
+        asked_now = {**asked, **(tools if kind == "litellm" else {"response_format": {"type": "text"}})}
+        answer, *_ = asked_by(kind, server, asked_now, calls=1)
         sent = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])
         for key in ("api_base", "mock_response", *(() if kind == "litellm" else tools)):
             (refused,) = asked_by(kind, server, {**asked, key: 1}, calls=1)
             assert f"does not pass on {key}" in refused.reason
-        (refused,) = asked_by(kind, server, {"max_tokens": 9}, calls=1)
+        (refused,) = asked_by(kind, server, {"prompt": "a", "max_tokens": 9}, calls=1)
         assert "send messages" in refused.reason
         assert len(server.requests) == 1
     assert answer.value == "far away"
@@ -342,3 +343,22 @@ def test_a_library_on_several_event_loops(kind):
     else:
         assert ([answer.value for answer in answers], sent) == (["far away", "near", "near"], 1)
         assert all("of another event loop: give its name" in answer.reason for answer in answers[1:])
+
+
+def test_a_model_of_pydantic_ai_asked_on_other_event_loops():
+    """Its own event loop, of the first call, has it on, since that is no fault of the provider."""
+    with replied({"content": "far away"}, "stop") as server:
+        router = AsyncRouter(unsure, library_cloud("pydantic-ai", f"{server.url}/v1"), threshold=0.5)
+
+        async def main():
+            first = await router.infer("Where?")
+            elsewhere = [await asyncio.to_thread(lambda: asyncio.run(router.infer("Where?"))) for _ in range(6)]
+            return first, elsewhere, await router.infer("Where?")
+
+        async def whole():
+            async with router:
+                return await main()
+
+        first, elsewhere, last = asyncio.run(whole())
+    assert {first.value, last.value} == {"far away"}
+    assert all("of another event loop" in answer.reason for answer in elsewhere)

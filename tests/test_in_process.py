@@ -398,22 +398,25 @@ def test_a_request_as_the_gateway_closes(monkeypatch, begun):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
-@pytest.mark.parametrize("what", ["ask", "close"])
-def test_a_gateway_of_before_a_fork(what):
-    """Says so in the child, where no thread would answer; the parent's goes on."""
+@pytest.mark.parametrize(("what", "code"), [
+    ("ask()", 3), ("gateway.close()", 3), ("gateway.__exit__()", 5), ("closed.close()", 5),
+])  # fmt: skip
+def test_a_gateway_of_before_a_fork(what, code):
+    """Says so in the child, where no thread would answer; the parent's goes on. A child leaves a `with`, and what was closed."""
     program = (
         "import os, sys, warnings\n"
         "from edgeroute import AsyncRouter, Closed\n"
         "from edgeroute.asgi import InProcess\n"
         "warnings.simplefilter('ignore')\n"
-        "gateway = InProcess(AsyncRouter(lambda _: ('yes', 0.9)))\n"
+        "gateway, closed = (InProcess(AsyncRouter(lambda _: ('yes', 0.9))) for _ in range(2))\n"
+        "closed.close()\n"
         "client, chat = gateway.client(timeout=60), {'model': 'edgeroute', 'messages': [{'role': 'user', 'content': 'a'}]}\n"
         "def ask():\n"
         "    return client.post(gateway.url + '/chat/completions', json=chat)\n"
         "pid = os.fork()\n"
         "if not pid:\n"
         "    try:\n"
-        f"        {'ask()' if what == 'ask' else 'gateway.close()'}\n"
+        f"        {what}\n"
         "    except Closed as e:\n"
         "        os._exit(3 if 'before a fork' in str(e) else 4)\n"
         "    os._exit(5)\n"
@@ -422,7 +425,7 @@ def test_a_gateway_of_before_a_fork(what):
         "gateway.close()\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, check=False)
-    assert ended.stdout.split() == ["3", "200"], ended.stderr
+    assert ended.stdout.split() == [str(code), "200"], ended.stderr
 
 
 @pytest.mark.parametrize(("given", "count", "refused"), [({}, 250, 0), ({"max_concurrent": 2}, 5, 3)])

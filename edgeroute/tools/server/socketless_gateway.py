@@ -160,9 +160,9 @@ class InProcess(AbstractContextManager["InProcess"]):
         Raises:
             Closed: it is that of another process, which goes on.
         """
-        self._check_process()
         if self._closed:
             return
+        self._check_process()
         self._closed = True
         try:
             self._loop.begin(self._end()).result()
@@ -178,7 +178,8 @@ class InProcess(AbstractContextManager["InProcess"]):
         await self._stack.aclose()
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._process == os.getpid():  # a forked child leaves by its own exception
+            self.close()
 
 
 def _library(name: str | None) -> ModuleType:
