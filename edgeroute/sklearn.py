@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from threading import main_thread
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
@@ -28,29 +29,38 @@ BATCH = 32  # rows of one request, as `Router.calibrate` has them
 ALIKE = "case, white space, a final full stop, a fraction of 0, and quotes or stars around it do not count"  # as of `label_form`
 
 
-class _Kept(ForkSafe):
-    """Router of a fitted classifier, for all its predictions: so limits and breakers hold over them, and go on in a forked child.
+class _Open:
+    """Router that is closed once neither a classifier nor a prediction has it: in the background, and at once at exit."""
 
-    Pickles and deep copies have none, and make their own. It is closed once nothing refers to this object.
-    """
+    def __init__(self, router: Router[Any]) -> None:
+        self.router = router
+        finalize(self, _close, router)
+
+
+def _close(router: Router[Any]) -> None:
+    if main_thread().is_alive():
+        in_background(router.close)
+    else:  # at exit, where nothing waits for a thread
+        router.close()
+
+
+class _Kept(ForkSafe):
+    """Router of a fitted classifier, for all its predictions: limits and breakers hold over them, and go on in a forked child."""
 
     _lock = per_process(SafeLock)
-    _of: Any = None  # what the router is made of
-    _end: Any = bool  # closes it
-
-    def __reduce__(self) -> Any:
-        return _Kept, ()
+    _of: Any = (None, None, None, None)  # what the router is made of
+    _open: _Open
 
     def answers(self, model: RoutedClassifier, rows: Any) -> list[Any]:
         """Return the answers for rows, by the router. It is made anew if what it is made of was replaced, as by `set_params`."""
-        of = model.certificate_.threshold, model.edge_, model.cloud_, dict(model.options or {})
+        of = threshold, edge, cloud, options = model.certificate_.threshold, model.edge_, model.cloud_, dict(model.options or {})
         with self._lock:
-            if of != self._of:
-                router = model._router(of[0])  # noqa: SLF001 - of the classifier that has this object
-                self._end()
-                self._of, self._router, self._end = of, router, finalize(self, in_background, router.close)
-            router = self._router
-        return [answer for i in range(0, len(rows), BATCH) for answer in router.infer_many(list(rows[i : i + BATCH]))]
+            old = self._of
+            if (threshold, options) != (old[0], old[3]) or edge is not old[1] or cloud is not old[2]:
+                router = model._router(threshold)  # noqa: SLF001 - of the classifier that has this object
+                self._of, self._open = of, _Open(router)
+            in_use = self._open  # others may replace it meanwhile
+        return [answer for i in range(0, len(rows), BATCH) for answer in in_use.router.infer_many(list(rows[i : i + BATCH]))]
 
 
 class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -114,7 +124,6 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         if any(hasattr(model, "fit") and not isinstance(model, FrozenEstimator) for model in (self.edge, self.cloud)):
             parts = train_test_split(X, y, test_size=self.calibrate_on, random_state=self.random_state)
             of_fit, of_calibration = parts[::2], parts[1::2]
-        self._kept = _Kept()
         self.edge_, self.cloud_ = (clone(m).fit(*of_fit) if hasattr(m, "fit") else m for m in (self.edge, self.cloud))
         with self._router(1.0) as router:
             self.certificate_ = router.calibrate(
@@ -123,11 +132,13 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
             ).certificate  # fmt: skip
             if all(why := router.decide(row).plan.stays for row in of_calibration[0]):
                 warnings.warn(f"the cloud will never be asked, as no row of the calibration may be sent: {why}", stacklevel=2)
+        self._kept = _Kept()
         return self
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         """Return the class of each row, [n]; errors as of `predict_proba`."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)  # raises NotFittedError
+        return self.classes_[best]
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Return the probability of each class, [n, k], by the side that answers the row: of its outputs, or 1 for its class.
@@ -158,6 +169,15 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         """Return the rows, and the classes if given, as scikit-learn validates them, with NaN in rows if the tags allow it."""
         allowed = get_tags(self).input_tags.allow_nan
         return validate_data(self, *data, ensure_all_finite="allow-nan" if allowed else True, **options)
+
+    def __getstate__(self) -> Any:
+        """Return the state of copies and pickles, which make a router of their own."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_kept"}
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "certificate_"):
+            self._kept = _Kept()
 
     def __sklearn_tags__(self) -> Any:
         """Return scikit-learn's tags. Rows may have NaN if both sides allow it; one without tags, as a function, is not asked."""

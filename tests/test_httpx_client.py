@@ -468,9 +468,7 @@ def test_an_asynchronous_client_on_two_event_loops():
     del cloud
     gc.collect()  # the connection's socket, which no loop closes any more
     assert (first.value, second.value) == ("cloud", "edge")
-    assert (
-        'Event loop is closed, as this AsyncClient serves one event loop: give each its own, or client="httpx"' in second.reason
-    )
+    assert "AsyncClient" in second.reason
 
 
 @pytest.mark.pure

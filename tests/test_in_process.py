@@ -380,7 +380,7 @@ def test_a_request_as_the_gateway_closes(monkeypatch, begun):
         await asyncio.Event().wait()
 
     gateway = InProcess(AsyncRouter(cloud=never, deadline=LONG))
-    loop = gateway._loop.loop
+    loop = gateway._loop.loop  # private: its thread begins what is asked there
     schedule = loop.call_soon_threadsafe
 
     def meanwhile(function):
@@ -440,7 +440,7 @@ def test_many_requests_at_once(given, count, refused):
     async def main():
         async with gateway.async_client(timeout=LONG) as http:
             calls = [asyncio.ensure_future(http.post(f"{gateway.url}/chat/completions", json=CHAT)) for _ in range(count)]
-            held = gateway._app.state.calls
+            held = gateway._app.state.calls  # private: its places
             await asyncio.to_thread(wait_for, lambda: held.running + sum(call.done() for call in calls) == count)
             go.set()
             return [reply.status_code for reply in await asyncio.gather(*calls)]

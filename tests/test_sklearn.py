@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
 import pickle
+import subprocess
+import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -225,7 +229,7 @@ def by_joblib(model):
     return joblib.load(BytesIO(file.getvalue()))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), by_joblib])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), by_joblib])
 def test_a_copy_has_a_router_of_its_own(limited, digits, copied):
     """Before and after a prediction; none is in a pickle, whose size does not change, nor in a clone."""
     _, tests, _, _ = digits
@@ -244,7 +248,8 @@ def test_a_forked_child_goes_on(limited, digits):
     """Also where another thread of the parent has the lock: with the parent's count, which what it asks itself does not change."""
     _, tests, _, _ = digits
     assert answered(limited, tests, 1) == 1
-    with limited._kept._lock, ThreadPoolExecutor(1) as pool:  # held by this thread, which the child of the other one lacks
+    lock = limited._kept._lock  # private: held by this thread, which the child of the other one lacks
+    with lock, ThreadPoolExecutor(1) as pool:
 
         def forked():
             if not (child := os.fork()):
@@ -270,13 +275,27 @@ def test_the_breaker_is_of_all_predictions(limited, digits):
     assert len(calls) == FAULTS
 
 
-def test_a_router_that_nobody_needs_is_closed(limited, digits):
+@pytest.fixture
+def routers(monkeypatch):
+    """The engines of the routers that classifiers make, in order."""
+    made, make = [], ours.Router
+
+    def record(*args, **options):
+        router = make(*args, **options)
+        made.append(router.engine)
+        return router
+
+    monkeypatch.setattr("edgeroute.sklearn.Router", record)
+    return made
+
+
+def test_a_router_that_nobody_needs_is_closed(limited, digits, routers):
     """By another fit, another setting, and with the last classifier that has it; without a warning that one was left open."""
     rows, tests, y, _ = digits
 
     def opened(model):
         answered(model, tests, 1)
-        return model._kept._router.engine
+        return routers[-1]
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
@@ -289,12 +308,68 @@ def test_a_router_that_nobody_needs_is_closed(limited, digits):
         wait_for(lambda: second.closed)
         assert not third.closed
         other = copy.deepcopy(limited)
-        last, shared = opened(other), copy.copy(other)
+        last = opened(other)
         del other
         gc.collect()
-        assert not last.closed
-        del shared
         wait_for(lambda: last.closed)
+
+
+def test_predictions_go_on_as_the_router_is_replaced(limited, digits, routers):
+    """By another fit or setting, in another thread: the router before is closed after them."""
+    rows, tests, y, _ = digits
+    asked, go = threading.Event(), threading.Event()
+
+    def slow(row):
+        asked.set()
+        assert go.wait(LONG)
+        return "cloud"
+
+    labels = np.where(y[300:400] > 4, "high", "low").astype(object)
+    labels[0] = "cloud"
+    for replaced in (lambda: limited.set_params(options=None), lambda: limited.fit(rows[300:400], labels.astype(str))):
+        asked.clear()
+        go.clear()
+        limited.cloud_ = slow
+        with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
+            stack.callback(go.set)
+            begun = pool.submit(answered, limited, tests, ours.BATCH + 1)
+            assert asked.wait(LONG)
+            old = routers[-1]
+            replaced()
+            defer_all(limited).cloud_ = answer_cloud
+            assert answered(limited, tests, 1) == 1
+            assert not old.closed
+            go.set()
+            assert begun.result(LONG) > 0
+        wait_for(lambda old=old: old.closed)
+
+
+def test_a_script_that_ends(tmp_path):
+    """Its answers are in the cache on disk, though nothing was closed."""
+    program = (
+        "import sys, numpy as np\n"
+        "from sklearn.linear_model import LogisticRegression\n"
+        "from edgeroute import Cache, Function\n"
+        "from edgeroute.sklearn import RoutedClassifier\n"
+        "calls, rows, y = [], np.arange(600.0).reshape(300, 2), np.arange(300) % 2\n"
+        "def cloud(row):\n"
+        "    calls.append(row)\n"
+        "    return int(row[0] / 2) % 2\n"
+        "edge, options = LogisticRegression(), {'cache': Cache(disk=sys.argv[1])}\n"
+        "model = RoutedClassifier(edge, Function(cloud, version='1'), max_defer=0.9, sure=None, random_state=0, options=options)\n"
+        "model.fit(rows, y)\n"
+        "model.certificate_ = model.certificate_._replace(threshold=float('inf'))\n"
+        "calls.clear()\n"
+        "assert (model.predict(rows) == y).all()\n"
+        "print(len(calls))\n"
+    )
+
+    def run():
+        command = [sys.executable, "-c", program, str(tmp_path / "cache.db")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=True).stdout
+
+    assert int(run()) > 0
+    assert int(run()) == 0
 
 
 def test_rows_that_may_never_leave(digits, trained):

@@ -241,12 +241,12 @@ class Rate:
         burst: number of calls at once after a pause, at least 1; None: those of one second.
     """
 
-    __slots__ = ("_at", "_burst", "_left", "_per_s")
+    __slots__ = ("_at", "_burst", "_per_s", "left")
 
     def __init__(self, per_s: float, burst: float | None = None) -> None:
         self._per_s: Final = per_s
         self._burst: Final = INF if per_s == INF else max(1.0, per_s) if burst is None else burst
-        self._left = self._burst
+        self.left = self._burst
         self._at = 0.0
 
     def take(self, now: float, calls: int = 1) -> bool:
@@ -255,16 +255,16 @@ class Rate:
         First adds those that the time since the last call has earned; an instant before that adds nothing.
         """
         if now > self._at:
-            self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
+            self.left = min(self._burst, self.left + (now - self._at) * self._per_s)
             self._at = now
-        if self._left < calls:
+        if self.left < calls:
             return False
-        self._left -= calls
+        self.left -= calls
         return True
 
     def give_back(self, calls: float) -> None:
         """Give back so many calls that were taken and are not made."""
-        self._left = min(self._burst, self._left + calls)
+        self.left = min(self._burst, self.left + calls)
 
     def spare_in(self, now: float, calls: int = 1) -> float:
         """Return the seconds until a low-priority request may take that many calls and half of the burst is there; takes none.
@@ -273,7 +273,7 @@ class Rate:
         """
         if self._per_s == INF or calls > self._burst:
             return 0.0 if self._per_s == INF else INF
-        left = self._left + max(0.0, now - self._at) * self._per_s
+        left = self.left + max(0.0, now - self._at) * self._per_s
         return max(0.0, max(calls, self._burst / 2) - left) / self._per_s
 
 
