@@ -137,8 +137,8 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         """Return the class of each row, [n]; errors as of `predict_proba`."""
-        best = self.predict_proba(X).argmax(1)  # raises NotFittedError
-        return self.classes_[best]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Return the probability of each class, [n, k], by the side that answers the row: of its outputs, or 1 for its class.

@@ -456,7 +456,8 @@ class FunctionBackend(AbandonedRuns):
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """Return the fingerprint with the labels of logits, for the cache."""
-        return repr((self.fingerprint(of), self.reader.labels, *[SENDS_EDGE] * self.sends_edge))
+        edge = (SENDS_EDGE,) if self.sends_edge else ()
+        return repr((self.fingerprint(of), self.reader.labels, *edge))
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
         """Return the fingerprint of the encoding, of which a function has none."""

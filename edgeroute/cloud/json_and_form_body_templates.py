@@ -196,7 +196,8 @@ def _escape_quotes(name: str) -> str:
 
 def form(fields: list[tuple[str, str]]) -> tuple[str, bytes]:
     """Return (content type, body) of fields as application/x-www-form-urlencoded."""
-    return "application/x-www-form-urlencoded", urlencode(fields, encoding="utf-8", errors="surrogatepass").encode("ascii")
+    text = urlencode(fields, encoding="utf-8", errors="surrogatepass")
+    return "application/x-www-form-urlencoded", text.encode("ascii")
 
 
 BodyType = Literal["json", "multipart", "form"]

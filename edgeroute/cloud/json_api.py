@@ -88,7 +88,8 @@ class PlainJson(OneByOne):
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """Return the settings on which an answer depends, besides the address; `of` returns the fingerprint of a function."""
-        return [self.body.identity if self._encode is None else of(self._encode), self.value, self.confidence, self.logits]
+        body = self.body.identity if self._encode is None else of(self._encode)
+        return [body, self.value, self.confidence, self.logits]
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the protocol's
         """Return the body's template; empty: the default."""

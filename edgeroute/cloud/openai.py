@@ -450,7 +450,8 @@ class OpenAIChat(OneByOne):
         The error does not count for the breaker.
         """
         if replies.is_silent(prediction.value, prediction.outputs):
-            error = BadReply(f"{self.where} gave an answer without a text{SILENT.get(truncated(prediction.outputs), '')}")
+            why = SILENT.get(truncated(prediction.outputs), "")
+            error = BadReply(f"{self.where} gave an answer without a text{why}")
             error.counts = False  # by its own stop texts or few tokens a client would take the cloud from all others
             raise error
 

@@ -76,7 +76,8 @@ def text_of(x: Any) -> str:
             return x
     if not isinstance(x, list | tuple) or not all(isinstance(message, Mapping) for message in x):
         raise TypeError(f"the input is a {type(x).__name__}, and no text, messages or request")
-    return "\n".join(part for message in x for part in _parts(message.get("content")))
+    parts = [part for message in x for part in _parts(message.get("content"))]
+    return "\n".join(parts)
 
 
 def _parts(content: Any) -> list[str]:

@@ -277,7 +277,8 @@ def error_code(error: BaseException | None) -> str:
     errors = getattr(error, "errors", None) if isinstance(error, codes.Coded) else None  # a foreign one's may be anything
     if isinstance(error, TimeoutError) and errors is not None:
         return "deadline"
-    return codes.Failure.of([*errors.values()][-1] if errors else error).code or "error"
+    last = [*errors.values()][-1] if errors else error
+    return codes.Failure.of(last).code or "error"
 
 
 class Took(NamedTuple):

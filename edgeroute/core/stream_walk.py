@@ -140,7 +140,8 @@ def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], walks.P
 
 def logprobs_of(pieces: Iterable[object]) -> list[float] | None:
     """Return the log-probabilities that pieces have brought, in order; None: none has any. Also None if they are empty."""
-    return [logprob for piece in pieces if type(piece) is Piece for logprob in piece.logprobs] or None
+    logprobs = [logprob for piece in pieces if type(piece) is Piece for logprob in piece.logprobs]
+    return logprobs or None
 
 
 def _confidence_of(value: Any, pieces: list[object]) -> Any:

@@ -427,7 +427,8 @@ def _same_order(source: Sequence[int], target: Sequence[int]) -> tuple[int | Non
     """
     if len(source) == len(target) and all(a == b or -1 in (a, b) for a, b in zip(source, target, strict=True)):
         return tuple(range(len(source)))
-    left = iter([i for i, size in enumerate(source) if size != 1])
+    long = [i for i, size in enumerate(source) if size != 1]
+    left = iter(long)
     axes = tuple(None if size == 1 else next(left, -1) for size in target)
     matched = [(i, size) for i, size in zip(axes, target, strict=True) if i is not None]
     if next(left, None) is not None or any(i < 0 or (source[i] != size and -1 not in (source[i], size)) for i, size in matched):

@@ -593,7 +593,8 @@ def _models_print(snapshot: Snapshot, numbers: Sequence[int]) -> str:
         thresholds = {label: str(t) for label, t in target.thresholds.items()}
         models.append([_own_prints(snapshot, number), str(target.threshold), thresholds])
     text = json.dumps(models, sort_keys=True)
-    return (f"{UNIDENTIFIED} " if UNIDENTIFIED in text else "") + sha256(text.encode()).hexdigest()
+    unknown = f"{UNIDENTIFIED} " if UNIDENTIFIED in text else ""
+    return unknown + sha256(text.encode()).hexdigest()
 
 
 def _bound(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:

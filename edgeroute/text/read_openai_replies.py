@@ -197,7 +197,8 @@ class ToolCalls:
         Adds a call if there is none, or the part begins another. Raises ValueError for more than `MOST_CALLS` calls.
         """
         number, call_id, function = part.get("index"), part.get("id"), part.get("function") or {}
-        index = int(number) if number is not None else self._calls[-1][0] if self._calls else 0
+        last = self._calls[-1][0] if self._calls else 0
+        index = last if number is None else int(number)
         if number is None and call_id:
             call = next((call for _, call in self._calls if call.get("id") == call_id), None)
         else:

@@ -330,7 +330,8 @@ def limit(bound: BoundCertificate) -> float | None:
     seen = certificate.disagreement
     if seen is None or not 0 <= certificate.deferral_rate < 1:
         return None
-    most = max(seen, certificate.value / certificate.accepted if certificate.kind == "max_loss" else 0.0)
+    allowed = certificate.value / certificate.accepted if certificate.kind == "max_loss" else 0.0
+    most = max(seen, allowed)
     return most if 0 < most < 1 else None
 
 

@@ -80,7 +80,8 @@ class Sampler(ForkSafe):
         self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
         self._halvings = self._changed = self._counts_from = self._seen = 0
         self._audit = self._gap()
-        self._rate = min(max(1, random.randint(1, 3 * scene) if due is None else due), 3 * scene)  # noqa: S311 - a sample, not a secret
+        first = random.randint(1, 3 * scene) if due is None else due  # noqa: S311 - a sample, not a secret
+        self._rate = min(max(1, first), 3 * scene)
         self._step = self._left = min(self._audit, self._rate)
 
     def arrives(self) -> AuditDraw | None:

@@ -270,7 +270,8 @@ def _as_mono(chunk: Any) -> NDArray[Any]:
         scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)  # no sample is infinite: it counts as silence
         if scaled.size and (peak := float(np.abs(scaled).max())) > LOUDEST:
             raise BadInput(f"audio as float32 is from -1 to 1, and has {peak:.6g}: divide it by 32768, or give it as int16")
-    return np.asarray(scaled.mean(1) if scaled.ndim == 2 else scaled, np.float32)  # noqa: PLR2004 - with channels
+    mixed = scaled.mean(1) if scaled.ndim == 2 else scaled  # noqa: PLR2004 - with channels
+    return np.asarray(mixed, np.float32)
 
 
 def _level_db(window: NDArray[Any]) -> float:
