@@ -10,7 +10,7 @@ import pytest
 import routes
 from both import CALLS, GOOD, LONG, Panic, Tasks, Threads, ask, makes, unsure, wait_for
 
-from edgeroute import BadInput, Egress, Function, Held, Limits, MayNotLeave, PlainJson, Refused, Router
+from edgeroute import AsyncRouter, BadInput, Egress, Function, Held, Limits, MayNotLeave, PlainJson, Refused, Router
 from edgeroute.cloud import attempt_accounting_and_turns as exchanges
 from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
@@ -241,6 +241,43 @@ def test_a_call_that_a_limit_forbids_is_given_back_once(make, monkeypatch):
         assert routes.code(client.infer(3)) == "usd_per_day"
         assert {answer.source for answer in client.infer_many([4, 5, 6])} == {"edge"}
     assert client.guard.rules.rate.left == 6
+
+
+def test_a_call_that_is_cancelled_as_it_gets_its_turn(monkeypatch):
+    """It is not made, so the rate has it back. No time passes meanwhile."""
+    at = monotonic()
+    for module in (guards, exchanges):
+        monkeypatch.setattr(module, "monotonic", lambda: at)
+
+    async def main():
+        begun, go, made = asyncio.Event(), asyncio.Event(), []
+
+        async def cloud(x):
+            made.append(x)
+            begun.set()
+            await go.wait()
+            return "cloud", 0.9
+
+        async with AsyncRouter(unsure, Function(cloud, max_concurrent=1, calls_per_s=8.0), threshold=0.5) as router:
+            (guard,) = (cloud.guard for cloud in router.engine.snapshot.clouds)
+            first, second = (asyncio.ensure_future(router.infer(x)) for x in (1, 2))
+            await begun.wait()
+            await asyncio.to_thread(wait_for, lambda: guard.turns.waiting)
+            advance = guard.turns.advance
+
+            def then_cancel():
+                advance()
+                if not guard.turns.waiting:
+                    second.cancel()
+
+            monkeypatch.setattr(guard.turns, "advance", then_cancel)
+            go.set()
+            assert (await first).source == "cloud"
+            await asyncio.wait([second])
+            assert second.cancelled()
+            return made, guard.rules.rate.left, guard.under_way
+
+    assert asyncio.run(main()) == ([1], 7.0, 0)
 
 
 def test_consent_that_is_refused_counts_nowhere(make):

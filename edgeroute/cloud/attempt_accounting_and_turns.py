@@ -216,9 +216,11 @@ class Turns:
             return turn.rejection if turn.done else why
 
     def _drop(self, turn: Turn) -> None:
-        """Remove a turn, uncounted, free the place that it may just have got, and admit the next ones."""
+        """Remove a turn, uncounted, give back the place and the calls that it may just have got, and admit the next ones."""
         with self._lock:
             self.waiting.pop(turn, None)
+            if turn.done and turn.rejection is None:
+                self._rules.rate.give_back(turn.calls)
         self._rules.leave(turn.slot)
         self.advance()
 
