@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import main_thread
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
@@ -51,14 +51,19 @@ class _Kept(ForkSafe):
     _of: Any = (None, None, None, None)  # what the router is made of
     _open: _Open
 
-    def answers(self, model: RoutedClassifier, rows: Any) -> list[Any]:
-        """Return the answers for rows, by the router. It is made anew if what it is made of was replaced, as by `set_params`."""
-        of = threshold, edge, cloud, options = model.certificate_.threshold, model.edge_, model.cloud_, dict(model.options or {})
+    def answers(self, make: Callable[[float], Router[Any]], of: tuple[float, Any, Any, dict[str, Any]], rows: Any) -> list[Any]:
+        """Return the answers for rows, by the router. It is made anew if what it is made of was replaced, as by `set_params`.
+
+        Args:
+            make: makes a router, of a threshold.
+            of: threshold, edge, cloud and options of which it is made.
+            rows: [n, features].
+        """
+        threshold, edge, cloud, options = of
         with self._lock:
             old = self._of
             if (threshold, options) != (old[0], old[3]) or edge is not old[1] or cloud is not old[2]:
-                router = model._router(threshold)  # noqa: SLF001 - of the classifier that has this object
-                self._of, self._open = of, _Open(router)
+                self._of, self._open = of, _Open(make(threshold))
             in_use = self._open  # others may replace it meanwhile
         return [answer for i in range(0, len(rows), BATCH) for answer in in_use.router.infer_many(list(rows[i : i + BATCH]))]
 
@@ -151,7 +156,8 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
             ValueError: X has another form, or an answer is no class of `y`.
         """
         check_is_fitted(self)
-        answers = self._kept.answers(self, self._validated(X, reset=False))
+        of = self.certificate_.threshold, self.edge_, self.cloud_, dict(self.options or {})
+        answers = self._kept.answers(self._router, of, self._validated(X, reset=False))
         if degraded := sum(answer.degraded for answer in answers):
             warnings.warn(f"the cloud did not answer {degraded} of {len(answers)} rows: the edge's answers count", stacklevel=2)
         rows, labels = np.zeros((len(answers), len(self.classes_))), Labels(self.classes_.tolist(), "y")

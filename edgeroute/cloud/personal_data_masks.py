@@ -304,13 +304,18 @@ def _found(asked: Callable[..., Any], view: View, finders: Iterable[Named], is_w
         if ask:
             before = sorted(span[:2] for span in found)
             reach = [*accumulate((end for _, end in before), max, initial=0)]
-            is_new = is_wanted or (lambda start, end: end > reach[bisect_left(before, (start + 1,))])  # noqa: B023 - called at once
+            is_new = is_wanted or partial(_ends_beyond, before, reach)
             spans = [
                 (start + begin, start + stop, kind) for start, end, kind in spans if is_new(starts[start], ends[end - 1])
                 for begin, stop in asked(ask, text[start:end])
             ]  # fmt: skip
         found += [(starts[start], ends[end - 1], kind) for start, end, kind in spans]
     return found
+
+
+def _ends_beyond(before: list[tuple[int, int]], reach: list[int], start: int, end: int) -> bool:
+    """Return True if a span ends beyond all sorted spans that begin no later; `reach`: furthest end of the first i of them."""
+    return end > reach[bisect_left(before, (start + 1,))]
 
 
 def _is_harmless(text: str, start: int, end: int, *, first: bool) -> bool:
